@@ -1,1 +1,6 @@
-//! To be written.
+//! IKEv2 (RFC 7296) without I/O: datagrams, commands and the time go in; datagrams, dataplane commands and
+//! reports come out.
+
+#![forbid(unsafe_code)]
+
+pub mod api;

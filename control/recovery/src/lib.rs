@@ -1,1 +1,5 @@
-//! To be written.
+//! The heart: SPI states, hint → confirmation → proof, QCD (RFC 6290), limits, journal records. No I/O.
+
+#![forbid(unsafe_code)]
+
+pub mod api;

@@ -3,8 +3,8 @@
 //! Encoding cannot fail but for selector sets that are too large; decoding checks every field.
 
 use crate::{
-    AddressRange, Command, Event, KeyMaterial, MAX_SAS, PolicyAction, SaParameters, Selector, SelectorSet, Spi,
-    SpiReport, SpiState, Suite, Time,
+    AddressRange, Command, Event, KeyMaterial, MAX_SAS, PolicyAction, SaParameters, Selector, SelectorSet,
+    Spi, SpiReport, SpiState, Suite, Time,
 };
 use std::net::{IpAddr, SocketAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -20,7 +20,8 @@ const LAYOUT_VERSION: u64 = 1;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {
-    let parts = [LAYOUT_VERSION, COMMAND_SIZE as u64, EVENT_SIZE as u64, MAX_SAS as u64, SelectorSet::MAX as u64];
+    let parts =
+        [LAYOUT_VERSION, COMMAND_SIZE as u64, EVENT_SIZE as u64, MAX_SAS as u64, SelectorSet::MAX as u64];
     let mut hash = 0xcbf2_9ce4_8422_2325_u64; // FNV-1a
     let mut i = 0;
     while i < parts.len() {
@@ -43,7 +44,9 @@ impl std::fmt::Display for DecodeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             DecodeError::Kind(kind) => write!(f, "the other process sent a record of unknown kind {kind}"),
-            DecodeError::Field(name) => write!(f, "the other process sent a record with an impossible {name}"),
+            DecodeError::Field(name) => {
+                write!(f, "the other process sent a record with an impossible {name}")
+            }
         }
     }
 }
@@ -394,33 +397,36 @@ mod tests {
             any::<([u8; 16], u16, [u8; 16], u16)>()
                 .prop_map(|(a, p, b, q)| (SocketAddr::from((a, p)), SocketAddr::from((b, q)))),
         ];
-        (256u32.., 0..MAX_SAS, any::<u32>(), suite, any::<[u8; 36]>(), ends, any::<bool>(), selectors()).prop_map(
-            |(spi, index, policy, suite, key, (local, remote), encapsulated, selectors)| SaParameters {
-                spi: Spi(spi),
-                index,
-                policy,
-                suite,
-                keymat: KeyMaterial::new(&key[..suite.keymat_length()]).unwrap(),
-                local,
-                remote,
-                encapsulated,
-                selectors,
-                soft_packets: u64::from(policy),
-                hard_packets: u64::from(spi),
-            },
-        )
+        (256u32.., 0..MAX_SAS, any::<u32>(), suite, any::<[u8; 36]>(), ends, any::<bool>(), selectors())
+            .prop_map(|(spi, index, policy, suite, key, (local, remote), encapsulated, selectors)| {
+                SaParameters {
+                    spi: Spi(spi),
+                    index,
+                    policy,
+                    suite,
+                    keymat: KeyMaterial::new(&key[..suite.keymat_length()]).unwrap(),
+                    local,
+                    remote,
+                    encapsulated,
+                    selectors,
+                    soft_packets: u64::from(policy),
+                    hard_packets: u64::from(spi),
+                }
+            })
     }
 
     fn command() -> impl Strategy<Value = Command> {
-        let state = (0u8..5).prop_map(|s| SpiState::from_u8(s).unwrap()).prop_filter("not current", |s| {
-            *s != SpiState::Current
-        });
+        let state = (0u8..5)
+            .prop_map(|s| SpiState::from_u8(s).unwrap())
+            .prop_filter("not current", |s| *s != SpiState::Current);
         let action =
             prop_oneof![Just(PolicyAction::Protect), Just(PolicyAction::Bypass), Just(PolicyAction::Discard)];
         prop_oneof![
-            (any::<u32>(), any::<u32>(), action, selectors()).prop_map(|(id, priority, action, selectors)| {
-                Command::SetPolicy { id, priority, action, selectors }
-            }),
+            (any::<u32>(), any::<u32>(), action, selectors()).prop_map(
+                |(id, priority, action, selectors)| {
+                    Command::SetPolicy { id, priority, action, selectors }
+                }
+            ),
             any::<u32>().prop_map(|id| Command::RemovePolicy { id }),
             (any::<u32>(), state).prop_map(|(spi, state)| Command::SetSpiState { spi: Spi(spi), state }),
             (sa(), 5u32..=16, any::<bool>()).prop_map(|(sa, window, report_first)| {
@@ -428,8 +434,11 @@ mod tests {
             }),
             sa().prop_map(|sa| Command::InstallOutbound { sa }),
             any::<u32>().prop_map(|index| Command::RemoveOutbound { index }),
-            (any::<u32>(), socket(), socket())
-                .prop_map(|(index, local, remote)| Command::Readdress { index, local, remote }),
+            (any::<u32>(), socket(), socket()).prop_map(|(index, local, remote)| Command::Readdress {
+                index,
+                local,
+                remote
+            }),
         ]
     }
 
@@ -447,12 +456,14 @@ mod tests {
         };
         prop_oneof![
             Just(Event::Ready),
-            (any::<u64>(), any::<bool>())
-                .prop_map(|(sequence, done)| Event::Acknowledged { sequence, done }),
+            (any::<u64>(), any::<bool>()).prop_map(|(sequence, done)| Event::Acknowledged { sequence, done }),
             report().prop_map(Event::FormerSpi),
             report().prop_map(Event::UnknownSpi),
-            (any::<u32>(), address(), address())
-                .prop_map(|(policy, source, destination)| Event::Acquire { policy, source, destination }),
+            (any::<u32>(), address(), address()).prop_map(|(policy, source, destination)| Event::Acquire {
+                policy,
+                source,
+                destination
+            }),
             any::<u32>().prop_map(|spi| Event::FirstInbound { spi: Spi(spi) }),
             (any::<u32>(), any::<bool>()).prop_map(|(index, hard)| Event::Lifetime { index, hard }),
         ]

@@ -101,12 +101,7 @@ impl SelectorSet {
     pub const MAX: usize = 4;
 
     /// Does a packet between these two ends match? ("local" is behind us, whichever way the packet goes.)
-    pub fn matches(
-        &self,
-        local: (IpAddr, Option<u16>),
-        remote: (IpAddr, Option<u16>),
-        protocol: u8,
-    ) -> bool {
+    pub fn matches(&self, local: (IpAddr, Option<u16>), remote: (IpAddr, Option<u16>), protocol: u8) -> bool {
         self.local.iter().any(|s| s.matches(local.0, protocol, local.1))
             && self.remote.iter().any(|s| s.matches(remote.0, protocol, remote.1))
     }

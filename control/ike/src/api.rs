@@ -1,0 +1,407 @@
+//! What the rest of the control plane sees of IKEv2: configuration, identities of SAs, what comes out.
+
+use spindle_abi::{Command, SelectorSet, Spi, Time};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// One IKE SPI (RFC 7296 section 3.1). Never zero in an SA.
+pub type IkeSpi = [u8; 8];
+
+/// The pair that names an IKE SA: the original initiator's SPI, then the responder's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IkeSpis {
+    /// SPIi.
+    pub initiator: IkeSpi,
+    /// SPIr; zero in an IKE_SA_INIT request.
+    pub responder: IkeSpi,
+}
+
+impl std::fmt::Debug for IkeSpis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:016x}_i {:016x}_r",
+            u64::from_be_bytes(self.initiator),
+            u64::from_be_bytes(self.responder)
+        )
+    }
+}
+
+/// A local handle of an IKE SA; never used twice in an incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct IkeSaId(pub u64);
+
+/// A local handle of a Child SA (a pair of ESP SAs); never used twice in an incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ChildSaId(pub u64);
+
+/// An identity of IKE_AUTH (RFC 7296 section 3.5).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Identity {
+    /// ID_IPV4_ADDR or ID_IPV6_ADDR.
+    Address(IpAddr),
+    /// ID_FQDN.
+    Fqdn(String),
+    /// ID_RFC822_ADDR.
+    Email(String),
+    /// ID_KEY_ID.
+    KeyId(Vec<u8>),
+}
+
+/// A pre-shared key. Redacted in Debug.
+#[derive(Clone)]
+pub struct Psk(pub Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for Psk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Psk(..)")
+    }
+}
+
+/// How a request is retransmitted (RFC 7296 section 2.1, 2.4): `timeout`, `timeout × base`, … `tries` times.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Retransmission {
+    /// Until the first retransmission.
+    pub timeout: Duration,
+    /// Growth, at least 1.
+    pub base: f64,
+    /// Retransmissions before the IKE SA is deemed failed (one more interval passes after the last).
+    pub tries: u32,
+}
+
+/// What starts a connection or a Child SA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum StartAction {
+    /// The peer, or an operator.
+    None,
+    /// The first packet that matches its selectors.
+    #[default]
+    Trap,
+    /// The start of the gateway; again whenever it was lost.
+    Start,
+}
+
+/// One connection: a peer, and how to speak with it.
+#[derive(Clone, Debug)]
+pub struct ConnectionConfig {
+    /// Unique.
+    pub name: String,
+    /// Our outer address.
+    pub local: IpAddr,
+    /// The peer's outer address; `None` is any (then it cannot be initiated).
+    pub remote: Option<IpAddr>,
+    /// The peer's IKE port, 500 as a rule.
+    pub remote_port: u16,
+    /// Who we say we are.
+    pub local_id: Identity,
+    /// Who the peer must say it is.
+    pub remote_id: Identity,
+    /// Authenticates both.
+    pub psk: Psk,
+    /// IKE proposals in strongSwan's notation, best first: `aes128gcm16-prfsha256-x25519`.
+    pub proposals: Vec<String>,
+    /// UDP encapsulation even without a NAT.
+    pub force_encapsulation: bool,
+    /// A liveness check after this long without authenticated traffic from the peer; zero is never.
+    pub dpd_delay: Duration,
+    /// Retransmission of requests.
+    pub retransmission: Retransmission,
+    /// Soft lifetime of the IKE SA; zero is never. Jittered downwards by up to a tenth.
+    pub rekey_time: Duration,
+    /// Starts the IKE SA.
+    pub start_action: StartAction,
+    /// The Child SAs, in order of policy.
+    pub children: Vec<ChildConfig>,
+}
+
+/// One Child SA of a connection.
+#[derive(Clone, Debug)]
+pub struct ChildConfig {
+    /// Unique within the connection.
+    pub name: String,
+    /// The id of its policy in the dataplane, unique in the gateway.
+    pub policy: u32,
+    /// Selectors.
+    pub selectors: SelectorSet,
+    /// ESP proposals: `aes128gcm16`, `aes128gcm16-x25519` (with a key exchange at rekeys).
+    pub proposals: Vec<String>,
+    /// Soft lifetime; zero is never. Jittered downwards by up to a tenth.
+    pub rekey_time: Duration,
+    /// Packets in the replay window.
+    pub replay_window: u32,
+    /// Starts the Child SA.
+    pub start_action: StartAction,
+}
+
+/// What may delete an IKE SA. Made only by this crate, from evidence; `Local` is the operator's.
+/// (RFC 7296 section 2.4 forbids conclusions from unprotected messages; a QCD token is RFC 6290's exception.)
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Authority {
+    /// A request went unanswered through its whole schedule.
+    Timeout(Evidence),
+    /// A QCD token that matches (RFC 6290 section 3).
+    Token(Evidence),
+    /// An authenticated INITIAL_CONTACT of the same identity.
+    InitialContact(Evidence),
+    /// The peer's Delete.
+    Delete(Evidence),
+    /// An authenticated IKE SA took its place: rekey, resumption, duplicate.
+    Superseded(Evidence),
+    /// An authenticated message that breaks the protocol beyond repair, or a failed authentication.
+    ProtocolError(Evidence),
+    /// The operator, or the end of the gateway.
+    Local(&'static str),
+}
+
+/// Shows that an [`Authority`] was made inside this crate.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Evidence(pub(crate) ());
+
+/// A datagram of UDP port 500 or 4500, the non-ESP marker of port 4500 included (RFC 3948 section 2.2).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Datagram {
+    /// Our address and port.
+    pub local: SocketAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+    /// UDP payload.
+    pub data: Vec<u8>,
+}
+
+/// A Notify payload without its generic header (RFC 7296 section 3.10).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Notify {
+    /// Notify Message Type.
+    pub kind: u16,
+    /// Protocol ID: 0, 1 (IKE), 2 (AH), 3 (ESP).
+    pub protocol: u8,
+    /// SPI, empty for notifications about the IKE SA.
+    pub spi: Vec<u8>,
+    /// Notification Data.
+    pub data: Vec<u8>,
+}
+
+/// The header of an IKE message (RFC 7296 section 3.1), as received.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// SPIi and SPIr.
+    pub spis: IkeSpis,
+    /// Type of the first payload.
+    pub next_payload: u8,
+    /// Exchange Type.
+    pub exchange: u8,
+    /// R flag.
+    pub response: bool,
+    /// I flag: the sender is the original initiator.
+    pub initiator: bool,
+    /// Message ID.
+    pub message_id: u32,
+}
+
+/// A datagram that no IKE SA here accounts for; what to answer, if anything, is recovery's to decide.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unmatched {
+    /// A request with an SK payload (or the first fragment, SKF number 1) and IKE SPIs of no IKE SA here.
+    ProtectedRequest {
+        /// Its header.
+        header: Header,
+        /// The address it came to.
+        local: SocketAddr,
+        /// The address it came from.
+        remote: SocketAddr,
+        /// A tombstone stands: the SA ended here by an exchanged Delete or rekey, and this is not the
+        /// retransmission that the tombstone has answered already.
+        tombstone: bool,
+    },
+    /// A message in clear that carries notifications: INVALID_IKE_SPI, INVALID_SPI, QUICK_CRASH_DETECTION.
+    /// IKE_SA_INIT's own are not among these.
+    Clear {
+        /// Its header.
+        header: Header,
+        /// All its notifications, at most 16.
+        notifies: Vec<Notify>,
+        /// The address it came to.
+        local: SocketAddr,
+        /// The address it came from.
+        remote: SocketAddr,
+    },
+}
+
+/// What happened, for the journal, the log and those who wait.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Report {
+    /// An IKE SA is authenticated.
+    IkeEstablished {
+        /// Its handle.
+        ike: IkeSaId,
+        /// Its SPIs.
+        spis: IkeSpis,
+        /// Connection's name.
+        connection: String,
+        /// Are we the original initiator?
+        initiator: bool,
+    },
+    /// An IKE SA took the place of another one by a rekey; its Child SAs moved.
+    IkeRekeyed {
+        /// The old one, about to be deleted.
+        old: IkeSaId,
+        /// The new one.
+        new: IkeSaId,
+        /// The new one's SPIs.
+        spis: IkeSpis,
+    },
+    /// An IKE SA and its Child SAs are gone.
+    IkeDeleted {
+        /// Its handle.
+        ike: IkeSaId,
+        /// Its SPIs.
+        spis: IkeSpis,
+        /// Connection's name.
+        connection: String,
+        /// Why.
+        authority: Authority,
+    },
+    /// An initiation ended without an IKE SA.
+    InitiationFailed {
+        /// Connection's name.
+        connection: String,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A Child SA is installed (by IKE_AUTH, CREATE_CHILD_SA, or a rekey).
+    ChildInstalled {
+        /// Its IKE SA.
+        ike: IkeSaId,
+        /// Its handle.
+        child: ChildSaId,
+        /// Connection's name.
+        connection: String,
+        /// Child's name.
+        name: String,
+        /// Our SPI.
+        inbound: Spi,
+        /// The peer's SPI.
+        outbound: Spi,
+        /// Outer addresses and ports as in [`spindle_abi::SaParameters`].
+        local: SocketAddr,
+        /// The peer's.
+        remote: SocketAddr,
+        /// ESP in UDP?
+        encapsulated: bool,
+        /// The Child SA it replaces, if this was a rekey.
+        replaces: Option<ChildSaId>,
+    },
+    /// A Child SA's parent is another IKE SA now (after an IKE rekey).
+    ChildMoved {
+        /// The Child SA.
+        child: ChildSaId,
+        /// Our SPI.
+        inbound: Spi,
+        /// The new parent.
+        ike: IkeSaId,
+    },
+    /// A Child SA is gone.
+    ChildDeleted {
+        /// Its handle.
+        child: ChildSaId,
+        /// Our SPI.
+        inbound: Spi,
+        /// The peer's SPI.
+        outbound: Spi,
+    },
+    /// The peer's QCD token for this IKE SA arrived and is stored (RFC 6290 section 3).
+    TokenStored {
+        /// The IKE SA that it is for.
+        ike: IkeSaId,
+    },
+    /// An IKE SA's peer failed to answer for the first time: the first retransmission.
+    Suspected {
+        /// The IKE SA.
+        ike: IkeSaId,
+    },
+}
+
+/// What comes out of the endpoint; carry these out in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Send it.
+    Transmit(Datagram),
+    /// For the dataplane: SPI states, SAs.
+    Dataplane(Command),
+    /// Recovery decides.
+    Unmatched(Unmatched),
+    /// What happened.
+    Report(Report),
+}
+
+/// Makes and knows this gateway's QCD tokens; implemented by recovery. Called when a message that carries a
+/// token is built, always protected (RFC 6290 section 4.2 to 4.4).
+pub trait TokenMaker {
+    /// The token of the newest secret for an IKE SA; `None` if we are no token maker.
+    fn token(&self, spis: IkeSpis) -> Option<Vec<u8>>;
+}
+
+/// When an authenticated packet last passed an SA, as the dataplane tells. (RFC 7296 section 2.4: ESP counts.)
+pub trait ActivityReader {
+    /// Of the SA with this index.
+    fn activity(&self, index: u32) -> spindle_abi::SaActivity;
+}
+
+/// One IKE SA as shown to people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IkeSaStatus {
+    /// Its handle.
+    pub id: IkeSaId,
+    /// Connection's name.
+    pub connection: String,
+    /// Its SPIs.
+    pub spis: IkeSpis,
+    /// `connecting`, `established`, `rekeying`, `deleting`.
+    pub state: &'static str,
+    /// Are we the original initiator?
+    pub initiator: bool,
+    /// Addresses in use.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// The peer's identity, once authenticated.
+    pub remote_id: Option<Identity>,
+    /// The proposal in use, in strongSwan's notation.
+    pub proposal: String,
+    /// When it was established.
+    pub established: Option<Time>,
+    /// Do we hold the peer's QCD token?
+    pub token_held: bool,
+    /// Its Child SAs.
+    pub children: Vec<ChildSaStatus>,
+}
+
+/// One Child SA as shown to people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChildSaStatus {
+    /// Its handle.
+    pub id: ChildSaId,
+    /// Child's name.
+    pub name: String,
+    /// Its policy.
+    pub policy: u32,
+    /// Our SPI.
+    pub inbound: Spi,
+    /// The peer's SPI.
+    pub outbound: Spi,
+    /// Slot of the inbound SA in the activity region.
+    pub inbound_index: u32,
+    /// Slot of the outbound SA.
+    pub outbound_index: u32,
+    /// The transform, in strongSwan's notation.
+    pub proposal: String,
+    /// Narrowed selectors.
+    pub selectors: SelectorSet,
+    /// `installed`, `rekeying`, `rekeyed` (its successor is installed), `deleting`.
+    pub state: &'static str,
+    /// When it was installed.
+    pub installed: Time,
+    /// ESP in UDP?
+    pub encapsulated: bool,
+}

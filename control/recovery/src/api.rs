@@ -1,0 +1,169 @@
+//! What the daemon and the simulation see of the whole control plane: [`Gateway`](crate) takes datagrams and the
+//! dataplane's events, and gives datagrams, dataplane commands, journal writes and reports.
+
+use spindle_abi::{Command, Event, Spi, Time};
+use spindle_ike::api::{ConnectionConfig, Datagram, IkeSpis};
+use std::net::SocketAddr;
+use zeroize::Zeroizing;
+
+/// One generation of the QCD secret: 32 random octets (RFC 6290 section 5.1). Redacted in Debug.
+#[derive(Clone)]
+pub struct Secret(pub Zeroizing<[u8; 32]>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// How to learn that a peer lost its SAs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// RFC 6290.
+    Qcd,
+    /// RFC 7296 section 2.4 alone.
+    Liveness,
+}
+
+/// Budgets of DESIGN's table; rates per second. Each has a counter of what it held back.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Limits {
+    /// Answers on one former SPI to the recorded address: at least this long apart.
+    pub former_interval: std::time::Duration,
+    /// Answers on former SPIs to one other source prefix.
+    pub former_other_per_source: u32,
+    /// The same to all other sources.
+    pub former_other_total: u32,
+    /// INVALID_SPI on unknown SPIs, per source prefix.
+    pub invalid_spi_per_source: u32,
+    /// The same to all.
+    pub invalid_spi_total: u32,
+    /// INVALID_IKE_SPI with token, per source prefix; beyond it as many without; then silence.
+    pub invalid_ike_spi_per_source: u32,
+    /// The same to all.
+    pub invalid_ike_spi_total: u32,
+    /// New probes on hints, all IKE SAs together.
+    pub probes_total: u32,
+    /// An outstanding probe is sent again on a hint at least this long apart.
+    pub probe_again: std::time::Duration,
+    /// Logged failed token checks per source prefix.
+    pub failed_tokens_logged_per_source: u32,
+    /// The same in all.
+    pub failed_tokens_logged_total: u32,
+}
+
+/// The gateway's configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Shown to people.
+    pub name: String,
+    /// The connections.
+    pub connections: Vec<ConnectionConfig>,
+    /// In order of preference.
+    pub methods: Vec<Method>,
+    /// Do we make tokens (RFC 6290 section 8.1: switchable)?
+    pub token_maker: bool,
+    /// Do we store and check tokens?
+    pub token_taker: bool,
+    /// Is the map Child SPI → IKE SPIs persistent (RFC 6290 section 8.2)?
+    pub journal: bool,
+    /// Budgets.
+    pub limits: Limits,
+    /// Half-open IKE SAs from which on IKE_SA_INIT is answered with COOKIE (RFC 7296 section 2.6).
+    pub cookie_threshold: usize,
+}
+
+/// What survived on disk, read and written before the first message of an incarnation.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// This incarnation, at least 1, on disk already.
+    pub incarnation: u64,
+    /// The cluster's name or this gateway's random id.
+    pub maker_id: Vec<u8>,
+    /// Generations of the secret, newest first, at most four; empty: we cannot make tokens.
+    pub secrets: Vec<Secret>,
+    /// Journal records of earlier incarnations that have not expired.
+    pub former: Vec<JournalRecord>,
+    /// Does the state directory match the anchor? If not, no token leaves.
+    pub anchor_matches: bool,
+    /// Wall-clock seconds since 1970 at `now` = the monotonic time given; for hard expiries in the journal.
+    pub wall_clock: (u64, Time),
+}
+
+/// One inbound Child SPI on disk (RFC 6290 section 8.2).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JournalRecord {
+    /// Our SPI.
+    pub spi: Spi,
+    /// Its IKE SA.
+    pub parent: IkeSpis,
+    /// The parent's parent, if an IKE rekey moved the Child SA: its token is offered too.
+    pub earlier_parent: Option<IkeSpis>,
+    /// Were we the parent's original initiator?
+    pub initiator: bool,
+    /// Connection's name.
+    pub connection: String,
+    /// Our outer IKE address and port.
+    pub local: SocketAddr,
+    /// The peer's outer IKE address and port (500 or 4500).
+    pub remote: SocketAddr,
+    /// ESP in UDP?
+    pub encapsulated: bool,
+    /// The incarnation in which it was written.
+    pub incarnation: u64,
+    /// Wall-clock seconds since 1970 after which it is void.
+    pub hard_expiry: u64,
+}
+
+/// A write to the journal; group-committed within 100 ms, nothing waits for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum JournalWrite {
+    /// Insert or replace.
+    Put(JournalRecord),
+    /// Remove.
+    Remove(Spi),
+}
+
+/// What the gateway is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// From a UDP socket.
+    Datagram(Datagram),
+    /// From a ring.
+    Event(Event),
+}
+
+/// What the gateway wants done, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Send it.
+    Transmit(Datagram),
+    /// To the command ring, with this number.
+    Command {
+        /// Comes back in the acknowledgement.
+        sequence: u64,
+        /// What.
+        command: Command,
+    },
+    /// To the journal.
+    Journal(JournalWrite),
+    /// For the log and `spindle events`.
+    Report(Report),
+}
+
+/// One thing that happened, for people and for timelines. `name` is one of: `ready`, `hint`, `probe`, `proof`,
+/// `token-sent`, `token-failed`, `ike-established`, `ike-rekeyed`, `ike-deleted`, `installed`, `child-deleted`,
+/// `initiating`, `initiation-failed`, `suspected`, …
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// What.
+    pub name: &'static str,
+    /// Connection, if one is concerned.
+    pub connection: Option<String>,
+    /// IKE SA, if one is concerned.
+    pub spis: Option<IkeSpis>,
+    /// Child SPI, if one is concerned.
+    pub spi: Option<Spi>,
+    /// More, for people.
+    pub detail: String,
+}
