@@ -1,0 +1,84 @@
+//! What an engine is told at its start, and how it refuses.
+
+use spindle_aead::Provider;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+/// One side's port.
+#[derive(Clone, Debug)]
+pub struct PortConfig {
+    /// Its MAC address; frames to other unicast addresses are still taken (XDP has already chosen).
+    pub mac: [u8; 6],
+    /// Largest layer-3 packet that leaves by it, in octets.
+    pub mtu: u16,
+    /// Complete partial TCP and UDP checksums of packets received here (veth, virtio, tun).
+    pub complete_checksums: bool,
+    /// The source of ICMP errors sent by it; without one none are sent.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// An engine's configuration. Sizes are limits; memory follows what is installed, but for the SPI table.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// All addresses of this host; ESP to one of them is ours.
+    pub local_addresses: Vec<Ipv4Addr>,
+    /// The protected side.
+    pub inside: PortConfig,
+    /// The unprotected side.
+    pub outside: PortConfig,
+    /// Lower the MSS of SYNs, both ways, so that encapsulated segments fit the outer MTU.
+    pub clamp_mss: bool,
+    /// SAs at most, both directions together.
+    pub max_sas: u32,
+    /// SPIs with a state at most (larval, current, retired, former).
+    pub max_spis: u32,
+    /// Policies at most.
+    pub max_policies: u32,
+    /// Next hops at most.
+    pub max_next_hops: u32,
+    /// Who encrypts.
+    pub provider: Provider,
+}
+
+impl EngineConfig {
+    /// Usual sizes: 131,072 SAs, 2^21 SPIs, 65,536 policies and next hops, MSS clamped.
+    pub fn new(local_addresses: Vec<Ipv4Addr>, inside: PortConfig, outside: PortConfig) -> EngineConfig {
+        EngineConfig {
+            local_addresses,
+            inside,
+            outside,
+            clamp_mss: true,
+            max_sas: 1 << 17,
+            max_spis: 1 << 21,
+            max_policies: 1 << 16,
+            max_next_hops: 1 << 16,
+            provider: Provider::default(),
+        }
+    }
+}
+
+/// Why a command was not carried out: our misuse, or a limit of the configuration. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The named table is full.
+    Full(&'static str),
+    /// The named field has an impossible value.
+    Impossible(&'static str),
+    /// IPv6 is not forwarded yet.
+    Ipv6,
+    /// There is no such SA or policy.
+    Missing,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::Full(table) => write!(f, "refused: the table of {table} is full; raise its limit"),
+            Refused::Impossible(field) => write!(f, "refused: control sent an impossible {field}"),
+            Refused::Ipv6 => f.write_str("refused: IPv6 is not supported in the dataplane yet"),
+            Refused::Missing => f.write_str("refused: control named an SA or policy that does not exist"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}

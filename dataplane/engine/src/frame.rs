@@ -1,0 +1,119 @@
+//! What the engine works on and whom it tells: frames, the two sides, and where verdicts go.
+
+use crate::DropReason;
+use spindle_abi::Event;
+use std::net::IpAddr;
+
+/// Frames in one call of [`crate::Engine::process`] at most.
+pub const BURST: usize = 32;
+
+/// One layer-2 frame that its holder owns alone. Growing gives octets of unspecified content.
+pub trait Frame {
+    /// The octets, from the Ethernet header on, without FCS.
+    fn data(&self) -> &[u8];
+    /// The octets, to be changed.
+    fn data_mut(&mut self) -> &mut [u8];
+    /// Puts `count` octets before the first; `false` (and no change) if there is no room.
+    fn grow_front(&mut self, count: usize) -> bool;
+    /// Takes `count` octets off the front; all of them if there are fewer.
+    fn shrink_front(&mut self, count: usize);
+    /// Puts `count` octets after the last; `false` (and no change) if there is no room.
+    fn grow_back(&mut self, count: usize) -> bool;
+    /// Keeps the first `length` octets; does nothing if there are fewer.
+    fn truncate(&mut self, length: usize);
+}
+
+/// The gateway's two sides (RFC 4301: protected and unprotected).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum PortId {
+    /// Cleartext.
+    Inside = 0,
+    /// ESP.
+    Outside = 1,
+}
+
+/// Where the engine's verdicts go. Each frame goes to exactly one of `transmit`, `discard` and `unresolved`.
+pub trait Output<F: Frame> {
+    /// A complete layer-2 frame to be sent. If it cannot be, tell [`crate::Engine::lost_in_transmit`].
+    fn transmit(&mut self, port: PortId, frame: F);
+
+    /// The frame's way ends here. It is counted already; take its memory back.
+    fn discard(&mut self, frame: F, reason: DropReason);
+
+    /// The next hop towards `destination` is not known. The frame holds its IPv4 packet behind 14 octets for the
+    /// Ethernet header; `egress` is the only port it may leave by. Hold a bounded number of these, resolve, call
+    /// [`crate::Engine::set_next_hop`], and then hand each back to [`crate::Engine::forward`], or to
+    /// [`crate::Engine::give_up`].
+    fn unresolved(&mut self, egress: PortId, destination: IpAddr, frame: F);
+
+    /// Something for control. `false`: the ring ([`Event::is_urgent`] says which) is full. The engine keeps
+    /// urgent events and offers them again; noise is counted as lost.
+    #[must_use]
+    fn event(&mut self, event: Event) -> bool;
+
+    /// A fresh frame of this length, if there is one: for the second half of a packet that must be fragmented.
+    fn allocate(&mut self, _length: usize) -> Option<F> {
+        None
+    }
+}
+
+/// A frame in ordinary memory, for tests, benches and the simulation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemoryFrame {
+    octets: Vec<u8>,
+    start: usize,
+    limit: usize,
+}
+
+impl MemoryFrame {
+    /// Octets before the frame that [`Frame::grow_front`] can take.
+    pub const HEADROOM: usize = 128;
+    /// Octets behind the frame that [`Frame::grow_back`] can take.
+    pub const TAILROOM: usize = 128;
+
+    /// A frame with these octets.
+    pub fn new(frame: &[u8]) -> MemoryFrame {
+        let mut octets = vec![0; Self::HEADROOM];
+        octets.reserve(frame.len() + Self::TAILROOM);
+        octets.extend_from_slice(frame);
+        let limit = octets.len() + Self::TAILROOM;
+        MemoryFrame { octets, start: Self::HEADROOM, limit }
+    }
+
+    /// Makes this the frame with these octets again, without allocating if it fits.
+    pub fn refill(&mut self, frame: &[u8]) {
+        self.octets.clear();
+        self.octets.resize(Self::HEADROOM, 0);
+        self.octets.extend_from_slice(frame);
+        self.start = Self::HEADROOM;
+        self.limit = self.limit.max(self.octets.len() + Self::TAILROOM);
+    }
+}
+
+impl Frame for MemoryFrame {
+    fn data(&self) -> &[u8] {
+        &self.octets[self.start..]
+    }
+    fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.octets[self.start..]
+    }
+    fn grow_front(&mut self, count: usize) -> bool {
+        let Some(start) = self.start.checked_sub(count) else { return false };
+        self.start = start;
+        true
+    }
+    fn shrink_front(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.octets.len());
+    }
+    fn grow_back(&mut self, count: usize) -> bool {
+        let room = self.octets.len() + count <= self.limit;
+        if room {
+            self.octets.resize(self.octets.len() + count, 0);
+        }
+        room
+    }
+    fn truncate(&mut self, length: usize) {
+        self.octets.truncate(self.start + length);
+    }
+}
