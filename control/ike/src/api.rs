@@ -348,6 +348,85 @@ pub trait ActivityReader {
     fn activity(&self, index: u32) -> spindle_abi::SaActivity;
 }
 
+/// What an [`Endpoint`](crate::Endpoint) needs to know beforehand.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// The connections; names and the policies of their children are unique.
+    pub connections: Vec<ConnectionConfig>,
+    /// Do we store and check the peers' QCD tokens (RFC 6290 section 8.1: switchable)?
+    pub token_taker: bool,
+    /// Half-open IKE SAs (as responder) from which on IKE_SA_INIT is answered with COOKIE (RFC 7296 section 2.6).
+    pub cookie_threshold: usize,
+    /// Half-open IKE SAs (as responder) at most; beyond it IKE_SA_INIT is ignored.
+    pub max_half_open: usize,
+    /// A half-open IKE SA (as responder) ends after this long without IKE_AUTH.
+    pub half_open_timeout: Duration,
+    /// IKE SAs at most.
+    pub max_ike_sas: usize,
+    /// Child SAs of one IKE SA at most; beyond it NO_ADDITIONAL_SAS.
+    pub max_children: usize,
+    /// Tombstones at most; the oldest goes first.
+    pub max_tombstones: usize,
+    /// How long a tombstone stands.
+    pub tombstone_lifetime: Duration,
+    /// How long an old inbound SA still receives after its successor took over.
+    pub linger: Duration,
+    /// How long a removed SPI stays retired before it may be allocated again.
+    pub retired_lifetime: Duration,
+}
+
+impl EndpointConfig {
+    /// These connections and the usual bounds.
+    pub fn new(connections: Vec<ConnectionConfig>) -> EndpointConfig {
+        EndpointConfig {
+            connections,
+            token_taker: true,
+            cookie_threshold: 64,
+            max_half_open: 4096,
+            half_open_timeout: Duration::from_secs(30),
+            max_ike_sas: 1 << 20,
+            max_children: 256,
+            max_tombstones: 4096,
+            tombstone_lifetime: Duration::from_secs(60),
+            linger: Duration::from_secs(5),
+            retired_lifetime: Duration::from_secs(120),
+        }
+    }
+}
+
+/// What came of [`Endpoint::probe`](crate::Endpoint::probe).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProbeResult {
+    /// A liveness exchange began.
+    Started,
+    /// A request was outstanding and was sent again at once.
+    SentAgain,
+    /// A request is outstanding that was sent less than `again_after` ago.
+    TooSoon,
+    /// No established IKE SA has this handle.
+    NoSuchSa,
+}
+
+/// Why the operator's wish cannot be followed: all are our misuse.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refused {
+    /// No connection has this name.
+    #[error("no connection is named {0}")]
+    UnknownConnection(String),
+    /// No child of the connection has this name.
+    #[error("connection {0} has no child named {1}")]
+    UnknownChild(String, String),
+    /// No such SA, or one that is being deleted.
+    #[error("no such SA")]
+    UnknownSa,
+    /// `remote` is not set.
+    #[error("connection {0} has no remote address to initiate to")]
+    NoRemote(String),
+    /// A limit of [`EndpointConfig`] is reached.
+    #[error("too many SAs")]
+    TooMany,
+}
+
 /// One IKE SA as shown to people.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IkeSaStatus {

@@ -4,3 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod endpoint;
+pub mod random;
+
+pub use endpoint::Endpoint;
