@@ -1,1 +1,22 @@
-//! To be written.
+//! The testbed: two hosts, two gateways and a delay box on one machine, with traffic, captures and their analysis.
+#![forbid(unsafe_code)]
+
+mod capture;
+mod cleanup;
+mod delay;
+mod error;
+mod namespace;
+mod packet;
+mod pcap;
+mod topology;
+
+pub use capture::Capture;
+pub use cleanup::{PREFIX, prepare};
+pub use delay::{DelayBox, DelayCounters, Filter, Link, Verdict};
+pub use error::{Error, Result};
+pub use namespace::Namespace;
+pub use packet::now;
+pub use pcap::{Frame, Reader, Writer};
+pub use topology::{Addresses, Network, Side, Topology};
+mod traffic;
+pub use traffic::*;

@@ -1,0 +1,2 @@
+//! Crashes a gateway and shows how it comes back. Being built.
+fn main() {}
