@@ -1,0 +1,199 @@
+//! strongSwan's charon with userspace ESP (kernel-libipsec) as a peer that no one here wrote.
+//!
+//! One charon per network namespace, in a mount namespace of its own with a tmpfs on /run, so that several run
+//! side by side. It is configured and asked through swanctl over a vici socket in the test's folder.
+//! kernel-libipsec knows only ESP in UDP and has no ESN.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// One end of the connection as charon is told.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// charon's outer address.
+    pub local: String,
+    /// The other gateway's outer address.
+    pub remote: String,
+    /// charon's identity.
+    pub local_id: String,
+    /// The other gateway's identity.
+    pub remote_id: String,
+    /// The shared secret.
+    pub psk: String,
+    /// Behind charon: a prefix.
+    pub local_ts: String,
+    /// Behind the other gateway: a prefix.
+    pub remote_ts: String,
+    /// IKE proposal.
+    pub proposal: String,
+    /// ESP proposal.
+    pub esp_proposal: String,
+    /// `dpd_delay` in seconds; 0 is charon's default, off.
+    pub dpd_delay: u32,
+}
+
+/// A running charon; ended when dropped.
+pub struct Charon {
+    process: Child,
+    directory: PathBuf,
+}
+
+impl Charon {
+    /// Starts charon in the network namespace `netns`, with its files in `directory`, and loads the connection
+    /// `ab` with the child `net`.
+    ///
+    /// # Errors
+    /// If charon or swanctl isn't installed or does not answer within ten seconds.
+    pub fn start(netns: &str, directory: &Path, peer: &Peer) -> Result<Charon> {
+        std::fs::create_dir_all(directory)?;
+        std::fs::write(directory.join("strongswan.conf"), settings(directory))?;
+        std::fs::write(directory.join("swanctl.conf"), connection(peer))?;
+        let process = Command::new("ip")
+            .args(["netns", "exec", netns, "unshare", "-m", "sh", "-c"])
+            .arg("mount -t tmpfs tmpfs /run; exec charon-systemd")
+            .env("STRONGSWAN_CONF", directory.join("strongswan.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("charon-systemd did not start")?;
+        let charon = Charon { process, directory: directory.to_owned() };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !directory.join("charon.vici").exists() {
+            if Instant::now() > deadline {
+                bail!("charon-systemd opened no vici socket within 10 s; its log:\n{}", charon.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let file = directory.join("swanctl.conf");
+        charon.swanctl(&["--load-all", "--file", file.to_str().context("path")?])?;
+        Ok(charon)
+    }
+
+    /// `swanctl ARGUMENTS`; its output.
+    ///
+    /// # Errors
+    /// If swanctl fails; with its output and charon's log.
+    pub fn swanctl(&self, arguments: &[&str]) -> Result<String> {
+        let socket = format!("unix://{}/charon.vici", self.directory.display());
+        let output = Command::new("swanctl").args(arguments).args(["--uri", &socket]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            bail!("swanctl {arguments:?} failed:\n{text}\ncharon's log:\n{}", self.log());
+        }
+        Ok(text)
+    }
+
+    /// Brings up the child `net`.
+    ///
+    /// # Errors
+    /// If it can't be established within ten seconds.
+    pub fn initiate(&self) -> Result<()> {
+        self.swanctl(&["--initiate", "--child", "net", "--timeout", "10"]).map(drop)
+    }
+
+    /// Rekeys the IKE SA, or the child `net`.
+    ///
+    /// # Errors
+    /// If charon refuses.
+    pub fn rekey(&self, ike: bool) -> Result<()> {
+        let what = if ike { ["--rekey", "--ike", "ab"] } else { ["--rekey", "--child", "net"] };
+        self.swanctl(&what).map(drop)
+    }
+
+    /// Ends the IKE SA with a Delete.
+    ///
+    /// # Errors
+    /// If charon refuses.
+    pub fn terminate(&self) -> Result<()> {
+        self.swanctl(&["--terminate", "--ike", "ab", "--timeout", "10"]).map(drop)
+    }
+
+    /// `swanctl --list-sas`.
+    ///
+    /// # Errors
+    /// If charon does not answer.
+    pub fn list_sas(&self) -> Result<String> {
+        self.swanctl(&["--list-sas"])
+    }
+
+    /// charon's log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Charon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn settings(directory: &Path) -> String {
+    let d = directory.display();
+    format!(
+        "charon-systemd {{
+  load = random nonce openssl pem pkcs1 pkcs8 x509 revocation constraints pubkey aes sha1 sha2 hmac kdf curve25519 gcm chapoly kernel-libipsec kernel-netlink socket-default vici updown
+  plugins {{
+    vici {{
+      socket = unix://{d}/charon.vici
+    }}
+  }}
+  filelog {{
+    file {{
+      path = {d}/log
+      flush_line = yes
+      default = 1
+      ike = 2
+    }}
+  }}
+  journal {{
+    default = -1
+  }}
+}}
+"
+    )
+}
+
+fn connection(peer: &Peer) -> String {
+    let Peer { local, remote, local_id, remote_id, psk, local_ts, remote_ts, proposal, esp_proposal, dpd_delay } =
+        peer;
+    format!(
+        "connections {{
+  ab {{
+    version = 2
+    local_addrs = {local}
+    remote_addrs = {remote}
+    proposals = {proposal}
+    encap = yes
+    dpd_delay = {dpd_delay}s
+    local {{
+      auth = psk
+      id = {local_id}
+    }}
+    remote {{
+      auth = psk
+      id = {remote_id}
+    }}
+    children {{
+      net {{
+        local_ts = {local_ts}
+        remote_ts = {remote_ts}
+        esp_proposals = {esp_proposal}
+      }}
+    }}
+  }}
+}}
+secrets {{
+  ike {{
+    id-a = {local_id}
+    id-b = {remote_id}
+    secret = \"{psk}\"
+  }}
+}}
+"
+    )
+}
