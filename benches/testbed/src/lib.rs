@@ -3,8 +3,11 @@
 
 mod capture;
 mod cleanup;
+pub mod craft;
 mod delay;
 mod error;
+mod frame;
+mod leak;
 mod namespace;
 mod packet;
 mod pcap;
@@ -14,6 +17,7 @@ pub use capture::Capture;
 pub use cleanup::{PREFIX, prepare};
 pub use delay::{DelayBox, DelayCounters, Filter, Link, Verdict};
 pub use error::{Error, Result};
+pub use leak::{InsideNetwork, Leak, Place, leaks};
 pub use namespace::Namespace;
 pub use packet::now;
 pub use pcap::{Frame, Reader, Writer};
