@@ -1,1 +1,3 @@
-//! To be written.
+//! The XDP programs (`*.bpf.c`, built by `build.rs`) and what loads them.
+
+pub mod storm;

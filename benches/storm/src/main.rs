@@ -1,2 +1,41 @@
-//! To be written.
-fn main() {}
+//! `spindle-storm`: ESP packets on SPIs that nobody knows, as fast as the kernel makes them, and what they cost.
+//!
+//! `send` makes a storm on a veth, `sink` counts one at the far end, `bench` builds namespaces and measures.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout)] // what the program is for
+
+mod interface;
+mod send;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Send ESP with unique, random-looking SPIs from XDP live frames out of a veth; always bounded
+    Send(send::SendArguments),
+    /// Count what arrives at a veth, and drop it
+    Sink(send::SinkArguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Send(arguments) => send::send(&arguments),
+        Command::Sink(arguments) => send::sink(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("spindle-storm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
