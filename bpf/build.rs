@@ -28,6 +28,8 @@ fn compile(source: &Path, object: &Path) {
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("clang on {}: {status}", source.display()),
-        Err(error) => panic!("clang is needed to build the XDP programs (apt-get install clang libbpf-dev): {error}"),
+        Err(error) => {
+            panic!("clang is needed to build the XDP programs (apt-get install clang libbpf-dev): {error}")
+        }
     }
 }

@@ -226,7 +226,8 @@ impl Storm {
         if let Some(core) = core {
             let mut cores = rustix::thread::CpuSet::new();
             cores.set(core);
-            rustix::thread::sched_setaffinity(None, &cores).map_err(|error| StormError::Thread(error.into()))?;
+            rustix::thread::sched_setaffinity(None, &cores)
+                .map_err(|error| StormError::Thread(error.into()))?;
         }
         let program: &Xdp = self.bpf.program("storm").expect("storm.bpf.c has it").try_into()?;
         let result = program.test_run(TestRunOptions {
@@ -236,7 +237,9 @@ impl Storm {
             ..TestRunOptions::new()
         });
         match result {
-            Err(ProgramError::SyscallError(error)) if error.io_error.kind() == ErrorKind::Interrupted => Ok(()),
+            Err(ProgramError::SyscallError(error)) if error.io_error.kind() == ErrorKind::Interrupted => {
+                Ok(())
+            }
             result => Ok(result.map(drop)?),
         }
     }

@@ -7,15 +7,15 @@ use std::process::Command;
 
 /// An Ethernet interface of this network namespace.
 #[derive(Debug)]
-pub struct Interface {
+pub(crate) struct Interface {
     /// Its index.
-    pub index: u32,
+    pub(crate) index: u32,
     /// Its MAC address.
-    pub mac: [u8; 6],
+    pub(crate) mac: [u8; 6],
 }
 
 /// Runs a command and returns what it printed; its complaint is the error.
-pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -28,7 +28,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
 
 impl Interface {
     /// The interface with this name.
-    pub fn find(name: &str) -> Result<Interface> {
+    pub(crate) fn find(name: &str) -> Result<Interface> {
         #[derive(Deserialize)]
         struct Link {
             ifindex: u32,
@@ -41,7 +41,7 @@ impl Interface {
 }
 
 /// The MAC address of a neighbour on this interface, if the kernel knows it.
-pub fn neighbour(interface: &str, address: Ipv4Addr) -> Result<Option<[u8; 6]>> {
+pub(crate) fn neighbour(interface: &str, address: Ipv4Addr) -> Result<Option<[u8; 6]>> {
     #[derive(Deserialize)]
     struct Neighbour {
         dst: String,
@@ -54,13 +54,13 @@ pub fn neighbour(interface: &str, address: Ipv4Addr) -> Result<Option<[u8; 6]>> 
 }
 
 /// A MAC address in its usual form.
-pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
+pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let octets: Option<Vec<u8>> = text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
     octets.and_then(|octets| octets.try_into().ok()).with_context(|| format!("{text} is no MAC address"))
 }
 
 /// The sum over all queues of one of the driver's own counters, such as `xdp_xmit` of `tx_queue_0_xdp_xmit`.
-pub fn driver_counter(interface: &str, prefix: &str, suffix: &str) -> Result<u64> {
+pub(crate) fn driver_counter(interface: &str, prefix: &str, suffix: &str) -> Result<u64> {
     let text = run("ethtool", &["-S", interface])?;
     let mut sum = None;
     for line in text.lines() {

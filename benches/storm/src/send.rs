@@ -12,95 +12,95 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(Args)]
-pub struct SendArguments {
+pub(crate) struct SendArguments {
     /// The veth that the storm leaves by
     #[arg(long)]
-    pub interface: String,
+    pub(crate) interface: String,
     /// Destination address
     #[arg(long)]
-    pub destination: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
     /// Its MAC address; without one the kernel's neighbour table is asked
     #[arg(long, value_parser = parse_mac)]
-    pub destination_mac: Option<[u8; 6]>,
+    pub(crate) destination_mac: Option<[u8; 6]>,
     /// Source address, or a prefix from which each packet takes a random one
     #[arg(long, value_parser = parse_prefix)]
-    pub source: (Ipv4Addr, u8),
+    pub(crate) source: (Ipv4Addr, u8),
     /// Packets to send at most
     #[arg(long, default_value_t = u64::from(u32::MAX) - 256)]
-    pub count: u64,
+    pub(crate) count: u64,
     /// Seconds to send at most
     #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Packets per second; 0 is as fast as possible
     #[arg(long, default_value_t = 0)]
-    pub pps: u64,
+    pub(crate) pps: u64,
     /// Octets of a frame, from the Ethernet header on
     #[arg(long, default_value_t = 96)]
-    pub size: u16,
+    pub(crate) size: u16,
     /// Encapsulate in UDP, port 4500 (RFC 3948)
     #[arg(long)]
-    pub encapsulated: bool,
+    pub(crate) encapsulated: bool,
     /// The core to send on
     #[arg(long)]
-    pub core: Option<usize>,
+    pub(crate) core: Option<usize>,
     /// Chooses the sequence of SPIs; random if not given
     #[arg(long)]
-    pub key: Option<u32>,
+    pub(crate) key: Option<u32>,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// What `send` tells.
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
-pub struct Sent {
+pub(crate) struct Sent {
     /// Frames that the program redirected.
-    pub sent: u64,
+    pub(crate) sent: u64,
     /// Of these, frames that the veth took.
-    pub accepted: u64,
+    pub(crate) accepted: u64,
     /// Frames that the veth refused: its ring was full.
-    pub refused_ring_full: u64,
+    pub(crate) refused_ring_full: u64,
     /// Frames that the kernel could not redirect: interface down, or no XDP program at the far end.
-    pub refused_redirect: u64,
+    pub(crate) refused_redirect: u64,
     /// SPIs left out because they are reserved.
-    pub reserved_skipped: u64,
+    pub(crate) reserved_skipped: u64,
     /// Frames per second, first to last.
-    pub pps: f64,
+    pub(crate) pps: f64,
     /// The key of the sequence of SPIs.
-    pub key: u32,
+    pub(crate) key: u32,
 }
 
 #[derive(Args)]
-pub struct SinkArguments {
+pub(crate) struct SinkArguments {
     /// The veth to stand on
     #[arg(long)]
-    pub interface: String,
+    pub(crate) interface: String,
     /// Seconds to stay
     #[arg(long, default_value_t = 10.0)]
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Look at the frames, and remember as many SPIs to find duplicates
     #[arg(long, default_value_t = 0)]
-    pub record: u32,
+    pub(crate) record: u32,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// What `sink` tells.
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
-pub struct Sunk {
+pub(crate) struct Sunk {
     /// Frames that arrived.
-    pub frames: u64,
+    pub(crate) frames: u64,
     /// Frames with ESP.
-    pub esp: u64,
+    pub(crate) esp: u64,
     /// IPv4 headers with a wrong checksum.
-    pub bad_checksums: u64,
+    pub(crate) bad_checksums: u64,
     /// ESP with a reserved SPI.
-    pub reserved: u64,
+    pub(crate) reserved: u64,
     /// ESP with an SPI seen before.
-    pub duplicates: u64,
+    pub(crate) duplicates: u64,
     /// ESP whose SPI could not be remembered.
-    pub unrecorded: u64,
+    pub(crate) unrecorded: u64,
 }
 
 fn parse_prefix(text: &str) -> Result<(Ipv4Addr, u8)> {
@@ -119,7 +119,7 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 /// Sends a storm.
-pub fn send(arguments: &SendArguments) -> Result<()> {
+pub(crate) fn send(arguments: &SendArguments) -> Result<()> {
     let interface = Interface::find(&arguments.interface)?;
     let destination_mac = match arguments.destination_mac {
         Some(mac) => mac,
@@ -173,7 +173,10 @@ pub fn send(arguments: &SendArguments) -> Result<()> {
         println!("{}", serde_json::to_string(&sent)?);
     } else {
         println!("{} packets sent, {:.0} packets/s", sent.sent, sent.pps);
-        println!("{} taken by the veth, {} refused for its ring was full", sent.accepted, sent.refused_ring_full);
+        println!(
+            "{} taken by the veth, {} refused for its ring was full",
+            sent.accepted, sent.refused_ring_full
+        );
         if sent.refused_redirect > 0 {
             println!("{} not redirected: has the far end an XDP program?", sent.refused_redirect);
         }
@@ -182,7 +185,7 @@ pub fn send(arguments: &SendArguments) -> Result<()> {
 }
 
 /// Counts a storm.
-pub fn sink(arguments: &SinkArguments) -> Result<()> {
+pub(crate) fn sink(arguments: &SinkArguments) -> Result<()> {
     let sink = Sink::attach(Interface::find(&arguments.interface)?.index, arguments.record)?;
     let stop = stop_flag()?;
     let end = Instant::now() + Duration::from_secs_f64(arguments.seconds.clamp(0.0, 3600.0));
@@ -206,7 +209,10 @@ pub fn sink(arguments: &SinkArguments) -> Result<()> {
     } else {
         println!("{} frames arrived", sunk.frames);
         if arguments.record > 0 {
-            println!("{} with ESP, {} SPIs twice, {} wrong checksums", sunk.esp, sunk.duplicates, sunk.bad_checksums);
+            println!(
+                "{} with ESP, {} SPIs twice, {} wrong checksums",
+                sunk.esp, sunk.duplicates, sunk.bad_checksums
+            );
         }
     }
     Ok(())
