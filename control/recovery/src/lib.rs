@@ -3,3 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod record;
+pub mod secrets;
+pub mod store;

@@ -1,0 +1,349 @@
+//! What of the control plane survives on disk, and in which order it is written; the daemon gives real files, the
+//! simulation a disk that loses power.
+//!
+//! Three things: the *database* (redb over any [`StorageBackend`]: id, incarnation, journal), the *secret* and the
+//! *anchor* (two small files that are replaced as a whole). [`Store::boot`] begins an incarnation: secret, then
+//! database, then anchor, each durable before the next, so that a power cut anywhere leaves a state that starts:
+//!
+//! 1. a secret, where one is to be made (RFC 6290 section 5.1: before its first token);
+//! 2. the anchor at the incarnation before the new one, unless it stands there;
+//! 3. the database: id, new incarnation, expired journal records removed, in one transaction;
+//! 4. the anchor at the new incarnation.
+//!
+//! So a database that is one ahead of its anchor is a power cut between 3 and 4; anything else is another state
+//! directory than the anchor's: a copy or a snapshot. Its secret is void then, for a clone may hold living SAs
+//! whose tokens it could make (RFC 6290 section 9.2).
+
+use crate::api::{Boot, JournalRecord, JournalWrite, Secret};
+use crate::record;
+use crate::secrets::{Anchor, Malformed, decode_secrets, encode_secrets, new_secret};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use spindle_abi::{Spi, Time};
+use spindle_ike::random::Random;
+use zeroize::Zeroizing;
+
+const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
+const JOURNAL: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("journal");
+
+/// Octets of memory that the database may use as its cache.
+const CACHE: usize = 64 << 20;
+
+/// Journal records that are read at the start; those that expire last are kept.
+pub const MAX_FORMER: usize = 1 << 20;
+
+/// The files that are replaced as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum SmallFile {
+    /// The QCD secret, mode 0600.
+    Secret,
+    /// The anchor, outside the state directory.
+    Anchor,
+}
+
+/// Where the small files are.
+pub trait SmallFiles {
+    /// All of a file; `None` if there is none.
+    fn read(&mut self, file: SmallFile) -> std::io::Result<Option<Zeroizing<Vec<u8>>>>;
+    /// Replaces a file: when this returns the new content is durable, and a power cut before leaves the old
+    /// content or the new one (temporary file, fsync, rename, fsync of the directory).
+    fn replace(&mut self, file: SmallFile, content: &[u8]) -> std::io::Result<()>;
+}
+
+/// Why an incarnation cannot begin: the operator's or the disk's fault; says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be opened, read or written.
+    #[error(
+        "the state database cannot be used: {0}; restore the state directory, or begin with an empty one"
+    )]
+    Database(#[from] redb::Error),
+    /// A value in the database is impossible.
+    #[error("the state database holds an impossible {0}; begin with an empty state directory")]
+    Corrupt(&'static str),
+    /// A small file cannot be read or written.
+    #[error("the file of the {0:?} cannot be used: {1}; make it readable and its directory writable")]
+    File(SmallFile, std::io::Error),
+    /// There is state, but no secret.
+    #[error(
+        "the QCD secret is missing beside other state; restore it, or start with --new-secret: then peers \
+         cannot be told of this crash"
+    )]
+    SecretMissing,
+    /// The secret's file is short, torn or something else.
+    #[error(
+        "the file of the QCD secret is damaged: {0}; restore it, or start with --new-secret: then peers cannot \
+         be told of this crash"
+    )]
+    SecretMalformed(Malformed),
+}
+
+/// What the anchor said of the state directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AnchorVerdict {
+    /// The state directory was empty.
+    Fresh,
+    /// The directory is the one that ran here last.
+    Matches,
+    /// No anchor stands beside a state that has one: copied to another machine, or the anchor was lost.
+    Missing,
+    /// The anchor cannot be read as one.
+    Damaged,
+    /// Another state's anchor: a copy.
+    Foreign,
+    /// The state is not where the anchor says that it came to: a snapshot was restored.
+    RolledBack,
+}
+
+impl AnchorVerdict {
+    fn of(state: Option<Anchor>, anchor: Option<Result<Anchor, Malformed>>) -> AnchorVerdict {
+        match (state, anchor) {
+            (None, _) => AnchorVerdict::Fresh,
+            (Some(_), None) => AnchorVerdict::Missing,
+            (Some(_), Some(Err(_))) => AnchorVerdict::Damaged,
+            (Some(state), Some(Ok(anchor))) if state.id != anchor.id => AnchorVerdict::Foreign,
+            (Some(state), Some(Ok(anchor))) => match state.incarnation.checked_sub(anchor.incarnation) {
+                Some(0 | 1) => AnchorVerdict::Matches,
+                _ => AnchorVerdict::RolledBack,
+            },
+        }
+    }
+
+    /// May tokens leave in this incarnation?
+    pub fn allows_tokens(self) -> bool {
+        matches!(self, AnchorVerdict::Fresh | AnchorVerdict::Matches)
+    }
+
+    /// What to tell the operator, loudly; `None` if all is well.
+    pub fn warning(self) -> Option<&'static str> {
+        Some(match self {
+            AnchorVerdict::Fresh | AnchorVerdict::Matches => return None,
+            AnchorVerdict::Missing => {
+                "the anchor file is missing beside an existing state directory: it was copied, or the anchor was \
+                 lost. No QCD token leaves until the next start; a new secret was made and peers find this crash \
+                 by liveness checks"
+            }
+            AnchorVerdict::Damaged => {
+                "the anchor file is damaged. No QCD token leaves until the next start; a new secret was made and \
+                 peers find this crash by liveness checks"
+            }
+            AnchorVerdict::Foreign => {
+                "the state directory is a copy: the anchor file names another one. No QCD token leaves until the \
+                 next start; a new secret was made. If another gateway runs with the original, each keeps its own \
+                 directory from here on"
+            }
+            AnchorVerdict::RolledBack => {
+                "the state directory was rolled back (a snapshot was restored): the anchor file has seen later \
+                 incarnations. No QCD token leaves until the next start; a new secret was made and peers find this \
+                 crash by liveness checks"
+            }
+        })
+    }
+}
+
+/// What [`Store::boot`] found.
+#[derive(Debug)]
+pub struct Booted {
+    /// For `Gateway`.
+    pub boot: Boot,
+    /// What the anchor said.
+    pub anchor: AnchorVerdict,
+    /// Journal records that could not be read, or exceeded [`MAX_FORMER`].
+    pub skipped: u64,
+}
+
+/// The database and its rules.
+pub struct Store {
+    database: Database,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    /// Opens, repairs or makes the database.
+    pub fn open(backend: impl StorageBackend) -> Result<Store, StoreError> {
+        if half_made(&backend).map_err(redb::Error::Io)? {
+            backend.set_len(0).map_err(redb::Error::Io)?;
+        }
+        let database = Database::builder().set_cache_size(CACHE).create_with_backend(backend);
+        Ok(Store { database: database.map_err(redb::Error::from)? })
+    }
+
+    /// Begins an incarnation, all that must be on disk before its first message included. `wall_clock`: seconds
+    /// since 1970, and the monotonic time of that reading. `new_secret`: the operator wants one.
+    pub fn boot(
+        &mut self,
+        files: &mut dyn SmallFiles,
+        random: &mut dyn Random,
+        wall_clock: (u64, Time),
+        renew_secret: bool,
+    ) -> Result<Booted, StoreError> {
+        let state = self.state()?;
+        let read = |files: &mut dyn SmallFiles, file| files.read(file).map_err(|e| StoreError::File(file, e));
+        let anchor = read(files, SmallFile::Anchor)?.map(|octets| Anchor::decode(&octets));
+        let verdict = AnchorVerdict::of(state, anchor);
+
+        // 1. The secret. A copied one may be another gateway's too: never used again here.
+        let secrets = match read(files, SmallFile::Secret)? {
+            Some(octets) if verdict.allows_tokens() && !renew_secret => {
+                decode_secrets(&octets).map_err(StoreError::SecretMalformed)?
+            }
+            None if state.is_some() && !renew_secret => return Err(StoreError::SecretMissing),
+            _ => {
+                let secrets = vec![new_secret(random)];
+                replace(files, SmallFile::Secret, &encode_secrets(&secrets))?;
+                secrets
+            }
+        };
+
+        // 2. to 4. The incarnation. One that the anchor has seen is not used again.
+        let seen = anchor.and_then(Result::ok).map_or(0, |a| a.incarnation);
+        let next = match (state, verdict) {
+            (Some(state), AnchorVerdict::Matches) => Anchor { incarnation: state.incarnation + 1, ..state },
+            _ => {
+                let mut id = [0; 16];
+                random.fill(&mut id);
+                Anchor { id, incarnation: state.map_or(0, |s| s.incarnation).max(seen).saturating_add(1) }
+            }
+        };
+        let before = Anchor { incarnation: next.incarnation - 1, ..next };
+        if anchor != Some(Ok(before)) {
+            replace(files, SmallFile::Anchor, &before.encode())?;
+        }
+        let (former, skipped) = self.begin(next, wall_clock.0)?;
+        replace(files, SmallFile::Anchor, &next.encode())?;
+
+        let boot = Boot {
+            incarnation: next.incarnation,
+            maker_id: next.id.to_vec(),
+            secrets,
+            former,
+            anchor_matches: verdict.allows_tokens(),
+            wall_clock,
+        };
+        Ok(Booted { boot, anchor: verdict, skipped })
+    }
+
+    /// Carries out writes to the journal, durable when this returns: one transaction for all of them.
+    pub fn commit(&mut self, writes: &[JournalWrite]) -> Result<(), StoreError> {
+        Ok(self.try_commit(writes)?)
+    }
+
+    /// All journal records, and how many could not be read.
+    pub fn journal(&self) -> Result<(Vec<JournalRecord>, u64), StoreError> {
+        Ok(self.try_journal()?)
+    }
+
+    fn state(&self) -> Result<Option<Anchor>, StoreError> {
+        let read = || -> Result<_, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let meta = match transaction.open_table(META) {
+                Ok(meta) => meta,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                Err(e) => return Err(e.into()),
+            };
+            let (id, incarnation) = (meta.get("id")?, meta.get("incarnation")?);
+            Ok(Some((id.map(|v| v.value().to_vec()), incarnation.map(|v| v.value().to_vec()))))
+        };
+        let Some((id, incarnation)) = read()? else { return Ok(None) };
+        let id = id.and_then(|v| v.try_into().ok()).ok_or(StoreError::Corrupt("id"))?;
+        let incarnation = incarnation.and_then(|v| v.try_into().ok()).map(u64::from_be_bytes);
+        let incarnation = incarnation.filter(|&n| n < u64::MAX).ok_or(StoreError::Corrupt("incarnation"))?;
+        Ok(Some(Anchor { id, incarnation }))
+    }
+
+    fn begin(&mut self, next: Anchor, now: u64) -> Result<(Vec<JournalRecord>, u64), redb::Error> {
+        let (mut records, mut skipped) = self.try_journal()?;
+        let mut gone: Vec<Spi> = records.iter().filter(|r| r.hard_expiry <= now).map(|r| r.spi).collect();
+        records.retain(|r| r.hard_expiry > now);
+        if records.len() > MAX_FORMER {
+            records.sort_by_key(|r| std::cmp::Reverse((r.hard_expiry, r.spi)));
+            gone.extend(records.drain(MAX_FORMER..).map(|r| r.spi));
+            skipped += gone.len() as u64;
+        }
+        let mut transaction = self.database.begin_write()?;
+        // An incarnation must never come twice, whatever a torn write may look like.
+        transaction.set_two_phase_commit(true);
+        {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("id", next.id.as_slice())?;
+            meta.insert("incarnation", next.incarnation.to_be_bytes().as_slice())?;
+            let mut journal = transaction.open_table(JOURNAL)?;
+            for spi in gone {
+                journal.remove(spi.0)?;
+            }
+        }
+        transaction.commit()?;
+        Ok((records, skipped))
+    }
+
+    fn try_commit(&mut self, writes: &[JournalWrite]) -> Result<(), redb::Error> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.database.begin_write()?;
+        {
+            let mut journal = transaction.open_table(JOURNAL)?;
+            for write in writes {
+                match write {
+                    JournalWrite::Put(r) => journal.insert(r.spi.0, record::encode(r).as_slice())?,
+                    JournalWrite::Remove(spi) => journal.remove(spi.0)?,
+                };
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn try_journal(&self) -> Result<(Vec<JournalRecord>, u64), redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let journal = match transaction.open_table(JOURNAL) {
+            Ok(journal) => journal,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok((Vec::new(), 0)),
+            Err(e) => return Err(e.into()),
+        };
+        let (mut records, mut unreadable) = (Vec::new(), 0);
+        for entry in journal.iter()? {
+            let (spi, value) = entry?;
+            match record::decode(Spi(spi.value()), value.value()) {
+                Some(record) => records.push(record),
+                None => unreadable += 1,
+            }
+        }
+        Ok((records, unreadable))
+    }
+}
+
+/// Was power lost while the database was first made? redb writes its magic number last and syncs it, so without
+/// the whole of it nothing was ever committed; it does not open such a file itself.
+fn half_made(backend: &impl StorageBackend) -> std::io::Result<bool> {
+    const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+    let length = backend.len()?;
+    if length == 0 {
+        return Ok(false);
+    }
+    let mut head = [0; 9];
+    backend.read(0, &mut head[..length.min(9) as usize])?;
+    let written = head.iter().zip(MAGIC).take_while(|(a, b)| *a == b).count();
+    Ok(written < MAGIC.len() && head[written..].iter().all(|octet| *octet == 0))
+}
+
+/// Puts a new generation of the secret before the others, on disk before it is used; the fifth one goes.
+/// (RFC 6290 section 4.4: rotate no more often than IKE SAs live, or their tokens can no longer be made.)
+pub fn rotate_secret(
+    files: &mut dyn SmallFiles,
+    random: &mut dyn Random,
+    secrets: &[Secret],
+) -> Result<Vec<Secret>, StoreError> {
+    let mut generations = vec![new_secret(random)];
+    generations.extend(secrets.iter().take(crate::secrets::MAX_GENERATIONS - 1).cloned());
+    replace(files, SmallFile::Secret, &encode_secrets(&generations))?;
+    Ok(generations)
+}
+
+fn replace(files: &mut dyn SmallFiles, file: SmallFile, content: &[u8]) -> Result<(), StoreError> {
+    files.replace(file, content).map_err(|e| StoreError::File(file, e))
+}
