@@ -1,4 +1,4 @@
-//! What the daemon and the simulation see of the whole control plane: [`Gateway`](crate) takes datagrams and the
+//! What the daemon and the simulation see of the whole control plane: [`Gateway`](crate::Gateway) takes datagrams and the
 //! dataplane's events, and gives datagrams, dataplane commands, journal writes and reports.
 
 use spindle_abi::{Command, Event, Spi, Time};
@@ -25,7 +25,7 @@ pub enum Method {
     Liveness,
 }
 
-/// Budgets of DESIGN's table; rates per second. Each has a counter of what it held back.
+/// Budgets; rates per second. Each has a counter of what it held back.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Limits {
     /// Answers on one former SPI to the recorded address: at least this long apart.
@@ -50,6 +50,24 @@ pub struct Limits {
     pub failed_tokens_logged_per_source: u32,
     /// The same in all.
     pub failed_tokens_logged_total: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            former_interval: std::time::Duration::from_millis(100),
+            former_other_per_source: 1,
+            former_other_total: 1000,
+            invalid_spi_per_source: 1,
+            invalid_spi_total: 1000,
+            invalid_ike_spi_per_source: 10,
+            invalid_ike_spi_total: 5000,
+            probes_total: 200,
+            probe_again: std::time::Duration::from_secs(1),
+            failed_tokens_logged_per_source: 1,
+            failed_tokens_logged_total: 10,
+        }
+    }
 }
 
 /// The gateway's configuration.

@@ -3,6 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod gateway;
 mod record;
 pub mod secrets;
 pub mod store;
+
+pub use gateway::{ConnectionStatus, Gateway};

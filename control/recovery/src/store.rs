@@ -143,7 +143,7 @@ impl AnchorVerdict {
 /// What [`Store::boot`] found.
 #[derive(Debug)]
 pub struct Booted {
-    /// For `Gateway`.
+    /// For [`Gateway::new`](crate::Gateway::new).
     pub boot: Boot,
     /// What the anchor said.
     pub anchor: AnchorVerdict,
