@@ -1,1 +1,31 @@
-//! To be written.
+//! Shared memory between the dataplane and the control process: an [`Attachment`](AttachmentFds) of three rings and
+//! two regions, each on a sealed memfd of its own.
+//!
+//! The supervisor makes it ([`AttachmentFds::create`]) and gives each child its half ([`AttachmentFds::give`]); a
+//! child finds the descriptors named in [`ENVIRONMENT`]. Then
+//! - commands flow from [`ControlSide`] to [`DataplaneSide`], urgent and noise events back, on single-producer
+//!   single-consumer [`ring`]s of fixed-size records with an eventfd as doorbell, rung only for a consumer that sleeps;
+//! - the dataplane writes what each SA carried ([`ActivityWriter`]) and its named counters ([`CounterWriter`]); control
+//!   maps both read-only.
+//!
+//! All of this memory is only ever touched as atomic words, so that whatever the other process writes, at whatever
+//! moment, is a wrong value at worst; an impossible index ends the attachment ([`Broken`]).
+
+#![cfg_attr(loom, allow(dead_code))] // the model checks know no files
+
+#[cfg(not(loom))]
+mod attachment;
+#[cfg(not(loom))]
+mod memory;
+#[cfg(not(loom))]
+mod region;
+pub mod ring;
+mod sync;
+
+#[cfg(not(loom))]
+pub use attachment::{
+    AttachError, AttachmentFds, COMMAND_SLOTS, ControlSide, DataplaneSide, ENVIRONMENT, EVENT_SLOTS, Side,
+};
+#[cfg(not(loom))]
+pub use region::{ActivityReader, ActivityWriter, CounterReader, CounterWriter, MAX_COUNTERS, NAME_LENGTH};
+pub use ring::{Bell, Broken, Consumer, Producer, Record};

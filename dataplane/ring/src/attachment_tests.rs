@@ -1,0 +1,148 @@
+use super::*;
+use spindle_abi::{Command as Order, Event, MAX_SAS, SaActivity, Spi, SpiState, Time};
+use std::os::fd::AsFd;
+
+fn order(spi: u32) -> Order {
+    Order::SetSpiState { spi: Spi(spi), state: SpiState::Former }
+}
+
+#[test]
+fn commands_and_events_cross_the_attachment() {
+    let fds = AttachmentFds::create(7).unwrap();
+    let (mut dataplane, mut control) = (fds.dataplane_side().unwrap(), fds.control_side().unwrap());
+    assert_eq!((dataplane.generation, control.generation), (7, 7));
+
+    let records: Vec<_> =
+        (0..10).map(|n| CommandRecord::encode(n, &order(256 + n as u32)).unwrap()).collect();
+    assert_eq!(control.commands.push_batch(&records).unwrap(), 10);
+    for n in 0..10 {
+        let (sequence, decoded) = dataplane.commands.pop().unwrap().unwrap().decode();
+        assert_eq!((sequence, decoded.unwrap()), (n, order(256 + n as u32)));
+    }
+    assert!(dataplane.commands.pop().unwrap().is_none());
+    assert!(control.commands.is_drained());
+
+    assert!(control.announce_sleep().unwrap());
+    assert!(!readable(control.bell()));
+    assert!(dataplane.urgent.push(&EventRecord::encode(&Event::Ready)).unwrap());
+    assert!(readable(control.bell()));
+    control.awake();
+    assert!(!readable(control.bell()));
+    assert_eq!(control.urgent.pop().unwrap().unwrap().decode(), Ok(Event::Ready));
+    // Nobody sleeps: nobody is rung.
+    assert!(dataplane.noise.push(&EventRecord::encode(&Event::Ready)).unwrap());
+    assert!(!readable(control.bell()));
+    assert!(!control.announce_sleep().unwrap());
+}
+
+#[test]
+fn a_full_ring_refuses_and_loses_nothing() {
+    let fds = AttachmentFds::create(1).unwrap();
+    let (mut dataplane, mut control) = (fds.dataplane_side().unwrap(), fds.control_side().unwrap());
+    let event = EventRecord::encode(&Event::FirstInbound { spi: Spi(1) });
+    for _ in 0..EVENT_SLOTS {
+        assert!(dataplane.noise.stage(&event).unwrap());
+    }
+    assert!(!dataplane.noise.stage(&event).unwrap());
+    dataplane.noise.publish();
+    let mut count = 0;
+    while control.noise.pop_batch(1000, |_| count += 1).unwrap() > 0 {}
+    assert_eq!(count, EVENT_SLOTS);
+    assert!(dataplane.noise.stage(&event).unwrap());
+}
+
+#[test]
+fn activity_and_counters_are_seen_by_control() {
+    let fds = AttachmentFds::create(1).unwrap();
+    let (mut dataplane, control) = (fds.dataplane_side().unwrap(), fds.control_side().unwrap());
+    let activity = SaActivity { packets: 3, bytes: 4000, last: Time(5) };
+    dataplane.activity.store(MAX_SAS - 1, activity);
+    dataplane.activity.store(MAX_SAS, activity); // out of range: ignored
+    assert_eq!(control.activity.load(MAX_SAS - 1), activity);
+    assert_eq!(control.activity.load(0), SaActivity::default());
+    assert_eq!(control.activity.load(MAX_SAS), SaActivity::default());
+
+    let received = dataplane.counters.define("received_inside").unwrap();
+    let long = dataplane.counters.define(&"x".repeat(60)).unwrap();
+    dataplane.counters.store(received, 42);
+    dataplane.counters.store(long, 43);
+    let all: Vec<_> = control.counters.iter().collect();
+    assert_eq!(all, [("received_inside".to_string(), 42), ("x".repeat(48), 43)]);
+    assert_eq!(control.counters.value("received_inside"), Some(42));
+    for _ in 2..crate::MAX_COUNTERS {
+        assert!(dataplane.counters.define("more").is_some());
+    }
+    assert!(dataplane.counters.define("too many").is_none());
+}
+
+#[test]
+fn control_cannot_write_what_is_the_dataplanes_alone() {
+    let fds = AttachmentFds::create(1).unwrap();
+    for part in [Part::Activity, Part::Counters] {
+        let fd = fds.fd(Side::Control, part);
+        assert!(Mapping::new(fd.as_fd(), part.octets().unwrap(), true).is_err());
+        assert!(Mapping::new(fd.as_fd(), part.octets().unwrap(), false).is_ok());
+    }
+}
+
+#[test]
+fn an_attachment_is_used_once() {
+    let fds = AttachmentFds::create(1).unwrap();
+    let mut control = fds.control_side().unwrap();
+    control.commands.push(&CommandRecord::encode(0, &order(256)).unwrap()).unwrap();
+    assert!(matches!(fds.control_side(), Err(AttachError::Stale("commands"))));
+}
+
+#[test]
+fn another_layout_generation_or_size_is_refused() {
+    let fds = AttachmentFds::create(1).unwrap();
+    let octets = Part::Urgent.octets().unwrap();
+    let words = Mapping::new(fds.fd(Side::Dataplane, Part::Urgent).as_fd(), octets, true).unwrap();
+    words[1].store(LAYOUT_HASH + 1, Ordering::Relaxed);
+    assert!(matches!(fds.control_side(), Err(AttachError::Layout("urgent"))));
+    words[1].store(LAYOUT_HASH, Ordering::Relaxed);
+    words[2].store(2, Ordering::Relaxed);
+    assert!(matches!(fds.dataplane_side(), Err(AttachError::Stale("urgent"))));
+    assert!(Mapping::new(fds.fd(Side::Dataplane, Part::Urgent).as_fd(), octets * 2, true).is_err());
+}
+
+#[test]
+fn the_files_cannot_change_their_size() {
+    let fds = AttachmentFds::create(1).unwrap();
+    let fd = fds.fd(Side::Dataplane, Part::Noise);
+    assert!(rustix::fs::ftruncate(fd, 0).is_err());
+    assert!(rustix::fs::ftruncate(fd, 1 << 30).is_err());
+}
+
+#[test]
+fn descriptors_are_named_completely_and_once() {
+    let good = "commands:5,urgent:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11";
+    assert_eq!(parse(good), Some([5, 6, 7, 8, 9, 10, 11]));
+    for bad in [
+        "",
+        "commands:5",
+        "commands:5,urgent:5,noise:7,activity:8,counters:9,command-bell:10,event-bell:11",
+        "commands:-1,urgent:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11",
+        "commands:5,commands:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11",
+        "commands:5,urgent:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11,more:12",
+    ] {
+        assert_eq!(parse(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_child_inherits_its_side_and_nothing_else() {
+    let fds = AttachmentFds::create(1).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $SPINDLE_ATTACHMENT; ls -l /proc/self/fd | sed -n 's/.*-> //p'"]);
+    let output = fds.give(Side::Control, &mut command).output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    assert!(parse(output.lines().next().unwrap()).is_some());
+    let memfds = output.lines().filter(|l| l.contains("memfd:spindle-")).count();
+    assert_eq!(memfds, 5, "{output}");
+}
+
+fn readable(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut poll, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+}

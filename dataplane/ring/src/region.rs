@@ -1,0 +1,109 @@
+//! The regions that the dataplane writes and control reads: each SA's activity, and counters that name themselves.
+
+use crate::memory::Mapping;
+use crate::sync::{AtomicU64, HEADER_WORDS, Ordering};
+use spindle_abi::{MAX_SAS, SaActivity, Time};
+
+/// Words of one SA's slot: packets, octets, time of the last packet, nothing.
+const ACTIVITY_WORDS: usize = 4;
+/// Counters at most.
+pub const MAX_COUNTERS: usize = 256;
+/// Octets of a counter's name at most.
+pub const NAME_LENGTH: usize = 48;
+/// Words of one counter: its name, its value, nothing.
+const COUNTER_WORDS: usize = NAME_LENGTH / 8 + 2;
+/// The header's word that counts the counters.
+const COUNT: usize = 16;
+
+/// Octets of the activity region's memfd; sparse.
+pub(crate) const ACTIVITY_OCTETS: usize = (HEADER_WORDS + MAX_SAS as usize * ACTIVITY_WORDS) * 8;
+/// Octets of the counter region's memfd.
+pub(crate) const COUNTER_OCTETS: usize = (HEADER_WORDS + MAX_COUNTERS * COUNTER_WORDS) * 8;
+
+fn activity_slot(words: &[AtomicU64], index: u32) -> Option<&[AtomicU64]> {
+    let start = HEADER_WORDS + index as usize * ACTIVITY_WORDS;
+    words.get(start..start + ACTIVITY_WORDS)
+}
+
+fn counter_slot(words: &[AtomicU64], index: usize) -> &[AtomicU64] {
+    let start = HEADER_WORDS + index * COUNTER_WORDS;
+    &words[start..start + COUNTER_WORDS]
+}
+
+/// The dataplane's end of the activity region.
+pub struct ActivityWriter(pub(crate) Mapping);
+
+impl ActivityWriter {
+    /// Says what the SA with this index (below [`MAX_SAS`]) has carried.
+    pub fn store(&self, index: u32, activity: SaActivity) {
+        let Some(slot) = activity_slot(&self.0, index) else { return };
+        slot[0].store(activity.packets, Ordering::Relaxed);
+        slot[1].store(activity.bytes, Ordering::Relaxed);
+        slot[2].store(activity.last.0, Ordering::Relaxed);
+    }
+}
+
+/// Control's end of the activity region.
+pub struct ActivityReader(pub(crate) Mapping);
+
+impl ActivityReader {
+    /// What the SA with this index has carried; all zero beyond [`MAX_SAS`]. The three values may be of two moments
+    /// a burst apart.
+    pub fn load(&self, index: u32) -> SaActivity {
+        let Some(slot) = activity_slot(&self.0, index) else { return SaActivity::default() };
+        SaActivity {
+            packets: slot[0].load(Ordering::Relaxed),
+            bytes: slot[1].load(Ordering::Relaxed),
+            last: Time(slot[2].load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// The dataplane's end of the counter region.
+pub struct CounterWriter(pub(crate) Mapping);
+
+impl CounterWriter {
+    /// Adds a counter of this name (cut to [`NAME_LENGTH`] octets) and says its number; `None` if there is no room.
+    pub fn define(&mut self, name: &str) -> Option<usize> {
+        let number = self.0[COUNT].load(Ordering::Relaxed) as usize;
+        if number >= MAX_COUNTERS {
+            return None;
+        }
+        let mut octets = [0; NAME_LENGTH];
+        let length = name.len().min(NAME_LENGTH);
+        octets[..length].copy_from_slice(&name.as_bytes()[..length]);
+        for (word, octets) in counter_slot(&self.0, number).iter().zip(octets.chunks_exact(8)) {
+            word.store(u64::from_ne_bytes(octets.try_into().expect("eight octets")), Ordering::Relaxed);
+        }
+        self.0[COUNT].store(number as u64 + 1, Ordering::Release);
+        Some(number)
+    }
+
+    /// Sets the value of a counter that [`CounterWriter::define`] gave.
+    pub fn store(&self, number: usize, value: u64) {
+        counter_slot(&self.0, number)[NAME_LENGTH / 8].store(value, Ordering::Relaxed);
+    }
+}
+
+/// Control's end of the counter region.
+pub struct CounterReader(pub(crate) Mapping);
+
+impl CounterReader {
+    /// All counters that are defined, in their order. Octets of a name that are no UTF-8 are replaced.
+    pub fn iter(&self) -> impl Iterator<Item = (String, u64)> + '_ {
+        let count = (self.0[COUNT].load(Ordering::Acquire) as usize).min(MAX_COUNTERS);
+        (0..count).map(|number| {
+            let slot = counter_slot(&self.0, number);
+            let (name, rest) = slot.split_at(NAME_LENGTH / 8);
+            let octets: Vec<u8> =
+                name.iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes()).collect();
+            let end = octets.iter().position(|o| *o == 0).unwrap_or(octets.len());
+            (String::from_utf8_lossy(&octets[..end]).into_owned(), rest[0].load(Ordering::Relaxed))
+        })
+    }
+
+    /// The value of the counter with this name.
+    pub fn value(&self, name: &str) -> Option<u64> {
+        self.iter().find(|(n, _)| n == name).map(|(_, value)| value)
+    }
+}
