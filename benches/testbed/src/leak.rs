@@ -6,7 +6,7 @@
 //! behind an ESP header that encrypts nothing, raw or over UDP). Encrypted payloads can hold any octets by chance,
 //! so addresses are only looked for in headers; the 16-octet marker is looked for everywhere.
 
-use crate::frame::{Ip, ethernet, internet_sum, ipv4_at, ipv6_at, protocol, u16_at, u32_at};
+use crate::frame::{Ip, ethernet, internet_sum, ipv4_at, ipv6_at, protocol, u16_at};
 use crate::pcap::Frame;
 use crate::topology::Network;
 use crate::traffic::Marker;
@@ -278,11 +278,6 @@ fn visit_icmpv6(message: &[u8], depth: u8, visit: &mut Visitor<'_>) {
         }
         options = options.get(size..).unwrap_or(&[]);
     }
-}
-
-/// The first word of an IKE message over UDP port 4500 is zero, which no ESP packet's is (RFC 3948 section 2.2).
-pub(crate) fn is_non_esp_marker(payload: &[u8]) -> bool {
-    u32_at(payload, 0) == Some(0)
 }
 
 #[cfg(test)]

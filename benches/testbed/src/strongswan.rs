@@ -159,8 +159,18 @@ fn settings(directory: &Path) -> String {
 }
 
 fn connection(peer: &Peer) -> String {
-    let Peer { local, remote, local_id, remote_id, psk, local_ts, remote_ts, proposal, esp_proposal, dpd_delay } =
-        peer;
+    let Peer {
+        local,
+        remote,
+        local_id,
+        remote_id,
+        psk,
+        local_ts,
+        remote_ts,
+        proposal,
+        esp_proposal,
+        dpd_delay,
+    } = peer;
     format!(
         "connections {{
   ab {{
