@@ -1,0 +1,279 @@
+//! `[connections.*]` and `[connections.*.children.*]`.
+
+use super::Result;
+use super::read::{Section, Value};
+use spindle_abi::{Selector, SelectorSet};
+use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+const START_ACTIONS: &[(&str, StartAction)] =
+    &[("none", StartAction::None), ("trap", StartAction::Trap), ("start", StartAction::Start)];
+const ENCRYPTION: &[&str] = &["aes128gcm16", "aes256gcm16", "chacha20poly1305"];
+const PRF: &[&str] = &["prfsha256", "prfsha384"];
+const KEY_EXCHANGE: &[&str] = &["x25519", "curve25519", "ecp256"];
+
+/// One connection. `next_policy` counts the children of the whole file.
+pub(super) fn connection(
+    name: &str,
+    value: &Value<'_>,
+    base: &Path,
+    next_policy: &mut u32,
+) -> Result<ConnectionConfig> {
+    let section = value.section()?;
+    check_name(name, value)?;
+
+    let local = section
+        .required("local", "{ address = \"192.0.2.2\", id = \"west.example\", psk = \"…\" }")?
+        .section()?;
+    let local_address = local.required("address", "\"192.0.2.2\"")?.address()?;
+    let local_id = match local.optional("id") {
+        Some(value) => identity(&value)?,
+        None => Identity::Address(local_address),
+    };
+    let psk = psk(&local, base)?;
+    local.finish()?;
+
+    let remote =
+        section.required("remote", "{ address = \"192.0.2.1\", id = \"east.example\" }")?.section()?;
+    let remote_value = remote.required("address", "\"192.0.2.1\"` (or `\"%any\"")?;
+    let remote_address = match remote_value.string()? {
+        "%any" => None,
+        _ => Some(remote_value.address()?),
+    };
+    if remote_address == Some(local_address) {
+        return Err(remote_value.error("is our own address (local.address); write the peer's"));
+    }
+    let remote_id = match (remote.optional("id"), remote_address) {
+        (Some(value), _) => identity(&value)?,
+        (None, Some(address)) => Identity::Address(address),
+        (None, None) => return Err(remote.missing("id", "with address \"%any\" say who the peer must be")),
+    };
+    let remote_port = match remote.optional("port") {
+        Some(value) => value.integer(1..=65535)? as u16,
+        None => 500,
+    };
+    remote.finish()?;
+
+    let proposals = match section.optional("proposals") {
+        Some(value) => {
+            proposals(&value, &[ENCRYPTION, PRF, KEY_EXCHANGE], 3, "aes128gcm16-prfsha256-x25519")?
+        }
+        None => vec!["aes128gcm16-prfsha256-x25519".into()],
+    };
+    let retransmit = section.section("retransmit")?;
+    let retransmission = Retransmission {
+        timeout: retransmit
+            .optional("timeout")
+            .map_or(Ok(Duration::from_secs(4)), |v| v.positive_duration())?,
+        base: retransmit.optional("base").map_or(Ok(1.8), |v| v.float(1.0..=10.0))?,
+        tries: retransmit.optional("tries").map_or(Ok(5), |v| v.integer(0..=100))? as u32,
+    };
+    retransmit.finish()?;
+
+    let start_action =
+        section.optional("start_action").map_or(Ok(StartAction::None), |v| v.one_of(START_ACTIONS))?;
+    let mut children = Vec::new();
+    let child_section = section.section("children")?;
+    for (name, value) in child_section.entries() {
+        children.push(child(&name, &value, *next_policy)?);
+        *next_policy += 1;
+    }
+    if children.is_empty() {
+        return Err(child_section.error("has no child; add a section with local_ts and remote_ts"));
+    }
+    let config = ConnectionConfig {
+        name: name.into(),
+        local: local_address,
+        remote: remote_address,
+        remote_port,
+        local_id,
+        remote_id,
+        psk,
+        proposals,
+        force_encapsulation: section.optional("encap").map_or(Ok(false), |v| v.boolean())?,
+        dpd_delay: section.optional("dpd_delay").map_or(Ok(Duration::from_secs(30)), |v| v.duration())?,
+        retransmission,
+        rekey_time: section
+            .optional("rekey_time")
+            .map_or(Ok(Duration::from_secs(4 * 3600)), |v| v.duration())?,
+        start_action,
+        children,
+    };
+    section.finish()?;
+    Ok(config)
+}
+
+fn check_name(name: &str, value: &Value<'_>) -> Result<()> {
+    let valid = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if valid && !name.is_empty() {
+        return Ok(());
+    }
+    Err(value.error(format!("\"{name}\" is no name; write 1 to 64 letters, digits, - _ and .")))
+}
+
+fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
+    let section = value.section()?;
+    check_name(name, value)?;
+    let selectors = SelectorSet {
+        local: selectors(&section.required("local_ts", "[\"10.2.0.0/24\"]")?)?,
+        remote: selectors(&section.required("remote_ts", "[\"10.1.0.0/24\"]")?)?,
+    };
+    let proposals = match section.optional("esp_proposals") {
+        Some(value) => proposals(&value, &[ENCRYPTION, KEY_EXCHANGE], 1, "aes128gcm16")?,
+        None => vec!["aes128gcm16".into()],
+    };
+    let replay_window = match section.optional("replay_window") {
+        Some(value) => match value.integer(0..=65_536)? {
+            0 => 0,
+            n if n >= 32 && n.is_power_of_two() => n as u32,
+            n => {
+                return Err(
+                    value.error(format!("is {n}; write a power of two from 32 to 65536, or 0 for none"))
+                );
+            }
+        },
+        None => 1024,
+    };
+    let config = ChildConfig {
+        name: name.into(),
+        policy,
+        selectors,
+        proposals,
+        rekey_time: section.optional("rekey_time").map_or(Ok(Duration::from_secs(3600)), |v| v.duration())?,
+        replay_window,
+        start_action: section
+            .optional("start_action")
+            .map_or(Ok(StartAction::Trap), |v| v.one_of(START_ACTIONS))?,
+    };
+    section.finish()?;
+    Ok(config)
+}
+
+/// RFC 7296 section 3.5: an address, a mail address, `keyid:` and hexadecimal digits, else a domain name.
+fn identity(value: &Value<'_>) -> Result<Identity> {
+    let text = value.string()?;
+    if text.len() > 255 {
+        return Err(value.error("is longer than 255 octets; write a shorter identity"));
+    }
+    if let Some(digits) = text.strip_prefix("keyid:") {
+        let octets = hexadecimal(digits)
+            .ok_or_else(|| value.error("`keyid:` must be followed by pairs of hexadecimal digits"))?;
+        return Ok(Identity::KeyId(octets));
+    }
+    Ok(match text.parse::<IpAddr>() {
+        Ok(address) => Identity::Address(address),
+        Err(_) if text.contains('@') => Identity::Email(text.trim_start_matches('@').into()),
+        Err(_) => Identity::Fqdn(text.into()),
+    })
+}
+
+fn hexadecimal(digits: &str) -> Option<Vec<u8>> {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || !digits.is_ascii() {
+        return None;
+    }
+    (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(&digits[i..i + 2], 16).ok()).collect()
+}
+
+/// `psk`, or the content of `psk_file` without its line end. `0x` begins hexadecimal digits, as in swanctl.conf.
+fn psk(local: &Section<'_>, base: &Path) -> Result<Psk> {
+    let (value, text) = match (local.optional("psk"), local.optional("psk_file")) {
+        (Some(_), Some(file)) => return Err(file.error("stands beside psk; keep one of them")),
+        (None, None) => return Err(local.missing("psk", "add `psk = \"…\"`, or `psk_file = \"FILE\"`")),
+        (Some(value), None) => {
+            let text = Zeroizing::new(value.string()?.to_owned());
+            (value, text)
+        }
+        (None, Some(value)) => {
+            let path = base.join(value.string()?);
+            let text = std::fs::read_to_string(&path).map_err(|e| {
+                value.error(format!("{} cannot be read: {e}; name a readable file", path.display()))
+            })?;
+            let text = Zeroizing::new(text);
+            let line = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
+            if line.is_empty() {
+                return Err(value.error(format!("{} is empty; write the key into it", path.display())));
+            }
+            (value, line)
+        }
+    };
+    let octets = match text.strip_prefix("0x") {
+        Some(digits) => hexadecimal(digits)
+            .ok_or_else(|| value.error("`0x` must be followed by pairs of hexadecimal digits"))?,
+        None => text.as_bytes().to_vec(),
+    };
+    Ok(Psk(Zeroizing::new(octets)))
+}
+
+/// strongSwan's notation; the first `required` kinds must be there.
+fn proposals(value: &Value<'_>, kinds: &[&[&str]], required: usize, example: &str) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for entry in value.array(16)? {
+        let text = entry.string()?;
+        let mut seen = vec![false; kinds.len()];
+        for word in text.split('-') {
+            match kinds.iter().position(|kind| kind.contains(&word)) {
+                Some(kind) => seen[kind] = true,
+                None => {
+                    return Err(entry.error(format!(
+                        "\"{word}\" in \"{text}\" is not supported; write from {}, as in \"{example}\"",
+                        kinds.concat().join(", ")
+                    )));
+                }
+            }
+        }
+        if let Some(kind) = seen[..required].iter().position(|seen| !seen) {
+            return Err(entry.error(format!(
+                "\"{text}\" lacks one of {}; write it as in \"{example}\"",
+                kinds[kind].join(", ")
+            )));
+        }
+        all.push(text.to_owned());
+    }
+    Ok(all)
+}
+
+/// Subnets, addresses and ranges: `10.1.0.0/24`, `10.1.0.7`, `10.1.0.1-10.1.0.9`.
+fn selectors(value: &Value<'_>) -> Result<Vec<Selector>> {
+    value
+        .array(SelectorSet::MAX)?
+        .iter()
+        .map(|entry| {
+            let text = entry.string()?;
+            if text.contains(':') {
+                return Err(entry.error(format!("{text}: IPv6 is not supported yet; write an IPv4 subnet")));
+            }
+            range(text)
+                .map(|(start, end)| Selector::addresses(start.into(), end.into()))
+                .map_err(|problem| entry.error(format!("\"{text}\" {problem}")))
+        })
+        .collect()
+}
+
+fn range(text: &str) -> std::result::Result<(Ipv4Addr, Ipv4Addr), String> {
+    let fix = "is no subnet; write one such as \"10.1.0.0/24\", or a range such as \"10.1.0.1-10.1.0.9\"";
+    let parse = |t: &str| t.trim().parse::<Ipv4Addr>().map_err(|_| fix.to_owned());
+    if let Some((start, end)) = text.split_once('-') {
+        let (start, end) = (parse(start)?, parse(end)?);
+        return if start <= end {
+            Ok((start, end))
+        } else {
+            Err("ends before it starts; swap its ends".into())
+        };
+    }
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => {
+            let length: u32 = length.parse().ok().filter(|n| *n <= 32).ok_or(fix)?;
+            (parse(address)?, length)
+        }
+        None => (parse(text)?, 32),
+    };
+    let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
+    let network = u32::from(address) & mask;
+    if network != u32::from(address) {
+        return Err(format!("has host bits set; write \"{}/{length}\"", Ipv4Addr::from(network)));
+    }
+    Ok((Ipv4Addr::from(network), Ipv4Addr::from(network | !mask)))
+}

@@ -1,0 +1,348 @@
+//! The configuration file: TOML with the nouns of swanctl.conf. `CONFIGURATION.md` has its schema.
+//!
+//! [`Settings::load`] reads and checks all of it; what comes out is what the gateway, the guard and the
+//! supervisor are told. Nothing here looks at the machine (interfaces, addresses): the supervisor does.
+
+mod connection;
+mod read;
+
+pub use read::ConfigError;
+
+use read::{Document, Section, Value};
+use spindle_abi::AddressRange;
+use spindle_ike::api::ConnectionConfig;
+use spindle_recovery::api::{Limits, Method};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// A whole configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// `[gateway]`.
+    pub gateway: GatewaySettings,
+    /// `[recovery]`.
+    pub recovery: RecoverySettings,
+    /// `[connections.*]`, in the order of the file. Policy ids are unique.
+    pub connections: Vec<ConnectionConfig>,
+}
+
+/// `[gateway]`: the machine's side.
+#[derive(Clone, Debug)]
+pub struct GatewaySettings {
+    /// Shown to people, and part of the guard's name.
+    pub name: String,
+    /// What must survive a crash.
+    pub state_dir: PathBuf,
+    /// Lock, control socket.
+    pub run_dir: PathBuf,
+    /// A file outside of `state_dir` by which a copied or rolled back `state_dir` is noticed.
+    pub anchor: PathBuf,
+    /// The interface of the protected side.
+    pub inside: String,
+    /// The interface of the unprotected side.
+    pub outside: String,
+    /// The maker id of a cluster; without it, a random one of this gateway.
+    pub cluster: Option<String>,
+    /// How workers wait for packets.
+    pub polling: Polling,
+    /// The core of the worker; without it the kernel decides.
+    pub core: Option<u32>,
+    /// How XDP is attached.
+    pub xdp_mode: XdpMode,
+    /// Our port for IKE.
+    pub ike_port: u16,
+    /// Our port for IKE and ESP in UDP.
+    pub natt_port: u16,
+    /// Half-open IKE SAs from which on a COOKIE is asked for.
+    pub cookie_threshold: usize,
+}
+
+/// How workers wait for packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Polling {
+    /// Spin, then sleep.
+    Adaptive,
+    /// Spin; for a core of its own.
+    Busy,
+}
+
+impl Polling {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Polling::Adaptive => "adaptive",
+            Polling::Busy => "busy",
+        }
+    }
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the stack; for drivers that know no XDP.
+    Generic,
+}
+
+impl XdpMode {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            XdpMode::Native => "native",
+            XdpMode::Generic => "generic",
+        }
+    }
+}
+
+/// `[recovery]`.
+#[derive(Clone, Debug)]
+pub struct RecoverySettings {
+    /// In order of preference; holds `Liveness` always.
+    pub methods: Vec<Method>,
+    /// Keep inbound SPIs on disk (RFC 6290 section 8.2)?
+    pub journal: bool,
+    /// Make tokens?
+    pub token_maker: bool,
+    /// Store and check tokens?
+    pub token_taker: bool,
+    /// The secret, where a cluster shares it; without it, a file of our own in `state_dir`.
+    pub secret_file: Option<PathBuf>,
+    /// Budgets.
+    pub limits: Limits,
+}
+
+/// DESIGN's budgets.
+pub fn default_limits() -> Limits {
+    Limits {
+        former_interval: Duration::from_millis(100),
+        former_other_per_source: 1,
+        former_other_total: 1_000,
+        invalid_spi_per_source: 1,
+        invalid_spi_total: 1_000,
+        invalid_ike_spi_per_source: 10,
+        invalid_ike_spi_total: 5_000,
+        probes_total: 200,
+        probe_again: Duration::from_secs(1),
+        failed_tokens_logged_per_source: 1,
+        failed_tokens_logged_total: 10,
+    }
+}
+
+impl Settings {
+    /// Reads and checks a file, and the files with keys that it names.
+    pub fn load(file: &Path) -> Result<Settings> {
+        let source = std::fs::read_to_string(file).map_err(|e| ConfigError {
+            file: file.into(),
+            line: 0,
+            key: String::new(),
+            problem: format!("cannot be read: {e}; name a readable file with --config FILE"),
+        })?;
+        Settings::parse(file, &source)
+    }
+
+    /// Checks a text; `file` is named in errors, and relative paths in the text are relative to its directory.
+    pub fn parse(file: &Path, source: &str) -> Result<Settings> {
+        let document = Document::new(file, source);
+        let table = document.parse()?;
+        let root = document.root(&table);
+        let base = file.parent().unwrap_or(Path::new(""));
+        let gateway = gateway(&root.required("gateway", "…` or the section `[gateway]")?.section()?, base)?;
+        let recovery = recovery(&root.section("recovery")?, base)?;
+        let mut connections = Vec::new();
+        let mut next_policy = 1;
+        let section = root.section("connections")?;
+        for (name, value) in section.entries() {
+            connections.push(connection::connection(&name, &value, base, &mut next_policy)?);
+        }
+        if connections.is_empty() {
+            return Err(section.error("has no connection; add a section such as `[connections.office]`"));
+        }
+        root.finish()?;
+        Ok(Settings { file: file.into(), gateway, recovery, connections })
+    }
+
+    /// Our outer addresses, each once.
+    pub fn local_addresses(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<_> = self.connections.iter().map(|c| c.local).collect();
+        addresses.sort();
+        addresses.dedup();
+        addresses
+    }
+
+    /// The ranges of all `local_ts` and of all `remote_ts`.
+    pub fn protected_ranges(&self) -> (Vec<AddressRange>, Vec<AddressRange>) {
+        let children = || self.connections.iter().flat_map(|c| &c.children);
+        let local = children().flat_map(|c| &c.selectors.local).map(|s| s.addresses).collect();
+        let remote = children().flat_map(|c| &c.selectors.remote).map(|s| s.addresses).collect();
+        (local, remote)
+    }
+}
+
+fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
+    let name_value = section.required("name", "\"west\"")?;
+    let name = name_value.string()?.to_owned();
+    if name.len() > 32 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        return Err(
+            name_value.error(format!("\"{name}\" is no name; write 1 to 32 letters, digits, - and _"))
+        );
+    }
+    let path = |key, default: String| match section.optional(key) {
+        Some(value) => Ok::<_, ConfigError>(base.join(value.string()?)),
+        None => Ok(PathBuf::from(default)),
+    };
+    let port = |key, default| match section.optional(key) {
+        Some(value) => value.integer(1..=65535).map(|n| n as u16),
+        None => Ok(default),
+    };
+    let state_dir = path("state_dir", "/var/lib/spindle".into())?;
+    let run_dir = path("run_dir", "/run/spindle".into())?;
+    let anchor = match section.optional("anchor") {
+        Some(value) => {
+            let anchor = base.join(value.string()?);
+            if anchor.starts_with(&state_dir) {
+                return Err(value.error(
+                    "lies inside of state_dir, where it would be copied and rolled back with \
+                                        it; name a file outside",
+                ));
+            }
+            anchor
+        }
+        None => {
+            let mut sibling = state_dir.clone().into_os_string();
+            sibling.push("-anchor");
+            sibling.into()
+        }
+    };
+    let inside = interface(&section.required("inside", "[\"eth1\"]")?)?;
+    let outside_value = section.required("outside", "[\"eth0\"]")?;
+    let outside = interface(&outside_value)?;
+    if inside == outside {
+        return Err(outside_value.error(format!("{outside} is the inside interface too; name another one")));
+    }
+    let cluster = match section.optional("cluster") {
+        Some(value) if value.string()?.len() > 64 => {
+            return Err(value.error("is longer than 64 octets; write a shorter name"));
+        }
+        Some(value) => Some(value.string()?.to_owned()),
+        None => None,
+    };
+    let polling = match section.optional("polling") {
+        Some(value) => value.one_of(&[("adaptive", Polling::Adaptive), ("busy", Polling::Busy)])?,
+        None => Polling::Adaptive,
+    };
+    let core = section.optional("core").map(|v| v.integer(0..=1023)).transpose()?.map(|n| n as u32);
+    let xdp_mode = match section.optional("xdp_mode") {
+        Some(value) => value.one_of(&[("native", XdpMode::Native), ("generic", XdpMode::Generic)])?,
+        None => XdpMode::Native,
+    };
+    let (ike_port, natt_port) = (port("ike_port", 500)?, port("natt_port", 4500)?);
+    if ike_port == natt_port {
+        return Err(
+            section.error(format!("ike_port and natt_port are both {ike_port}; give them different ports"))
+        );
+    }
+    let cookie_threshold = match section.optional("cookie_threshold") {
+        Some(value) => value.integer(0..=1_000_000)? as usize,
+        None => 64,
+    };
+    section.finish()?;
+    Ok(GatewaySettings {
+        name,
+        state_dir,
+        run_dir,
+        anchor,
+        inside,
+        outside,
+        cluster,
+        polling,
+        core,
+        xdp_mode,
+        ike_port,
+        natt_port,
+        cookie_threshold,
+    })
+}
+
+/// An array of one interface; more come with more workers.
+fn interface(value: &Value<'_>) -> Result<String> {
+    let entry = value.array(1)?.remove(0);
+    let name = entry.string()?;
+    let valid = name.len() <= 15 && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'"');
+    if valid {
+        Ok(name.into())
+    } else {
+        Err(entry.error(format!("\"{name}\" cannot be an interface's name")))
+    }
+}
+
+fn recovery(section: &Section<'_>, base: &Path) -> Result<RecoverySettings> {
+    let flag = |key, default| section.optional(key).map_or(Ok(default), |v| v.boolean());
+    let mut methods = Vec::new();
+    match section.optional("methods") {
+        Some(value) => {
+            for word in value.array(2)? {
+                let method = word.one_of(&[("qcd", Method::Qcd), ("liveness", Method::Liveness)])?;
+                if methods.contains(&method) {
+                    return Err(word.error("stands twice; take one out"));
+                }
+                methods.push(method);
+            }
+            // RFC 7296 section 2.4 is not optional.
+            if !methods.contains(&Method::Liveness) {
+                return Err(value.error("lacks \"liveness\", which is always on; add it"));
+            }
+        }
+        None => methods = vec![Method::Qcd, Method::Liveness],
+    }
+    let settings = RecoverySettings {
+        methods,
+        journal: flag("journal", true)?,
+        token_maker: flag("token_maker", true)?,
+        token_taker: flag("token_taker", true)?,
+        secret_file: match section.optional("secret_file") {
+            Some(value) => Some(base.join(value.string()?)),
+            None => None,
+        },
+        limits: limits(&section.section("limits")?)?,
+    };
+    section.finish()?;
+    Ok(settings)
+}
+
+fn limits(section: &Section<'_>) -> Result<Limits> {
+    let mut limits = default_limits();
+    let duration = |key, place: &mut Duration| -> Result<()> {
+        if let Some(value) = section.optional(key) {
+            *place = value.positive_duration()?;
+        }
+        Ok(())
+    };
+    let rate = |key, place: &mut u32| -> Result<()> {
+        if let Some(value) = section.optional(key) {
+            *place = value.integer(0..=1_000_000)? as u32;
+        }
+        Ok(())
+    };
+    duration("former_interval", &mut limits.former_interval)?;
+    rate("former_other_per_source", &mut limits.former_other_per_source)?;
+    rate("former_other_total", &mut limits.former_other_total)?;
+    rate("invalid_spi_per_source", &mut limits.invalid_spi_per_source)?;
+    rate("invalid_spi_total", &mut limits.invalid_spi_total)?;
+    rate("invalid_ike_spi_per_source", &mut limits.invalid_ike_spi_per_source)?;
+    rate("invalid_ike_spi_total", &mut limits.invalid_ike_spi_total)?;
+    rate("probes_total", &mut limits.probes_total)?;
+    duration("probe_again", &mut limits.probe_again)?;
+    rate("failed_tokens_logged_per_source", &mut limits.failed_tokens_logged_per_source)?;
+    rate("failed_tokens_logged_total", &mut limits.failed_tokens_logged_total)?;
+    section.finish()?;
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests;

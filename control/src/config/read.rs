@@ -1,0 +1,328 @@
+//! Reads TOML so that every error names file, line and key, and says how to mend it.
+//!
+//! The document becomes a tree of spans ([`toml::de::DeTable`]); a [`Section`] hands out its values by key, and
+//! [`Section::finish`] refuses the keys that nobody asked for.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// What is wrong with a configuration file, and the fix. The operator's to mend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// Line in it, from 1; 0 if the file could not be read at all.
+    pub line: usize,
+    /// Dotted path of the key, empty if none is concerned.
+    pub key: String,
+    /// What is wrong, and what to write instead.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// A file's text.
+pub(super) struct Document<'a> {
+    file: &'a Path,
+    source: &'a str,
+}
+
+impl<'a> Document<'a> {
+    pub(super) fn new(file: &'a Path, source: &'a str) -> Document<'a> {
+        Document { file, source }
+    }
+
+    fn error(&self, at: usize, key: &str, problem: impl Into<String>) -> ConfigError {
+        let before = &self.source.as_bytes()[..at.min(self.source.len())];
+        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        ConfigError { file: self.file.into(), line, key: key.into(), problem: problem.into() }
+    }
+
+    /// Parses; a syntax error names its line.
+    pub(super) fn parse(&self) -> Result<Spanned<DeTable<'a>>> {
+        DeTable::parse(self.source).map_err(|e| {
+            let at = e.span().map_or(0, |s| s.start);
+            let start = self.source[..at.min(self.source.len())].rfind('\n').map_or(0, |i| i + 1);
+            let line = self.source[start..].lines().next().unwrap_or("");
+            let key = line.split('=').next().unwrap_or("").trim();
+            let message = e.message().replace('\n', "; ");
+            self.error(at, key, format!("this is not TOML: {message}"))
+        })
+    }
+
+    pub(super) fn root(&'a self, table: &'a Spanned<DeTable<'a>>) -> Section<'a> {
+        Section {
+            document: self,
+            path: String::new(),
+            span: 0..0,
+            table: table.get_ref(),
+            known: RefCell::default(),
+        }
+    }
+}
+
+/// A table.
+pub(super) struct Section<'a> {
+    document: &'a Document<'a>,
+    path: String,
+    span: Range<usize>,
+    table: &'a DeTable<'a>,
+    known: RefCell<Vec<&'static str>>,
+}
+
+impl<'a> Section<'a> {
+    fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// The value of a key, if it is there.
+    pub(super) fn optional(&self, key: &'static str) -> Option<Value<'a>> {
+        self.known.borrow_mut().push(key);
+        self.entry(key)
+    }
+
+    fn entry(&self, key: &str) -> Option<Value<'a>> {
+        let (_, value) = self.table.iter().find(|(k, _)| k.get_ref() == key)?;
+        Some(Value {
+            document: self.document,
+            path: self.path_of(key),
+            span: value.span(),
+            value: value.get_ref(),
+        })
+    }
+
+    /// The value of a key that must be there; `example` is shown if it isn't.
+    pub(super) fn required(&self, key: &'static str, example: &str) -> Result<Value<'a>> {
+        self.optional(key).ok_or_else(|| self.missing(key, &format!("add `{key} = {example}`")))
+    }
+
+    pub(super) fn missing(&self, key: &str, fix: &str) -> ConfigError {
+        self.document.error(self.span.start, &self.path_of(key), format!("is missing; {fix}"))
+    }
+
+    /// A table that may be left out: then it is empty.
+    pub(super) fn section(&self, key: &'static str) -> Result<Section<'a>> {
+        static EMPTY: LazyLock<DeTable<'static>> = LazyLock::new(DeTable::new);
+        match self.optional(key) {
+            Some(value) => value.section(),
+            None => Ok(Section {
+                document: self.document,
+                path: self.path_of(key),
+                span: self.span.clone(),
+                table: &EMPTY,
+                known: RefCell::default(),
+            }),
+        }
+    }
+
+    /// All entries (their names are the user's), as they stand in the file.
+    pub(super) fn entries(&self) -> Vec<(String, Value<'a>)> {
+        let mut keys: Vec<_> = self.table.keys().map(|k| (k.span().start, k.get_ref().to_string())).collect();
+        keys.sort();
+        keys.into_iter().filter_map(|(_, k)| Some((k.clone(), self.entry(&k)?))).collect()
+    }
+
+    pub(super) fn error(&self, problem: impl Into<String>) -> ConfigError {
+        self.document.error(self.span.start, &self.path, problem)
+    }
+
+    /// Refuses keys that were not asked for.
+    pub(super) fn finish(&self) -> Result<()> {
+        let known = self.known.borrow();
+        match self.table.keys().find(|k| !known.contains(&k.get_ref().as_ref())) {
+            None => Ok(()),
+            Some(key) => {
+                let name = key.get_ref();
+                let problem = match known.iter().find(|k| distance(k, name) <= 2) {
+                    Some(close) => format!("is not a key here; did you mean `{close}`?"),
+                    None => {
+                        format!("is not a key here; take it out (the keys here are {})", known.join(", "))
+                    }
+                };
+                Err(self.document.error(key.span().start, &self.path_of(name), problem))
+            }
+        }
+    }
+}
+
+/// One value and where it stands.
+pub(super) struct Value<'a> {
+    document: &'a Document<'a>,
+    path: String,
+    span: Range<usize>,
+    value: &'a DeValue<'a>,
+}
+
+impl<'a> Value<'a> {
+    pub(super) fn error(&self, problem: impl Into<String>) -> ConfigError {
+        self.document.error(self.span.start, &self.path, problem)
+    }
+
+    fn expected(&self, what: &str) -> ConfigError {
+        self.error(format!("is {}, and must be {what}", article(self.value.type_str())))
+    }
+
+    pub(super) fn section(&self) -> Result<Section<'a>> {
+        let table =
+            self.value.as_table().ok_or_else(|| self.expected("a table, as in `{ key = \"value\" }`"))?;
+        Ok(Section {
+            document: self.document,
+            path: self.path.clone(),
+            span: self.span.clone(),
+            table,
+            known: RefCell::default(),
+        })
+    }
+
+    pub(super) fn string(&self) -> Result<&'a str> {
+        match self.value {
+            DeValue::String(s) if s.is_empty() => {
+                Err(self.error("is empty; write a value between the quotes"))
+            }
+            DeValue::String(s) => Ok(s),
+            _ => Err(self.expected("a string in quotes")),
+        }
+    }
+
+    pub(super) fn boolean(&self) -> Result<bool> {
+        self.value.as_bool().ok_or_else(|| self.expected("true or false, without quotes"))
+    }
+
+    /// A whole number within a range.
+    pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Result<u64> {
+        let wanted = format!("a whole number from {} to {}", range.start(), range.end());
+        let DeValue::Integer(number) = self.value else { return Err(self.expected(&wanted)) };
+        match u64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(n) if range.contains(&n) => Ok(n),
+            _ => Err(self.error(format!("is {number}, and must be {wanted}"))),
+        }
+    }
+
+    /// A number within a range.
+    pub(super) fn float(&self, range: RangeInclusive<f64>) -> Result<f64> {
+        let wanted = format!("a number from {} to {}", range.start(), range.end());
+        let text = match self.value {
+            DeValue::Float(number) => number.as_str(),
+            DeValue::Integer(number) if number.radix() == 10 => number.as_str(),
+            _ => return Err(self.expected(&wanted)),
+        };
+        match text.parse::<f64>() {
+            Ok(n) if range.contains(&n) => Ok(n),
+            _ => Err(self.error(format!("is {text}, and must be {wanted}"))),
+        }
+    }
+
+    /// Like `"2s"`: a whole number and `ms`, `s`, `m`, `h` or `d`.
+    pub(super) fn duration(&self) -> Result<Duration> {
+        const FIX: &str = "a time in quotes: a whole number and ms, s, m, h or d, as in \"30s\"";
+        let DeValue::String(text) = self.value else { return Err(self.expected(FIX)) };
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(self.error(format!("\"{text}\" is no time; write {FIX}"))),
+        };
+        let total = number.parse::<u64>().ok().and_then(|n| n.checked_mul(milliseconds));
+        // A century, so that sums of times never overflow.
+        match total.filter(|ms| *ms <= 36_500 * 86_400_000) {
+            Some(ms) => Ok(Duration::from_millis(ms)),
+            None => Err(self.error(format!("\"{text}\" is no time; write {FIX}, 36500d at most"))),
+        }
+    }
+
+    /// A duration that isn't zero.
+    pub(super) fn positive_duration(&self) -> Result<Duration> {
+        let duration = self.duration()?;
+        if duration.is_zero() {
+            Err(self.error("is zero; write a time of 1ms or more"))
+        } else {
+            Ok(duration)
+        }
+    }
+
+    /// One of these words.
+    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Result<T> {
+        let text = self.string()?;
+        words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+            let all: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+            self.error(format!("\"{text}\" is not known here; write {}", all.join(" or ")))
+        })
+    }
+
+    /// An IPv4 address. (IPv6 is read, and refused with a message of its own.)
+    pub(super) fn address(&self) -> Result<IpAddr> {
+        let text = self.string()?;
+        match text.parse() {
+            Ok(IpAddr::V6(_)) => {
+                Err(self.error(format!("{text}: IPv6 is not supported yet; write an IPv4 address")))
+            }
+            Ok(address) => Ok(address),
+            Err(_) => {
+                Err(self.error(format!("\"{text}\" is no IPv4 address; write one such as \"192.0.2.2\"")))
+            }
+        }
+    }
+
+    /// An array of one to `most` values.
+    pub(super) fn array(&self, most: usize) -> Result<Vec<Value<'a>>> {
+        let array = self.value.as_array().ok_or_else(|| self.expected("an array, as in `[\"value\"]`"))?;
+        if array.is_empty() || array.len() > most {
+            let wanted = if most == 1 { "exactly one".into() } else { format!("1 to {most}") };
+            return Err(self.error(format!("has {} values; write {wanted}", array.len())));
+        }
+        let value = |(i, v): (usize, &'a Spanned<DeValue<'a>>)| Value {
+            document: self.document,
+            path: if array.len() == 1 { self.path.clone() } else { format!("{}[{i}]", self.path) },
+            span: v.span(),
+            value: v.get_ref(),
+        };
+        Ok(array.iter().enumerate().map(value).collect())
+    }
+}
+
+fn article(noun: &str) -> String {
+    let an = noun.starts_with(['a', 'e', 'i', 'o', 'u']);
+    format!("{} {noun}", if an { "an" } else { "a" })
+}
+
+/// How many letters two keys differ by (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
