@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod crypto;
 mod endpoint;
 pub mod random;
+pub mod wire;
 
 pub use endpoint::Endpoint;

@@ -1,0 +1,125 @@
+//! Key exchange: Curve25519 (RFC 8031) and the 256-bit random ECP group (RFC 5903).
+
+use super::Secret;
+use crate::random::Random;
+use crate::wire::transform;
+use p256::elliptic_curve::sec1::ToSec1Point;
+use std::fmt;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// A key exchange method.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Group {
+    /// Curve25519, group 31.
+    X25519,
+    /// 256-bit random ECP group, group 19.
+    P256,
+}
+
+/// The peer's public value is not one that the group allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the peer's public value is not valid")]
+pub struct ExchangeError;
+
+/// An ephemeral private key with its public value. Zeroised on drop, redacted in Debug.
+pub struct PrivateKey {
+    secret: Private,
+    public: Vec<u8>,
+}
+
+enum Private {
+    X25519(Zeroizing<[u8; 32]>),
+    P256(p256::SecretKey),
+}
+
+impl Group {
+    /// All of them.
+    pub const ALL: [Group; 2] = [Group::X25519, Group::P256];
+
+    /// Its Transform ID.
+    pub fn id(self) -> u16 {
+        match self {
+            Group::X25519 => transform::CURVE25519,
+            Group::P256 => transform::ECP_256,
+        }
+    }
+
+    /// The one with this Transform ID.
+    pub fn from_id(id: u16) -> Option<Group> {
+        Group::ALL.into_iter().find(|group| group.id() == id)
+    }
+}
+
+impl PrivateKey {
+    /// A fresh one.
+    pub fn generate(group: Group, random: &mut dyn Random) -> PrivateKey {
+        let mut octets = Zeroizing::new([0; 32]);
+        loop {
+            random.fill(&mut *octets);
+            // Zero and values above the order are drawn again: 1 in 2^32 times for P-256.
+            if let Some(key) = PrivateKey::from_octets(group, &octets) {
+                return key;
+            }
+        }
+    }
+
+    fn from_octets(group: Group, octets: &[u8; 32]) -> Option<PrivateKey> {
+        Some(match group {
+            Group::X25519 => PrivateKey {
+                public: x25519_dalek::x25519(*octets, x25519_dalek::X25519_BASEPOINT_BYTES).to_vec(),
+                secret: Private::X25519(Zeroizing::new(*octets)),
+            },
+            Group::P256 => {
+                let key = p256::SecretKey::from_slice(octets).ok()?;
+                // RFC 5903 section 7: x and y, without a format octet.
+                let public = key.public_key().to_sec1_point(false).as_bytes()[1..].to_vec();
+                PrivateKey { secret: Private::P256(key), public }
+            }
+        })
+    }
+
+    /// Its group.
+    pub fn group(&self) -> Group {
+        match self.secret {
+            Private::X25519(_) => Group::X25519,
+            Private::P256(_) => Group::P256,
+        }
+    }
+
+    /// The Key Exchange Data for the peer.
+    pub fn public(&self) -> &[u8] {
+        &self.public
+    }
+
+    /// g^ir with the peer's Key Exchange Data.
+    pub fn agree(&self, peer: &[u8]) -> Result<Secret, ExchangeError> {
+        match &self.secret {
+            Private::X25519(secret) => {
+                let peer = peer.try_into().map_err(|_| ExchangeError)?;
+                let shared = Zeroizing::new(x25519_dalek::x25519(**secret, peer));
+                // RFC 8031 section 2.3 with RFC 7748 section 6.1: the all-zero value means a point of small order.
+                if bool::from(shared.ct_eq(&[0; 32])) {
+                    return Err(ExchangeError);
+                }
+                Ok(Zeroizing::new(shared.to_vec()))
+            }
+            Private::P256(secret) => {
+                // RFC 5903 section 8 with RFC 6989 section 2.3: the point must be on the curve.
+                let peer: &[u8; 64] = peer.try_into().map_err(|_| ExchangeError)?;
+                let mut point = [4; 65];
+                point[1..].copy_from_slice(peer);
+                let peer = p256::PublicKey::from_sec1_bytes(&point).map_err(|_| ExchangeError)?;
+                let shared = p256::ecdh::diffie_hellman(secret.to_nonzero_scalar(), peer.as_affine());
+                // RFC 5903 section 9: the x coordinate alone.
+                Ok(Zeroizing::new(shared.raw_secret_bytes().to_vec()))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PrivateKey({:?})", self.group())
+    }
+}
