@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)] // what the program is for
 
+mod bench;
 mod interface;
 mod send;
 
@@ -24,12 +25,15 @@ enum Command {
     Send(send::SendArguments),
     /// Count what arrives at a veth, and drop it
     Sink(send::SinkArguments),
+    /// Measure what a storm is, what it costs, and what survives it
+    Bench(bench::BenchArguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Send(arguments) => send::send(&arguments),
         Command::Sink(arguments) => send::sink(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
