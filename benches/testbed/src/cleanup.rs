@@ -67,11 +67,6 @@ impl Guard {
     pub(crate) fn directory(path: &Path) -> Guard {
         Guard::register(Resource::Directory(path.to_owned()))
     }
-
-    /// Forgets the resource without removing it: it is gone already.
-    pub(crate) fn forget(self) {
-        registry().1.remove(&self.0);
-    }
 }
 
 impl Drop for Guard {

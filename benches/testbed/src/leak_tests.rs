@@ -46,7 +46,7 @@ fn inner_packet_6() -> Vec<u8> {
 #[test]
 fn an_inside_source_or_destination_is_a_leak() {
     for (source, destination) in [(HOST_A, OUTER_B), (OUTER_A, HOST_B)] {
-        let packet = craft::ipv4(source, destination, protocol::TCP, &[0; 20]);
+        let packet = craft::ipv4(source, destination, 6, &[0; 20]);
         assert_eq!(places(craft::ethernet([2; 6], [4; 6], 0x0800, &packet)), [Place::IpHeader]);
     }
     assert_eq!(places(craft::ethernet([2; 6], [4; 6], 0x86dd, &inner_packet_6())), [Place::IpHeader]);

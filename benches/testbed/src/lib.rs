@@ -1,4 +1,14 @@
 //! The testbed: two hosts, two gateways and a delay box on one machine, with traffic, captures and their analysis.
+//!
+//! ```text
+//! topology   five namespaces, veth pairs          gateway    `spindle up` in its namespace, kill -9, events
+//! delay      half the round-trip time each way    traffic    a steady stream, TCP, UDP sizes, ping
+//! capture ─► pcap ─► event ─► timeline            leak       no inside address, no marker on the outer wire
+//! ```
+//!
+//! [`Testbed`] joins them. What it makes is removed when it drops, on a panic and on SIGINT, SIGTERM or SIGHUP; what
+//! a killed one left behind goes at the next start.
+
 #![forbid(unsafe_code)]
 
 mod capture;
@@ -8,24 +18,30 @@ mod delay;
 mod error;
 mod event;
 mod frame;
+mod gateway;
 mod leak;
 mod namespace;
 mod packet;
 mod pcap;
 pub mod strongswan;
+mod testbed;
 mod timeline;
 mod topology;
+mod traffic;
 
 pub use capture::Capture;
 pub use cleanup::{PREFIX, prepare};
 pub use delay::{DelayBox, DelayCounters, Filter, Link, Verdict};
 pub use error::{Error, Result};
 pub use event::{IkeMessage, Kind, Notify, WireEvent, number, wire_events};
+pub use gateway::{Gateway, GatewayEvent, Retransmit, Settings, programs};
 pub use leak::{InsideNetwork, Leak, Place, leaks};
 pub use namespace::Namespace;
 pub use packet::now;
 pub use pcap::{Frame, Reader, Writer};
+pub use testbed::{Options, Testbed, Wires};
 pub use timeline::{Counts, Crash, Exchange, Question, Recovery, Timeline};
 pub use topology::{Addresses, Network, Side, Topology};
-mod traffic;
-pub use traffic::*;
+pub use traffic::{
+    Delivery, Host, Marker, Outage, Stream, StreamLog, Transfer, ping, tcp_transfer, udp_sweep,
+};

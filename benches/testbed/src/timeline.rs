@@ -223,7 +223,7 @@ impl<'a> Recovery<'a> {
             .collect();
         let is_new =
             |event: &&WireEvent| self.is_in(event) && event.esp().is_some_and(|spi| !old.contains(&spi));
-        let asked: BTreeSet<u32> = self.since_ready().filter_map(|event| unknown_spi(event)).collect();
+        let asked: BTreeSet<u32> = self.since_ready().filter_map(unknown_spi).collect();
         self.since_ready()
             .filter(is_new)
             .find(|event| event.esp().is_some_and(|spi| !asked.contains(&spi)))

@@ -30,7 +30,7 @@ fn a_stream_crosses_the_delay_box_with_half_the_round_trip_time_and_little_jitte
         log.deliveries.iter().map(|delivery| (delivery.received - delivery.sent) / 1_000).collect();
     delays.sort_unstable();
     let (shortest, middle, longest) = (delays[0], delays[delays.len() / 2], delays[delays.len() - 1]);
-    println!("one way in µs: {shortest} to {longest}, median {middle}; {:?}", delay.counters());
+    eprintln!("one way in µs: {shortest} to {longest}, median {middle}; {:?}", delay.counters());
     assert!(shortest >= 10_000, "{shortest} µs");
     assert!(middle < 11_000, "{middle} µs");
 }
@@ -46,7 +46,7 @@ fn large_transfers_and_all_udp_sizes_pass_with_the_hosts_offloads_untouched() {
             tcp_transfer(from, to, marker, 100_000_000, Duration::from_secs(20)).expect("TCP connects");
         assert!(transfer.is_intact());
         assert_eq!(transfer.octets, 100_000_000);
-        println!("{:.2} Gb/s; {:?}", transfer.bits_per_second() / 1e9, delay.counters());
+        eprintln!("{:.2} Gb/s; {:?}", transfer.bits_per_second() / 1e9, delay.counters());
         let missing =
             udp_sweep(from, to, marker, 1..=1472, Duration::from_micros(100), Duration::from_secs(1));
         assert_eq!(missing.expect("sockets"), [0_usize; 0]);

@@ -1,0 +1,211 @@
+//! The whole testbed in one value: what integration tests and the demo are written on.
+//!
+//! ```no_run
+//! # fn main() -> spindle_testbed::Result<()> {
+//! use spindle_testbed::{Options, Side, Testbed};
+//! use std::time::Duration;
+//!
+//! let mut testbed = Testbed::two_gateways(Options::default())?;
+//! testbed.start(Duration::from_secs(10))?;
+//! testbed.gateway(Side::A).initiate()?;
+//! assert_eq!(testbed.ping(Side::A, 5)?.len(), 5);
+//! testbed.gateway_mut(Side::B).kill_group()?;
+//! let wires = testbed.finish()?;
+//! assert!(testbed.leaks(&wires).is_empty());
+//! # Ok(())
+//! # }
+//! ```
+
+use crate::capture::Capture;
+use crate::cleanup::{self, Guard, unique_name};
+use crate::delay::{DelayBox, Link};
+use crate::error::{Context, Error, Result};
+use crate::gateway::{Gateway, Settings};
+use crate::leak::{InsideNetwork, Leak, leaks};
+use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show};
+use crate::pcap::Frame;
+use crate::topology::{Addresses, Side, Topology};
+use crate::traffic::{self, Host, Marker, Stream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What a testbed is made with.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Options {
+    /// Addresses.
+    pub addresses: Addresses,
+    /// The link between the gateways.
+    pub link: Link,
+    /// Gateway A's configuration.
+    pub a: Settings,
+    /// Gateway B's configuration.
+    pub b: Settings,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            addresses: Addresses::default(),
+            link: Link::with_round_trip(Duration::ZERO),
+            a: Settings::default(),
+            b: Settings::default(),
+        }
+    }
+}
+
+/// The frames of both outer wires, from before the gateways were first started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wires {
+    /// On gateway A's outer interface.
+    pub a: Vec<Frame>,
+    /// On gateway B's outer interface.
+    pub b: Vec<Frame>,
+}
+
+/// Two hosts, two gateways, a delay box and captures on both outer wires. Dropping it removes all.
+#[derive(Debug)]
+pub struct Testbed {
+    // In this order they are dropped: processes, captures, delay box, namespaces, files.
+    gateways: [Gateway; 2],
+    captures: Option<[Capture; 2]>,
+    delay: DelayBox,
+    topology: Topology,
+    marker: Marker,
+    directory: PathBuf,
+    _guard: Guard,
+}
+
+impl Testbed {
+    /// Makes everything and starts the captures; the gateways are configured but not started.
+    pub fn two_gateways(options: Options) -> Result<Testbed> {
+        cleanup::prepare()?;
+        let topology = Topology::create(options.addresses)?;
+        let directory = std::env::temp_dir().join(unique_name(topology.number, "files"));
+        std::fs::create_dir_all(&directory).context(|| format!("making {}", directory.display()))?;
+        let guard = Guard::directory(&directory);
+        let capture = |side: Side| {
+            let path = directory.join(format!("outer-{}.pcap", side.letter()));
+            Capture::start(topology.delay_box(), &side.box_interface(), &path)
+        };
+        let captures = Some([capture(Side::A)?, capture(Side::B)?]);
+        let delay = DelayBox::start(&topology, options.link)?;
+        let gateway = |side: Side| {
+            Gateway::new(
+                side,
+                &topology.addresses,
+                topology.gateway(side),
+                &directory.join(side.letter().to_string()),
+            )
+        };
+        let gateways = [gateway(Side::A)?, gateway(Side::B)?];
+        gateways[0].configure(&options.a, &topology.addresses)?;
+        gateways[1].configure(&options.b, &topology.addresses)?;
+        Ok(Testbed {
+            gateways,
+            captures,
+            delay,
+            topology,
+            marker: Marker::random(),
+            directory,
+            _guard: guard,
+        })
+    }
+
+    /// Starts both gateways and waits until both are ready.
+    pub fn start(&mut self, patience: Duration) -> Result<()> {
+        for gateway in &mut self.gateways {
+            gateway.start()?;
+        }
+        for gateway in &mut self.gateways {
+            gateway.wait_ready(patience)?;
+        }
+        Ok(())
+    }
+
+    /// A gateway.
+    pub fn gateway(&self, side: Side) -> &Gateway {
+        &self.gateways[side as usize]
+    }
+
+    /// A gateway, to start, kill or stop it.
+    pub fn gateway_mut(&mut self, side: Side) -> &mut Gateway {
+        &mut self.gateways[side as usize]
+    }
+
+    /// A host.
+    pub fn host(&self, side: Side) -> Host<'_> {
+        Host { namespace: self.topology.host(side), address: self.topology.addresses.host(side) }
+    }
+
+    /// The namespaces and addresses.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The delay box: round-trip time, losses, filters, counters.
+    pub fn delay(&self) -> &DelayBox {
+        &self.delay
+    }
+
+    /// What begins every payload of this testbed.
+    pub fn marker(&self) -> Marker {
+        self.marker
+    }
+
+    /// Where the gateways' files and the captures lie.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Sends a packet of 100 octets each `interval` from one host to the other.
+    pub fn stream(&self, from: Side, interval: Duration) -> Result<Stream> {
+        Stream::start(self.host(from), self.host(from.other()), self.marker, interval, 100)
+    }
+
+    /// The times in milliseconds of the answers to `count` echo requests from one host to the other.
+    pub fn ping(&self, from: Side, count: u32) -> Result<Vec<f64>> {
+        traffic::ping(self.host(from), self.host(from.other()).address, count, 56)
+    }
+
+    /// Moves octets over TCP from one host to the other.
+    pub fn tcp_transfer(&self, from: Side, octets: usize, patience: Duration) -> Result<traffic::Transfer> {
+        traffic::tcp_transfer(self.host(from), self.host(from.other()), self.marker, octets, patience)
+    }
+
+    /// The sizes of UDP payloads that do not arrive whole.
+    pub fn udp_sweep(&self, from: Side, sizes: std::ops::RangeInclusive<usize>) -> Result<Vec<usize>> {
+        let (from, to) = (self.host(from), self.host(from.other()));
+        let (interval, settle) = (Duration::from_micros(200), Duration::from_secs(1));
+        traffic::udp_sweep(from, to, self.marker, sizes, interval, settle)
+    }
+
+    /// Puts a frame of one's own on the outer wire toward a gateway, as if the delay box had it from the other side.
+    pub fn inject(&self, toward: Side, frame: &[u8]) -> Result<()> {
+        let socket = PacketSocket::open(
+            self.topology.delay_box(),
+            &toward.box_interface(),
+            Show::ArrivingWithOffloads,
+        )?;
+        if socket.send(&[&[0; OFFLOAD_HEADER][..], frame].concat()) {
+            return Ok(());
+        }
+        Err(Error::Machine(format!("the kernel would not send a frame of {} octets", frame.len())))
+    }
+
+    /// Ends the captures; what both saw. Gateways go on.
+    pub fn finish(&mut self) -> Result<Wires> {
+        let Some([a, b]) = self.captures.take() else {
+            return Err(Error::Capture("it was ended before".to_owned()));
+        };
+        Ok(Wires { a: a.stop()?, b: b.stop()? })
+    }
+
+    /// Inside addresses and payload markers on the outer wires.
+    pub fn leaks(&self, wires: &Wires) -> Vec<Leak> {
+        let addresses = &self.topology.addresses;
+        let inside = [InsideNetwork::V4(addresses.inside_a), InsideNetwork::V4(addresses.inside_b)];
+        let mut found = leaks(&wires.a, &inside, self.marker);
+        found.extend(leaks(&wires.b, &inside, self.marker));
+        found
+    }
+}
