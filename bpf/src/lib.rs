@@ -1,3 +1,4 @@
 //! The XDP programs (`*.bpf.c`, built by `build.rs`) and what loads them.
 
+pub mod steer;
 pub mod storm;

@@ -1,0 +1,323 @@
+//! Loads and attaches `steer.bpf.c`, and holds its maps: sockets, local addresses, SPI states, pressure, counts.
+//!
+//! A program stays attached as long as [`Steer`] lives: the attachment is a link's descriptor, so that even the
+//! death of the process ends it. [`SpiStates`] and [`Pressure`] are handles of their own, for the worker.
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::programs::xdp::XdpMode;
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use rustix::mm::{MapFlags, ProtFlags};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
+
+/// SPI states that the map holds at most.
+pub const MAX_SPIS: u32 = 1 << 21;
+/// Decisions that the program has room to count.
+const DECISIONS: usize = 16;
+
+/// The gateway's two sides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// Unprotected: ESP.
+    Outside = 0,
+    /// Protected: cleartext.
+    Inside = 1,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Side::Outside => "outside",
+            Side::Inside => "inside",
+        }
+    }
+}
+
+/// How XDP attaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the kernel's stack, for drivers without XDP; slower.
+    Generic,
+}
+
+/// What the programs decide, with the names of their counters: outside, inside. The order is that of `enum decision`.
+const NAMES: [(&str, &str); 8] = [
+    ("xdp_outside_to_socket", "xdp_inside_to_socket"),
+    ("xdp_outside_passed", "xdp_inside_passed"),
+    ("xdp_outside_dropped_no_socket", "xdp_inside_dropped_no_socket"),
+    ("xdp_outside_dropped_not_ours", "xdp_inside_dropped_not_ours"),
+    ("xdp_outside_dropped_sampled", "xdp_inside_dropped_sampled"),
+    ("xdp_outside_dropped_esp_fragment", "xdp_inside_dropped_esp_fragment"),
+    ("xdp_outside_dropped_nat_keepalive", "xdp_inside_dropped_nat_keepalive"),
+    ("xdp_outside_dropped_malformed", "xdp_inside_dropped_malformed"),
+];
+
+/// Why packets cannot be steered.
+#[derive(Debug, thiserror::Error)]
+pub enum SteerError {
+    /// The kernel refused the programs.
+    #[error(
+        "cannot load the XDP programs (start as root or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW): {0}"
+    )]
+    Load(#[from] EbpfError),
+    /// An interface refused a program.
+    #[error("cannot attach XDP to {interface} ({fix}): {error}")]
+    Attach {
+        /// The interface's index.
+        interface: u32,
+        /// What the operator can do.
+        fix: &'static str,
+        /// The kernel's word.
+        error: ProgramError,
+    },
+    /// The kernel refused a program.
+    #[error("the kernel refuses the XDP program: {0}")]
+    Program(#[from] ProgramError),
+    /// A map refused.
+    #[error("cannot use the XDP program's maps: {0}")]
+    Map(#[from] MapError),
+    /// A system call on a map failed.
+    #[error("cannot use the XDP program's maps: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The programs and what they are told.
+pub struct Steer {
+    ebpf: Ebpf,
+    counts: PerCpuArray<MapData, [u64; DECISIONS]>,
+    addresses: HashMap<MapData, u32, u8>,
+}
+
+impl Steer {
+    /// Loads both programs; attaches nothing. At most `max_spis` SPIs have a state.
+    pub fn load(local: &[Ipv4Addr], max_spis: u32) -> Result<Steer, SteerError> {
+        let mut loader = EbpfLoader::new();
+        let mut ebpf = loader.map_max_entries("spi_states", max_spis).load(OBJECT)?;
+        for side in [Side::Outside, Side::Inside] {
+            program(&mut ebpf, side)?.load()?;
+        }
+        let counts = PerCpuArray::try_from(ebpf.take_map("steer_counts").expect("in the object"))?;
+        let addresses = HashMap::try_from(ebpf.take_map("local_addresses").expect("in the object"))?;
+        let mut steer = Steer { ebpf, counts, addresses };
+        steer.set_local_addresses(local)?;
+        Ok(steer)
+    }
+
+    /// Replaces this host's addresses.
+    pub fn set_local_addresses(&mut self, local: &[Ipv4Addr]) -> Result<(), SteerError> {
+        let key = |a: &Ipv4Addr| u32::from_ne_bytes(a.octets());
+        for address in local {
+            self.addresses.insert(key(address), 1, 0)?;
+        }
+        let stale: Vec<u32> = self.addresses.keys().filter_map(Result::ok).collect();
+        for address in stale {
+            if !local.iter().any(|a| key(a) == address) {
+                self.addresses.remove(&address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches one side's program to an interface. The kernel may hold the link of a killed process for some
+    /// milliseconds, so a busy interface is tried again for a second.
+    pub fn attach(&mut self, side: Side, interface: u32, mode: Mode) -> Result<(), SteerError> {
+        let started = Instant::now();
+        let mode = match mode {
+            Mode::Native => XdpMode::Driver,
+            Mode::Generic => XdpMode::Skb,
+        };
+        loop {
+            match program(&mut self.ebpf, side)?.attach_to_if_index(interface, mode) {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    let errno = match &error {
+                        ProgramError::SyscallError(e) => e.io_error.raw_os_error(),
+                        _ => None,
+                    };
+                    let busy = matches!(errno, Some(libc::EBUSY | libc::EEXIST));
+                    if busy && started.elapsed() < Duration::from_secs(1) {
+                        std::thread::sleep(Duration::from_millis(1));
+                        continue;
+                    }
+                    let fix = match errno {
+                        _ if busy => "another XDP program is attached: `ip link set dev NAME xdp off`",
+                        Some(libc::EOPNOTSUPP) => "its driver has no native XDP: use --xdp-mode generic",
+                        Some(libc::EPERM | libc::EACCES) => "root or CAP_NET_ADMIN is needed",
+                        Some(libc::ERANGE | libc::EINVAL) => {
+                            "its MTU may be too large for XDP: at most 3,498"
+                        }
+                        _ => "does the interface exist?",
+                    };
+                    return Err(SteerError::Attach { interface, fix, error });
+                }
+            }
+        }
+    }
+
+    /// Gives a queue's packets to an AF_XDP socket.
+    pub fn set_socket(&mut self, side: Side, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteerError> {
+        let name = if side == Side::Outside { "outside_sockets" } else { "inside_sockets" };
+        let mut sockets = XskMap::try_from(self.ebpf.map_mut(name).expect("in the object"))?;
+        Ok(sockets.set(queue, socket.as_raw_fd(), 0)?)
+    }
+
+    /// The states of SPIs, once.
+    pub fn take_spi_states(&mut self) -> Result<Option<SpiStates>, SteerError> {
+        let Some(map) = self.ebpf.take_map("spi_states") else { return Ok(None) };
+        let fd = descriptor(&map)?;
+        Ok(Some(SpiStates { map: HashMap::try_from(map)?, fd, keys: Vec::new(), values: Vec::new() }))
+    }
+
+    /// The switch that makes the program sample unknown SPIs, once.
+    pub fn take_pressure(&mut self) -> Result<Option<Pressure>, SteerError> {
+        let Some(map) = self.ebpf.take_map("pressure") else { return Ok(None) };
+        Ok(Some(Pressure::new(descriptor(&map)?)?))
+    }
+
+    /// Every decision's name and how often it was taken.
+    pub fn counts(&self) -> Result<Vec<(&'static str, u64)>, SteerError> {
+        let mut all = Vec::with_capacity(2 * NAMES.len());
+        for side in [Side::Outside, Side::Inside] {
+            let per_cpu = self.counts.get(&(side as u32), 0)?;
+            for (decision, (outside, inside)) in NAMES.into_iter().enumerate() {
+                let name = if side == Side::Outside { outside } else { inside };
+                all.push((name, per_cpu.iter().map(|counts| counts[decision]).sum()));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// A descriptor of the map's own, for what aya has no call for.
+fn descriptor(map: &Map) -> io::Result<OwnedFd> {
+    match map {
+        Map::HashMap(data) | Map::Array(data) => data.fd().as_fd().try_clone_to_owned(),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn program(ebpf: &mut Ebpf, side: Side) -> Result<&mut Xdp, ProgramError> {
+    ebpf.program_mut(side.name()).expect("in the object").try_into()
+}
+
+/// The states of inbound SPIs as the program sees them. Changes are collected, then written together.
+pub struct SpiStates {
+    map: HashMap<MapData, u32, u8>,
+    fd: OwnedFd,
+    keys: Vec<u32>,
+    values: Vec<u8>,
+}
+
+impl SpiStates {
+    /// Notes an SPI's new state (a value of `SpiState`; 0, unknown, is kept as such until [`SpiStates::flush`]).
+    pub fn set(&mut self, spi: u32, state: u8) {
+        self.keys.push(spi.to_be());
+        self.values.push(state);
+    }
+
+    /// Writes what was noted, with one system call; unknown SPIs are taken out.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.keys.is_empty() {
+            return Ok(());
+        }
+        let result = self.update();
+        for (key, value) in self.keys.iter().zip(&self.values) {
+            if *value == 0 {
+                // Absent already if the SPI was set twice.
+                let _ = self.map.remove(key);
+            }
+        }
+        self.keys.clear();
+        self.values.clear();
+        result
+    }
+
+    fn update(&self) -> io::Result<()> {
+        /// The `batch` member of `union bpf_attr`.
+        #[repr(C)]
+        #[derive(Default)]
+        struct Batch {
+            in_batch: u64,
+            out_batch: u64,
+            keys: u64,
+            values: u64,
+            count: u32,
+            map_fd: u32,
+            elem_flags: u64,
+            flags: u64,
+        }
+        const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+        let mut batch = Batch {
+            keys: self.keys.as_ptr() as u64,
+            values: self.values.as_ptr() as u64,
+            count: self.keys.len() as u32,
+            map_fd: self.fd.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: the kernel reads `count` keys of four octets and values of one, which both vectors hold, and writes
+        // only `count`.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &mut batch, size_of::<Batch>() as u32)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// The state that the program sees.
+    pub fn state(&self, spi: u32) -> u8 {
+        self.map.get(&spi.to_be(), 0).unwrap_or(0)
+    }
+}
+
+/// A word of memory that the program reads: are unknown SPIs to be sampled?
+pub struct Pressure {
+    word: NonNull<AtomicU32>,
+}
+
+// SAFETY: the word is an atomic in memory that this value alone unmaps.
+unsafe impl Send for Pressure {}
+
+impl Pressure {
+    const OCTETS: usize = 4096;
+
+    fn new(map: OwnedFd) -> io::Result<Pressure> {
+        // SAFETY: a fresh mapping of a map with BPF_F_MMAPABLE, whose memory is whole pages.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                Self::OCTETS,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &map,
+                0,
+            )?
+        };
+        let word = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Pressure { word })
+    }
+
+    /// Sets or clears the flag; no system call.
+    pub fn set(&self, pressed: bool) {
+        // SAFETY: mapped, aligned and alive as long as `self`; the kernel only reads it.
+        unsafe { self.word.as_ref() }.store(u32::from(pressed), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Pressure {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, unmapped once.
+        let _ = unsafe { rustix::mm::munmap(self.word.as_ptr().cast(), Self::OCTETS) };
+    }
+}
+
+#[cfg(test)]
+#[path = "steer_tests.rs"]
+mod tests;

@@ -1,0 +1,153 @@
+//! Runs the loaded programs on single packets (BPF_PROG_TEST_RUN; root is needed).
+
+use super::*;
+use aya::{TestRun, TestRunOptions};
+
+const US: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const THEM: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+fn steer() -> Steer {
+    Steer::load(&[US], 1024).expect("these tests need root")
+}
+
+/// Ethernet and IPv4 around a payload.
+fn packet(to: Ipv4Addr, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
+    packet.extend((20 + payload.len() as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0, 198, 51, 100, 1]);
+    packet.extend(to.octets());
+    packet.extend(payload);
+    packet
+}
+
+fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut udp = vec![0x11, 0x94];
+    udp.extend(port.to_be_bytes());
+    udp.extend((8 + payload.len() as u16).to_be_bytes());
+    udp.extend([0, 0]);
+    udp.extend(payload);
+    udp
+}
+
+/// The program's verdict, and which one count went up by one.
+fn run(steer: &mut Steer, side: Side, packet: &[u8]) -> (u32, &'static str) {
+    let before = steer.counts().unwrap();
+    let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() };
+    let verdict = program(&mut steer.ebpf, side).unwrap().test_run(options).unwrap().return_value;
+    let after = steer.counts().unwrap();
+    let changed: Vec<_> =
+        before.iter().zip(&after).filter(|(b, a)| b != a).map(|(b, a)| (a.0, a.1 - b.1)).collect();
+    let [(name, 1)] = changed[..] else { panic!("one count by one, not {changed:?}") };
+    (verdict, name)
+}
+
+const ESP: [u8; 16] = [0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn esp_for_us_without_a_socket_is_dropped_and_never_passed() {
+    let steer = &mut steer();
+    let no_socket = (XDP_DROP, "xdp_outside_dropped_no_socket");
+    assert_eq!(run(steer, Side::Outside, &packet(US, 50, 0, &ESP)), no_socket);
+    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0, &udp(4500, &ESP))), no_socket);
+    let inside = (XDP_DROP, "xdp_inside_dropped_no_socket");
+    assert_eq!(run(steer, Side::Inside, &packet(THEM, 17, 0, &udp(53, &ESP))), inside);
+}
+
+#[test]
+fn what_is_for_the_host_passes() {
+    let steer = &mut steer();
+    let passed = (XDP_PASS, "xdp_outside_passed");
+    // IKE: port 500, and 4500 with the non-ESP marker (RFC 7296 section 3.1).
+    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0, &udp(500, &[0; 28]))), passed);
+    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0, &udp(4500, &[0; 32]))), passed);
+    // ICMP, fragments of UDP, ARP, multicast.
+    assert_eq!(run(steer, Side::Outside, &packet(US, 1, 0, &[8; 8])), passed);
+    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0x2000, &udp(4500, &ESP))), passed);
+    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0x0010, &ESP)), passed);
+    let mut arp = packet(US, 1, 0, &[0; 8]);
+    arp[12..14].copy_from_slice(&[8, 6]);
+    assert_eq!(run(steer, Side::Outside, &arp), passed);
+    let group = Ipv4Addr::new(224, 0, 0, 5);
+    assert_eq!(run(steer, Side::Outside, &packet(group, 89, 0, &[0; 8])), passed);
+    assert_eq!(run(steer, Side::Inside, &arp), (XDP_PASS, "xdp_inside_passed"));
+    assert_eq!(run(steer, Side::Inside, &packet(US, 1, 0, &[8; 8])), (XDP_PASS, "xdp_inside_passed"));
+}
+
+#[test]
+fn the_rest_is_dropped_and_counted() {
+    let steer = &mut steer();
+    let mut drops = |packet: &[u8], name: &str| {
+        let (verdict, counted) = run(steer, Side::Outside, packet);
+        assert_eq!((verdict, counted), (XDP_DROP, name));
+    };
+    drops(&packet(THEM, 50, 0, &ESP), "xdp_outside_dropped_not_ours");
+    drops(&packet(THEM, 6, 0, &[0; 20]), "xdp_outside_dropped_not_ours");
+    drops(&packet(US, 50, 0x2000, &ESP), "xdp_outside_dropped_esp_fragment");
+    drops(&packet(US, 50, 0x0010, &ESP), "xdp_outside_dropped_esp_fragment");
+    // RFC 3948 section 2.3: one octet 0xff; frames are padded to their minimum.
+    let mut keepalive = packet(US, 17, 0, &udp(4500, &[0xff]));
+    drops(&keepalive, "xdp_outside_dropped_nat_keepalive");
+    keepalive.extend([0; 17]);
+    drops(&keepalive, "xdp_outside_dropped_nat_keepalive");
+    drops(&packet(US, 17, 0, &udp(4500, &[1, 2, 3])), "xdp_outside_dropped_malformed");
+    drops(&packet(US, 50, 0, &ESP[..7]), "xdp_outside_dropped_malformed");
+    let mut short = packet(US, 50, 0, &ESP);
+    short[14] = 0x44;
+    drops(&short, "xdp_outside_dropped_malformed");
+}
+
+#[test]
+fn under_pressure_unknown_spis_are_sampled_and_known_ones_are_not() {
+    let steer = &mut steer();
+    let mut states = steer.take_spi_states().unwrap().unwrap();
+    let pressure = steer.take_pressure().unwrap().unwrap();
+    states.set(0x1122_3344, 4);
+    states.flush().unwrap();
+    let known = packet(US, 50, 0, &ESP);
+    let unknown = packet(US, 17, 0, &udp(4500, &[9; 16]));
+    let sampled = |steer: &mut Steer, packet: &[u8]| {
+        let names = (0..1600).map(|_| run(steer, Side::Outside, packet).1);
+        names.filter(|name| *name == "xdp_outside_dropped_sampled").count()
+    };
+    assert_eq!(sampled(steer, &unknown), 0);
+    pressure.set(true);
+    assert_eq!(sampled(steer, &known), 0);
+    // 1 in 16 gets through: 100 of 1,600 expected, standard deviation below 10.
+    assert!((1430..1570).contains(&sampled(steer, &unknown)));
+    pressure.set(false);
+    assert_eq!(sampled(steer, &unknown), 0);
+}
+
+#[test]
+fn a_hundred_thousand_spis_are_written_in_well_under_300_ms() {
+    let mut steer = Steer::load(&[US], MAX_SPIS).unwrap();
+    let mut states = steer.take_spi_states().unwrap().unwrap();
+    let started = Instant::now();
+    for spi in 0..100_000_u32 {
+        states.set(spi.wrapping_mul(0x9e37_79b9), 4);
+        if spi % 1000 == 999 {
+            states.flush().unwrap();
+        }
+    }
+    let took = started.elapsed();
+    assert!(took < Duration::from_millis(300), "{took:?}");
+    assert_eq!(states.state(0x9e37_79b9), 4);
+    states.set(0x9e37_79b9, 0);
+    states.flush().unwrap();
+    assert_eq!(states.state(0x9e37_79b9), 0);
+}
+
+#[test]
+fn local_addresses_are_replaced() {
+    let steer = &mut steer();
+    let to_them = packet(THEM, 1, 0, &[8; 8]);
+    assert_eq!(run(steer, Side::Outside, &to_them).1, "xdp_outside_dropped_not_ours");
+    steer.set_local_addresses(&[THEM]).unwrap();
+    assert_eq!(run(steer, Side::Outside, &to_them).1, "xdp_outside_passed");
+    let to_us = packet(US, 1, 0, &[8; 8]);
+    assert_eq!(run(steer, Side::Outside, &to_us).1, "xdp_outside_dropped_not_ours");
+}

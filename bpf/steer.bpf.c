@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+//
+// Who takes a packet: the dataplane (this queue's AF_XDP socket), the kernel, or nobody.
+//
+// `outside` stands on the unprotected side: ESP for us, in UDP or not, goes to the socket; IKE and what else is for
+// this host passes; what isn't for us is dropped, for the kernel must not forward it. `inside` stands on the protected
+// side: what the host would have to forward goes to the socket. A socket that isn't there means drop, never pass.
+// Each decision is counted; the order of the counts is known to steer.rs.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/types.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+char _license[] SEC("license") = "Dual MIT/GPL";
+
+#define QUEUES 64
+#define IKE_NAT_PORT 4500    // RFC 3948 section 2.2
+#define FRAGMENT 0x3fff      // more fragments, or an offset
+#define SPI_UNKNOWN 0        // as spindle_abi::SpiState
+#define SAMPLE_MASK 15       // under pressure one unknown SPI in 16 gets through
+
+enum decision {
+    TO_SOCKET,
+    PASSED,               // to the kernel
+    DROPPED_NO_SOCKET,    // the dataplane is not there
+    DROPPED_NOT_OURS,     // outside: to an address that isn't ours
+    DROPPED_SAMPLED,      // an unknown SPI under pressure
+    DROPPED_ESP_FRAGMENT, // ESP in fragments, RFC 4303 section 3.4.1
+    DROPPED_KEEPALIVE,    // RFC 3948 section 2.3: consumed
+    DROPPED_MALFORMED,    // no whole IPv4, UDP or ESP header
+    DECISIONS = 16
+};
+
+enum side { OUTSIDE, INSIDE };
+
+struct counts {
+    __u64 decisions[DECISIONS];
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, 2); // by side
+    __type(key, __u32);
+    __type(value, struct counts);
+} steer_counts SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1024);
+    __type(key, __be32);
+    __type(value, __u8);
+} local_addresses SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_XSKMAP);
+    __uint(max_entries, QUEUES);
+    __type(key, __u32);
+    __type(value, __u32);
+} outside_sockets SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_XSKMAP);
+    __uint(max_entries, QUEUES);
+    __type(key, __u32);
+    __type(value, __u32);
+} inside_sockets SEC(".maps");
+
+// Inbound SPIs that have a state; memory follows what is in it.
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1); // the loader's choice
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __be32);
+    __type(value, __u8);
+} spi_states SEC(".maps");
+
+// Set by the worker while its fill ring runs low.
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __type(key, __u32);
+    __type(value, __u32);
+} pressure SEC(".maps");
+
+static __always_inline int decide(enum side side, enum decision decision, int action)
+{
+    __u32 key = side;
+    struct counts *counts = bpf_map_lookup_elem(&steer_counts, &key);
+
+    if (counts)
+        counts->decisions[decision]++;
+    return action;
+}
+
+static __always_inline int pass(enum side side)
+{
+    return decide(side, PASSED, XDP_PASS);
+}
+
+static __always_inline int drop(enum side side, enum decision decision)
+{
+    return decide(side, decision, XDP_DROP);
+}
+
+static __always_inline int to_socket(struct xdp_md *ctx, enum side side, void *sockets)
+{
+    int action = bpf_redirect_map(sockets, ctx->rx_queue_index, XDP_DROP);
+
+    return decide(side, action == XDP_REDIRECT ? TO_SOCKET : DROPPED_NO_SOCKET, action);
+}
+
+static __always_inline int is_local(__be32 address)
+{
+    return bpf_map_lookup_elem(&local_addresses, &address) != 0;
+}
+
+// For a group, or for all: the kernel neither forwards these nor do we.
+static __always_inline int is_for_many(struct ethhdr *ethernet, struct iphdr *ip)
+{
+    return (ethernet->h_dest[0] & 1) || (bpf_ntohl(ip->daddr) >> 28) == 14 || ip->daddr == 0xffffffff;
+}
+
+// Worth the socket's room? Former and current SPIs always are.
+static __always_inline int is_let_through(__be32 spi)
+{
+    __u32 zero = 0;
+    __u32 *pressed = bpf_map_lookup_elem(&pressure, &zero);
+    __u8 *state;
+
+    if (!pressed || !*(volatile __u32 *)pressed)
+        return 1;
+    state = bpf_map_lookup_elem(&spi_states, &spi);
+    return (state && *state != SPI_UNKNOWN) || !(bpf_get_prandom_u32() & SAMPLE_MASK);
+}
+
+static __always_inline int esp(struct xdp_md *ctx, __be32 *spi, void *end)
+{
+    if ((void *)(spi + 2) > end)
+        return drop(OUTSIDE, DROPPED_MALFORMED);
+    if (!is_let_through(*spi))
+        return drop(OUTSIDE, DROPPED_SAMPLED);
+    return to_socket(ctx, OUTSIDE, &outside_sockets);
+}
+
+// RFC 3948 section 2: four zero octets are the non-ESP marker, one octet 0xff is a keepalive.
+static __always_inline int udp(struct xdp_md *ctx, struct udphdr *udp, void *end)
+{
+    __u8 *payload = (void *)(udp + 1);
+    __be32 *marker = (void *)payload;
+
+    if ((void *)payload > end)
+        return drop(OUTSIDE, DROPPED_MALFORMED);
+    if (udp->dest != bpf_htons(IKE_NAT_PORT))
+        return pass(OUTSIDE);
+    if (bpf_ntohs(udp->len) == sizeof(*udp) + 1 && (void *)(payload + 1) <= end && *payload == 0xff)
+        return drop(OUTSIDE, DROPPED_KEEPALIVE);
+    if (bpf_ntohs(udp->len) < sizeof(*udp) + sizeof(*marker) || (void *)(marker + 1) > end)
+        return drop(OUTSIDE, DROPPED_MALFORMED);
+    if (*marker == 0)
+        return pass(OUTSIDE);
+    return esp(ctx, marker, end);
+}
+
+SEC("xdp")
+int outside(struct xdp_md *ctx)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct ethhdr *ethernet = data;
+    struct iphdr *ip = (void *)(ethernet + 1);
+    int fragment;
+
+    if ((void *)ip > end)
+        return drop(OUTSIDE, DROPPED_MALFORMED);
+    if (ethernet->h_proto != bpf_htons(ETH_P_IP))
+        return pass(OUTSIDE);
+    if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+        return drop(OUTSIDE, DROPPED_MALFORMED);
+    if (is_for_many(ethernet, ip))
+        return pass(OUTSIDE);
+    if (!is_local(ip->daddr))
+        return drop(OUTSIDE, DROPPED_NOT_OURS);
+    fragment = ip->frag_off & bpf_htons(FRAGMENT);
+    if (ip->protocol == IPPROTO_ESP) {
+        if (fragment)
+            return drop(OUTSIDE, DROPPED_ESP_FRAGMENT);
+        return esp(ctx, (void *)ip + ip->ihl * 4, end);
+    }
+    if (ip->protocol == IPPROTO_UDP && !fragment)
+        return udp(ctx, (void *)ip + ip->ihl * 4, end);
+    return pass(OUTSIDE);
+}
+
+SEC("xdp")
+int inside(struct xdp_md *ctx)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct ethhdr *ethernet = data;
+    struct iphdr *ip = (void *)(ethernet + 1);
+
+    if ((void *)ip > end)
+        return drop(INSIDE, DROPPED_MALFORMED);
+    if (ethernet->h_proto != bpf_htons(ETH_P_IP))
+        return pass(INSIDE);
+    if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+        return drop(INSIDE, DROPPED_MALFORMED);
+    if (is_for_many(ethernet, ip) || is_local(ip->daddr))
+        return pass(INSIDE);
+    return to_socket(ctx, INSIDE, &inside_sockets);
+}
