@@ -20,3 +20,6 @@ pub use proposal::{
 
 /// Octets that are zeroised on drop.
 pub type Secret = zeroize::Zeroizing<Vec<u8>>;
+
+#[cfg(test)]
+mod tests;

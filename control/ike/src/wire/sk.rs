@@ -27,6 +27,16 @@ impl SealingKey {
     pub fn new(suite: Suite, key: &[u8]) -> SealingKey {
         SealingKey { aead: Aead::new(suite, key), next_iv: 0 }
     }
+
+    /// The IV of the next message, to be kept where a key outlives its process.
+    pub fn next_iv(&self) -> u64 {
+        self.next_iv
+    }
+
+    /// Passes over IVs below this one; never goes back.
+    pub fn skip_to(&mut self, iv: u64) {
+        self.next_iv = self.next_iv.max(iv);
+    }
 }
 
 impl OpeningKey {
