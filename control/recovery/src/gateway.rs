@@ -1,10 +1,33 @@
 //! The gateway: the IKE endpoint, and around it the recovery from crashes, ours and the peers'.
+//!
+//! Datagrams go to the endpoint; what it cannot account for comes back as [`Unmatched`] and is answered here as
+//! token maker ([`crate::answer`]) or weighed as token taker ([`crate::taker`]). Its reports keep the journal in
+//! step. The dataplane's events become answers, wishes to the endpoint, or acknowledgements. All that is to be
+//! done leaves by [`Gateway::poll`], in order.
 
-use crate::api::{Boot, Config, Input, Output};
-use spindle_abi::Time;
-use spindle_ike::api::{ActivityReader, IkeSaStatus, Refused};
+use crate::answer::{Answer, Answers};
+use crate::api::{Boot, Config, Input, JournalWrite, Method, Output, Report};
+use crate::hints::Hints;
+use crate::journal::{FormerTable, Installed, Journal};
+use crate::limits::{BySource, SourceHash};
+use crate::qcd::{ProtectedTokens, Tokens};
+use crate::reconnect::Reconnect;
+use crate::stats::{Counter, Stats};
+use crate::taker::{Finding, IkeSas, examine};
+use spindle_abi::{Command, Event, PolicyAction, Spi, SpiReport, SpiState, Time};
+use spindle_ike::Endpoint;
+use spindle_ike::api::{
+    ActivityReader, Authority, EndpointConfig, Header, IkeSaId, IkeSaStatus, IkeSpis, Notify, Refused,
+    StartAction, Unmatched,
+};
 use spindle_ike::random::Random;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Reports of tokens sent, per second; all are counted.
+const TOKEN_REPORTS: u32 = 100;
 
 /// One connection as shown to people; a tunnel that is configured but down is here too.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,75 +42,554 @@ pub struct ConnectionStatus {
     pub initiating: bool,
 }
 
+/// What an unacknowledged command is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Awaited {
+    /// A part of the start; `ready` waits for it.
+    Boot,
+    /// All others.
+    Running,
+}
+
 /// A whole gateway's control plane.
 pub struct Gateway {
+    config: Config,
+    incarnation: u64,
+    wall_clock: (u64, Time),
+    endpoint: Endpoint,
+    answers: Answers,
+    former: FormerTable,
+    journal: Journal,
+    hints: Hints,
+    reconnect: Reconnect,
+    hash: SourceHash,
+    failed_tokens: BySource,
+    token_reports: crate::limits::Total,
+    stats: Stats,
     output: VecDeque<Output>,
+    /// SPIs whose former state the dataplane has not been told yet.
+    untold: std::vec::IntoIter<Spi>,
+    sequence: u64,
+    awaited: HashMap<u64, Awaited>,
+    /// Boot commands that are not acknowledged yet.
+    boot_left: usize,
+    dataplane_ready: bool,
+    ready: bool,
+    stopping: bool,
 }
 
 impl Gateway {
-    /// After [`Store::boot`](crate::store::Store::boot).
+    /// After [`Store::boot`](crate::store::Store::boot). Control is authoritative from here on: the journal is
+    /// read, and nothing lives from before.
     pub fn new(
-        _config: Config,
-        _boot: Boot,
-        _activity: Box<dyn ActivityReader>,
-        _random: Box<dyn Random>,
-        _now: Time,
+        config: Config,
+        boot: Boot,
+        activity: Box<dyn ActivityReader>,
+        mut random: Box<dyn Random>,
+        now: Time,
     ) -> Gateway {
-        Gateway { output: VecDeque::new() }
+        let mut key = Zeroizing::new([0; 32]);
+        random.fill(&mut *key);
+        let hash = SourceHash::new(&key);
+        let mut boot = boot;
+        if !config.journal {
+            boot.former.clear();
+        }
+        let tokens = Arc::new(Tokens::new(&boot.secrets, &boot.maker_id));
+        let answers = Answers::new(&config, &boot, tokens.clone(), hash.clone());
+        let protected = ProtectedTokens { tokens, switched_on: config.token_maker };
+
+        let mut ike = EndpointConfig::new(config.connections.clone());
+        ike.token_taker = takes_tokens(&config);
+        ike.cookie_threshold = config.cookie_threshold;
+        let mut endpoint = Endpoint::new(ike, Box::new(protected), activity, random);
+        let former = FormerTable::new(boot.former);
+        endpoint.avoid_spis(former.spis());
+
+        let untold: Vec<Spi> = former.spis().collect();
+        let limits = &config.limits;
+        let mut gateway = Gateway {
+            incarnation: boot.incarnation,
+            wall_clock: boot.wall_clock,
+            endpoint,
+            answers,
+            journal: Journal::default(),
+            hints: Hints::new(limits.probe_again, limits.probes_total),
+            reconnect: Reconnect::new(),
+            hash,
+            failed_tokens: BySource::new(
+                limits.failed_tokens_logged_per_source,
+                limits.failed_tokens_logged_total,
+            ),
+            token_reports: crate::limits::Total::new(TOKEN_REPORTS),
+            stats: Stats::default(),
+            output: VecDeque::new(),
+            boot_left: untold.len(),
+            untold: untold.into_iter(),
+            former,
+            sequence: 0,
+            awaited: HashMap::new(),
+            dataplane_ready: false,
+            ready: false,
+            stopping: false,
+            config,
+        };
+        gateway.set_policies();
+        gateway.drain(now);
+        gateway
     }
 
     /// Takes a datagram or an event.
-    pub fn handle(&mut self, _now: Time, _input: Input) {}
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Datagram(datagram) => self.endpoint.handle(now, datagram),
+            Input::Event(event) => self.event(now, event),
+        }
+        self.drain(now);
+    }
 
     /// Does what is due.
-    pub fn tick(&mut self, _now: Time) {}
+    pub fn tick(&mut self, now: Time) {
+        let wall = self.wall(now);
+        while let Some(spi) = self.former.expire(wall) {
+            self.stats.count(Counter::FormerExpired);
+            self.command(Command::SetSpiState { spi, state: SpiState::Unknown }, Awaited::Running);
+            self.output.push_back(Output::Journal(JournalWrite::Remove(spi)));
+            self.endpoint.release_spi(spi);
+        }
+        while let Some(ike) = self.hints.next_deferred(now) {
+            self.probe(now, ike);
+        }
+        self.endpoint.tick(now);
+        self.drain(now);
+    }
 
     /// What is to be done next, in order.
     pub fn poll(&mut self) -> Option<Output> {
-        self.output.pop_front()
+        if let Some(output) = self.output.pop_front() {
+            return Some(output);
+        }
+        let spi = self.untold.next()?;
+        // It may have expired, or been installed anew, before its turn came.
+        let state = if self.former.row(spi).is_some() { SpiState::Former } else { SpiState::Unknown };
+        Some(self.numbered(Command::SetSpiState { spi, state }, Awaited::Boot))
     }
 
     /// When [`Gateway::tick`] is to be called next.
     pub fn deadline(&self) -> Option<Time> {
-        None
+        let expiry = self.former.next_expiry().map(|second| {
+            let left = second.saturating_sub(self.wall_clock.0);
+            self.wall_clock.1.after(std::time::Duration::from_secs(left))
+        });
+        [self.endpoint.deadline(), expiry, self.hints.deadline(), self.reconnect.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Starts a connection, or one of its children.
-    pub fn initiate(&mut self, _now: Time, _connection: &str, _child: Option<&str>) -> Result<(), Refused> {
-        Ok(())
+    pub fn initiate(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<(), Refused> {
+        let result = self.endpoint.initiate(now, connection, child, false);
+        self.drain(now);
+        result
     }
 
     /// Deletes the IKE SAs of a connection, or the Child SAs of one of its children; how many.
-    pub fn terminate(
-        &mut self,
-        _now: Time,
-        _connection: &str,
-        _child: Option<&str>,
-    ) -> Result<usize, Refused> {
-        Ok(0)
+    pub fn terminate(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<usize, Refused> {
+        self.reconnect.forget(connection);
+        self.each(now, connection, child, Endpoint::terminate_ike, Endpoint::terminate_child)
     }
 
     /// Rekeys the IKE SAs of a connection, or the Child SAs of one of its children; how many.
-    pub fn rekey(&mut self, _now: Time, _connection: &str, _child: Option<&str>) -> Result<usize, Refused> {
-        Ok(0)
+    pub fn rekey(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<usize, Refused> {
+        self.each(now, connection, child, Endpoint::rekey_ike, Endpoint::rekey_child)
     }
 
     /// All IKE SAs with their Child SAs.
     pub fn sas(&self) -> Vec<IkeSaStatus> {
-        Vec::new()
+        self.endpoint.sas()
     }
 
     /// All connections, in configuration order.
     pub fn connections(&self) -> Vec<ConnectionStatus> {
-        Vec::new()
+        let status = |name: &String| {
+            let of_it = || self.journal.ike_sas.values().filter(|row| row.connection == *name);
+            ConnectionStatus {
+                name: name.clone(),
+                ike_sas: of_it().count(),
+                child_sas: of_it().map(|row| row.children.len()).sum(),
+                initiating: self.reconnect.is_wanted(name),
+            }
+        };
+        self.config.connections.iter().map(|c| status(&c.name)).collect()
     }
 
     /// Named counters; the names are stable.
     pub fn stats(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+        self.stats.all()
     }
 
     /// Deletes all SAs by exchanges and begins none any more; drive the gateway until [`Gateway::sas`] is empty or
     /// patience ends.
-    pub fn shut_down(&mut self, _now: Time) {}
+    pub fn shut_down(&mut self, now: Time) {
+        self.stopping = true;
+        self.reconnect.clear();
+        self.endpoint.shut_down(now);
+        self.drain(now);
+    }
+
+    /// RFC 4301 section 4.4.1: policies are ordered; here as configured.
+    fn set_policies(&mut self) {
+        let children = self.config.connections.iter().flat_map(|c| &c.children);
+        let policies: Vec<Command> = children
+            .enumerate()
+            .map(|(priority, child)| Command::SetPolicy {
+                id: child.policy,
+                priority: priority as u32,
+                action: PolicyAction::Protect,
+                selectors: child.selectors.clone(),
+            })
+            .collect();
+        for policy in policies {
+            self.boot_left += 1;
+            self.command(policy, Awaited::Boot);
+        }
+    }
+
+    fn event(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Ready => {
+                self.dataplane_ready = true;
+                self.check_ready(now);
+            }
+            Event::Acknowledged { sequence, done } => self.acknowledged(now, sequence, done),
+            // Which of the two it is, control knows best: the state may still be on its way to the dataplane.
+            Event::FormerSpi(report) | Event::UnknownSpi(report) => self.esp_without_sa(now, &report),
+            Event::Acquire { policy, .. } if !self.stopping => self.endpoint.acquire(now, policy),
+            Event::Acquire { .. } => {}
+            Event::FirstInbound { spi } => self.endpoint.first_inbound(now, spi),
+            Event::Lifetime { index, hard } => self.endpoint.lifetime(now, index, hard),
+        }
+    }
+
+    fn acknowledged(&mut self, now: Time, sequence: u64, done: bool) {
+        let Some(awaited) = self.awaited.remove(&sequence) else { return };
+        if !done {
+            self.stats.count(Counter::CommandsRefused);
+            self.report("command-refused", None, None, None, format!("number {sequence}"));
+        }
+        if awaited == Awaited::Boot {
+            self.boot_left -= 1;
+            self.check_ready(now);
+        }
+    }
+
+    fn check_ready(&mut self, now: Time) {
+        if self.ready || !self.dataplane_ready || self.boot_left > 0 {
+            return;
+        }
+        self.ready = true;
+        self.report("ready", None, None, None, format!("incarnation {}", self.incarnation));
+        self.endpoint.start(now);
+    }
+
+    fn esp_without_sa(&mut self, now: Time, report: &SpiReport) {
+        if self.journal.is_current(report.spi) {
+            return;
+        }
+        let endpoint = &self.endpoint;
+        if let Some(former) = self.former.row(report.spi) {
+            let (connection, parent) = (former.record.connection.clone(), former.record.parent);
+            let in_use = |spi| endpoint.spi_in_use(spi);
+            let answers = self.answers.answer_former(now, report, former, &in_use, &mut self.stats);
+            for answer in answers {
+                self.answer(now, answer, Some(connection.clone()), parent, Some(report.spi));
+            }
+        } else if let Some(answer) = self.answers.answer_unknown(now, report, &mut self.stats) {
+            self.output.push_back(Output::Transmit(answer.datagram));
+        }
+    }
+
+    fn answer(
+        &mut self,
+        now: Time,
+        answer: Answer,
+        connection: Option<String>,
+        spis: IkeSpis,
+        spi: Option<Spi>,
+    ) {
+        if answer.tokens > 0 && self.token_reports.allow(now) {
+            let detail = format!("{} to {}", answer.tokens, answer.datagram.remote);
+            self.report("token-sent", connection, Some(spis), spi, detail);
+        }
+        self.output.push_back(Output::Transmit(answer.datagram));
+    }
+
+    /// Carries out all that the endpoint wants, and what follows from it.
+    fn drain(&mut self, now: Time) {
+        loop {
+            while let Some(output) = self.endpoint.poll() {
+                match output {
+                    spindle_ike::api::Output::Transmit(datagram) => {
+                        self.output.push_back(Output::Transmit(datagram));
+                    }
+                    spindle_ike::api::Output::Dataplane(command) => self.command(command, Awaited::Running),
+                    spindle_ike::api::Output::Unmatched(unmatched) => self.unmatched(now, unmatched),
+                    spindle_ike::api::Output::Report(report) => self.reported(now, report),
+                }
+            }
+            let Some((connection, child)) = self.reconnect.next_due(now) else { break };
+            self.stats.count(Counter::Reinitiated);
+            self.report("initiating", Some(connection.clone()), None, None, "after a proof".into());
+            if let Err(refused) = self.endpoint.initiate(now, &connection, child.as_deref(), true) {
+                self.report("initiation-failed", Some(connection.clone()), None, None, refused.to_string());
+                self.reconnect.forget(&connection);
+            }
+        }
+        let writes = self.journal.take_writes();
+        if self.config.journal {
+            self.output.extend(writes.into_iter().map(Output::Journal));
+        }
+    }
+
+    fn unmatched(&mut self, now: Time, unmatched: Unmatched) {
+        match unmatched {
+            Unmatched::ProtectedRequest { header, local, remote, tombstone } => {
+                let endpoint = &self.endpoint;
+                let in_use = |spi| endpoint.spi_in_use(spi);
+                let ends = (local, remote);
+                let answer =
+                    self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
+                if let Some(answer) = answer {
+                    self.answer(now, answer, None, header.spis, None);
+                }
+            }
+            Unmatched::Clear { header, notifies, remote, .. } => self.clear(now, &header, &notifies, remote),
+        }
+    }
+
+    /// RFC 6290 section 3 and 4.5: a token that matches ends the IKE SA silently; one that fails is counted,
+    /// logged within limits and never answered.
+    fn clear(&mut self, now: Time, header: &Header, notifies: &[Notify], remote: SocketAddr) {
+        let finding = examine(&self.endpoint as &dyn IkeSas, takes_tokens(&self.config), header, notifies);
+        if let Some((ike, authority)) = finding.proof {
+            return self.proof(now, ike, authority, remote);
+        }
+        if finding.token_ignored {
+            self.stats.count(Counter::TokensIgnored);
+        }
+        if finding.token_failed {
+            self.token_failed(now, header, &finding, remote);
+        }
+        if finding.hint {
+            self.stats.count(Counter::Hints);
+            if finding.candidates.is_empty() {
+                self.stats.count(Counter::HintsUnknown);
+            }
+        }
+        for ike in finding.to_probe() {
+            self.hint(now, ike, remote);
+        }
+    }
+
+    fn proof(&mut self, now: Time, ike: IkeSaId, authority: Authority, remote: SocketAddr) {
+        self.stats.count(Counter::Proofs);
+        let children = self.journal.child_names(ike);
+        let row = self.journal.ike_sas.get(&ike).cloned();
+        let spis = row.as_ref().map(|row| row.spis);
+        let connection = row.map(|row| row.connection);
+        self.report("proof", connection.clone(), spis, None, format!("token from {remote}"));
+        self.endpoint.delete_ike_sa(now, ike, authority);
+        let Some(connection) = connection else { return };
+        let mut others = self.journal.ike_sas.iter().filter(|(id, _)| **id != ike);
+        let stands = others.any(|(_, row)| row.connection == connection);
+        if !stands && !self.stopping {
+            let configured = self.config.connections.iter().find(|c| c.name == connection);
+            let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
+            self.reconnect.lost(now, &connection, children, always);
+        }
+    }
+
+    /// RFC 6290 section 3: SHOULD be logged, unknown SPIs too; section 8.2: no evidence of an attack.
+    fn token_failed(&mut self, now: Time, header: &Header, finding: &Finding, remote: SocketAddr) {
+        self.stats.count(Counter::TokensFailed);
+        if self.failed_tokens.allow(now, self.hash.source(remote.ip())) {
+            let which = if finding.candidates.is_empty() { "of no IKE SA here" } else { "does not match" };
+            let detail = format!("from {remote}: {which}");
+            self.report("token-failed", None, Some(header.spis), None, detail);
+        } else {
+            self.stats.count(Counter::TokensFailedUnlogged);
+        }
+    }
+
+    fn hint(&mut self, now: Time, ike: IkeSaId, remote: SocketAddr) {
+        if !self.hints.allow(now, ike) {
+            self.stats.count(Counter::HintsTooSoon);
+            return;
+        }
+        let row = self.journal.ike_sas.get(&ike);
+        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
+        self.report("hint", connection, spis, None, format!("from {remote}"));
+        self.probe(now, ike);
+    }
+
+    /// RFC 7296 section 2.4: a hint may start one liveness check, limited.
+    fn probe(&mut self, now: Time, ike: IkeSaId) {
+        let (counter, name) = match self.hints.probe(now, ike, &mut self.endpoint) {
+            None => return self.stats.count(Counter::HintsOverBudget),
+            Some(spindle_ike::api::ProbeResult::Started) => (Counter::ProbesStarted, "started"),
+            Some(spindle_ike::api::ProbeResult::SentAgain) => (Counter::ProbesSentAgain, "sent again"),
+            Some(spindle_ike::api::ProbeResult::TooSoon) => return self.stats.count(Counter::HintsTooSoon),
+            Some(spindle_ike::api::ProbeResult::NoSuchSa) => return,
+        };
+        self.stats.count(counter);
+        let row = self.journal.ike_sas.get(&ike);
+        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
+        self.report("probe", connection, spis, None, name.into());
+    }
+
+    fn reported(&mut self, now: Time, report: spindle_ike::api::Report) {
+        use spindle_ike::api::Report as Ike;
+        match report {
+            Ike::IkeEstablished { ike, spis, connection, initiator } => {
+                self.journal.ike_established(ike, spis, &connection, initiator);
+                for child in self.reconnect.established(&connection) {
+                    // Refusals concern a configuration that cannot change while we run.
+                    let _ = self.endpoint.initiate(now, &connection, Some(&child), false);
+                }
+                let role = if initiator { "initiator" } else { "responder" };
+                self.report("ike-established", Some(connection), Some(spis), None, role.into());
+            }
+            Ike::IkeRekeyed { old, new, spis } => {
+                let initiator = self.endpoint.spi_in_use(spis.initiator);
+                self.journal.ike_rekeyed(old, new, spis, initiator);
+                let connection = self.journal.ike_sas.get(&new).map(|row| row.connection.clone());
+                self.report("ike-rekeyed", connection, Some(spis), None, String::new());
+            }
+            Ike::IkeDeleted { ike, spis, connection, authority } => {
+                self.hints.forget(ike);
+                self.journal.ike_deleted(ike, matches!(authority, Authority::Timeout(_)));
+                self.report("ike-deleted", Some(connection), Some(spis), None, reason(&authority));
+            }
+            Ike::InitiationFailed { connection, reason } => {
+                self.reconnect.failed(now, &connection);
+                self.report("initiation-failed", Some(connection), None, None, reason);
+            }
+            Ike::ChildInstalled {
+                ike,
+                child,
+                connection,
+                name,
+                inbound,
+                outbound,
+                local,
+                remote,
+                encapsulated,
+                replaces,
+            } => {
+                let installed = Installed {
+                    ike,
+                    child,
+                    connection: &connection,
+                    name: &name,
+                    inbound,
+                    local,
+                    remote,
+                    encapsulated,
+                };
+                let wall = self.wall(now);
+                self.journal.child_installed(&self.config, self.incarnation, wall, installed);
+                let detail = format!(
+                    "{name}: {inbound}_i {outbound}_o{}",
+                    if replaces.is_some() { ", rekeyed" } else { "" }
+                );
+                self.report("installed", Some(connection), None, Some(inbound), detail);
+            }
+            Ike::ChildMoved { child, ike, .. } => self.journal.child_moved(child, ike),
+            Ike::ChildDeleted { child, inbound, .. } => {
+                self.journal.child_deleted(child);
+                self.report("child-deleted", None, None, Some(inbound), String::new());
+            }
+            Ike::TokenStored { ike } => self.report_ike("token-stored", ike),
+            Ike::Suspected { ike } => self.report_ike("suspected", ike),
+        }
+    }
+
+    fn each(
+        &mut self,
+        now: Time,
+        connection: &str,
+        child: Option<&str>,
+        of_ike: impl Fn(&mut Endpoint, Time, IkeSaId) -> Result<(), Refused>,
+        of_child: impl Fn(&mut Endpoint, Time, spindle_ike::api::ChildSaId) -> Result<(), Refused>,
+    ) -> Result<usize, Refused> {
+        let configured = self.config.connections.iter().find(|c| c.name == connection);
+        let configured = configured.ok_or_else(|| Refused::UnknownConnection(connection.to_owned()))?;
+        if let Some(child) = child.filter(|child| configured.children.iter().all(|c| c.name != *child)) {
+            return Err(Refused::UnknownChild(connection.to_owned(), child.to_owned()));
+        }
+        let mut done = 0;
+        for ike in self.endpoint.sas().into_iter().filter(|ike| ike.connection == connection) {
+            match child {
+                None => done += usize::from(of_ike(&mut self.endpoint, now, ike.id).is_ok()),
+                Some(name) => {
+                    for child in ike.children.iter().filter(|c| c.name == name) {
+                        done += usize::from(of_child(&mut self.endpoint, now, child.id).is_ok());
+                    }
+                }
+            }
+        }
+        self.drain(now);
+        if done == 0 { Err(Refused::UnknownSa) } else { Ok(done) }
+    }
+
+    fn command(&mut self, command: Command, awaited: Awaited) {
+        let output = self.numbered(command, awaited);
+        self.output.push_back(output);
+    }
+
+    fn numbered(&mut self, command: Command, awaited: Awaited) -> Output {
+        self.sequence += 1;
+        self.awaited.insert(self.sequence, awaited);
+        Output::Command { sequence: self.sequence, command }
+    }
+
+    fn report_ike(&mut self, name: &'static str, ike: IkeSaId) {
+        let row = self.journal.ike_sas.get(&ike);
+        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
+        self.report(name, connection, spis, None, String::new());
+    }
+
+    fn report(
+        &mut self,
+        name: &'static str,
+        connection: Option<String>,
+        spis: Option<IkeSpis>,
+        spi: Option<Spi>,
+        detail: String,
+    ) {
+        self.output.push_back(Output::Report(Report { name, connection, spis, spi, detail }));
+    }
+
+    /// Seconds since 1970.
+    fn wall(&self, now: Time) -> u64 {
+        self.wall_clock.0.saturating_add(now.since(self.wall_clock.1).as_secs())
+    }
+}
+
+/// Without the method, tokens are neither stored nor checked; hints remain, for they are RFC 7296's.
+fn takes_tokens(config: &Config) -> bool {
+    config.token_taker && config.methods.contains(&Method::Qcd)
+}
+
+fn reason(authority: &Authority) -> String {
+    match authority {
+        Authority::Timeout(_) => "timeout".into(),
+        Authority::Token(_) => "token".into(),
+        Authority::InitialContact(_) => "INITIAL_CONTACT".into(),
+        Authority::Delete(_) => "deleted by the peer".into(),
+        Authority::Superseded(_) => "superseded".into(),
+        Authority::ProtocolError(_) => "protocol error".into(),
+        Authority::Local(why) => format!("local: {why}"),
+    }
 }

@@ -2,10 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+mod answer;
 pub mod api;
 mod gateway;
+mod hints;
+mod journal;
+mod limits;
+mod message;
+mod qcd;
+mod reconnect;
 mod record;
 pub mod secrets;
+mod stats;
 pub mod store;
+mod taker;
 
 pub use gateway::{ConnectionStatus, Gateway};

@@ -1,0 +1,240 @@
+//! The token maker's answers to what no SA here accounts for: IKE requests, and ESP on former and unknown SPIs.
+//!
+//! Each arriving packet causes at most one answer per address, within budgets (RFC 7296 section 2.21.4); whether
+//! it carries tokens, [`may_present`] decides. An answer is a pure function of the packet, the budgets and what
+//! the endpoint says of IKE SPIs.
+
+use crate::api::{Boot, Config, Limits};
+use crate::journal::Former;
+use crate::limits::{Budget, SourceHash};
+use crate::message::{ENCAPSULATION_PORT, IKE_PORT, invalid_ike_spi, invalid_spi};
+use crate::qcd::{Conditions, Control, MAX_TOKENS, Token, Tokens, Trigger, Withheld, may_present};
+use crate::stats::{Counter, Stats};
+use spindle_abi::{SpiReport, Time};
+use spindle_ike::api::{Datagram, Header, IkeSpi, IkeSpis};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// One answer, and how many tokens it shows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Answer {
+    pub(crate) datagram: Datagram,
+    pub(crate) tokens: usize,
+}
+
+/// Answers for one gateway in one incarnation.
+pub(crate) struct Answers {
+    tokens: Arc<Tokens>,
+    maker: bool,
+    anchor_matches: bool,
+    incarnation: u64,
+    /// The address that serves each connection.
+    serving: HashMap<String, IpAddr>,
+    /// Addresses of configured peers and of those in the journal.
+    known: HashSet<IpAddr>,
+    /// IKE SAs of earlier incarnations.
+    former_pairs: HashSet<IkeSpis>,
+    hash: SourceHash,
+    with_token: Budget,
+    without_token: Budget,
+    unknown_spi: Budget,
+    former_other: Budget,
+    limits: Limits,
+}
+
+impl Answers {
+    pub(crate) fn new(config: &Config, boot: &Boot, tokens: Arc<Tokens>, hash: SourceHash) -> Answers {
+        let limits = config.limits;
+        let requests = || Budget::new(limits.invalid_ike_spi_per_source, limits.invalid_ike_spi_total);
+        let configured = config.connections.iter().filter_map(|c| c.remote);
+        let pairs = boot.former.iter().flat_map(|r| [Some(r.parent), r.earlier_parent]).flatten();
+        Answers {
+            tokens,
+            maker: config.token_maker && !boot.secrets.is_empty(),
+            anchor_matches: boot.anchor_matches,
+            incarnation: boot.incarnation,
+            serving: config.connections.iter().map(|c| (c.name.clone(), c.local)).collect(),
+            known: configured.chain(boot.former.iter().map(|r| r.remote.ip())).collect(),
+            former_pairs: pairs.collect(),
+            hash,
+            with_token: requests(),
+            without_token: requests(),
+            unknown_spi: Budget::new(limits.invalid_spi_per_source, limits.invalid_spi_total),
+            former_other: Budget::new(limits.former_other_per_source, limits.former_other_total),
+            limits,
+        }
+    }
+
+    /// To an IKE message with a protected payload and IKE SPIs of no IKE SA here: INVALID_IKE_SPI with tokens;
+    /// beyond that budget, or where the SA ended by an exchange, without; beyond that one silence.
+    /// (RFC 6290 section 3, 4.5 and 8.1; RFC 7296 section 2.21.4.)
+    pub(crate) fn answer_request(
+        &mut self,
+        now: Time,
+        header: &Header,
+        (local, remote): (SocketAddr, SocketAddr),
+        tombstone: bool,
+        in_use: &dyn Fn(IkeSpi) -> bool,
+        stats: &mut Stats,
+    ) -> Option<Answer> {
+        let former = self.former_pairs.contains(&header.spis);
+        let known = former || self.known.contains(&remote.ip());
+        let source = if former {
+            self.hash.source_and_pair(remote.ip(), header.spis)
+        } else {
+            self.hash.source(remote.ip())
+        };
+        let permit = may_present(&Conditions {
+            maker: self.maker,
+            control: Control::Authoritative,
+            trigger: Trigger::Message { exchange: header.exchange, response: header.response, tombstone },
+            spis: header.spis,
+            in_use,
+            address_serves: self.serving.values().any(|address| *address == local.ip()),
+            anchor_matches: self.anchor_matches,
+            within_budget: self.with_token.has_room(now, source, known),
+        });
+        let tokens: Vec<Token> = match permit {
+            Ok(permit) => {
+                self.with_token.allow(now, source, known);
+                self.tokens.present(permit).take(MAX_TOKENS).collect()
+            }
+            Err(reason) => {
+                stats.count(reason.counter());
+                if let Some(silence) = never_answered(reason, header, in_use) {
+                    stats.count(silence);
+                    return None;
+                }
+                if !self.without_token.allow(now, source, known) {
+                    stats.count(Counter::RequestsUnanswered);
+                    return None;
+                }
+                Vec::new()
+            }
+        };
+        stats.count(Counter::InvalidIkeSpiSent);
+        stats.add(Counter::TokensSent, tokens.len() as u64);
+        Some(Answer { datagram: invalid_ike_spi(header, local, remote, &tokens), tokens: tokens.len() })
+    }
+
+    /// To ESP on a former SPI: INVALID_SPI with the tokens of the parent IKE SA and of the one before it, to the
+    /// address in the journal; and to the packet's own, if it is another one, within a small budget.
+    /// (RFC 6290 section 4.5 and 8.2.)
+    pub(crate) fn answer_former(
+        &mut self,
+        now: Time,
+        report: &SpiReport,
+        former: &mut Former,
+        in_use: &dyn Fn(IkeSpi) -> bool,
+        stats: &mut Stats,
+    ) -> Vec<Answer> {
+        stats.count(Counter::FormerSpi);
+        let record = &former.record;
+        let here = report.destination.ip();
+        let recorded = (SocketAddr::new(here, record.local.port()), record.remote);
+        let arrived = esp_answer_addresses(report);
+        let mut to = Vec::new();
+
+        let due = former.answered.is_none_or(|last| now.since(last) >= self.limits.former_interval);
+        if due {
+            former.answered = Some(now);
+            to.push(recorded);
+        } else {
+            stats.count(Counter::FormerHeldBack);
+        }
+        let same = if report.source.port() == 0 {
+            arrived.1.ip() == record.remote.ip()
+        } else {
+            arrived.1 == record.remote
+        };
+        if !same {
+            let known = self.known.contains(&arrived.1.ip());
+            if self.former_other.allow(now, self.hash.source(arrived.1.ip()), known) {
+                to.push(arrived);
+            } else {
+                stats.count(Counter::FormerOtherHeldBack);
+            }
+        }
+        if to.is_empty() {
+            return Vec::new();
+        }
+
+        let address_serves = self.serving.get(&record.connection) == Some(&here);
+        let trigger = Trigger::FormerSpi { written: record.incarnation, now: self.incarnation };
+        let mut by_parent: Vec<Vec<Token>> = Vec::new();
+        for spis in [Some(record.parent), record.earlier_parent].into_iter().flatten() {
+            let permit = may_present(&Conditions {
+                maker: self.maker,
+                control: Control::Authoritative,
+                trigger,
+                spis,
+                in_use,
+                address_serves,
+                anchor_matches: self.anchor_matches,
+                within_budget: true,
+            });
+            match permit {
+                Ok(permit) => by_parent.push(self.tokens.present(permit).collect()),
+                Err(reason) => stats.count(reason.counter()),
+            }
+        }
+        // The newest generation of both parents first: the most probable tokens are in the first message.
+        let most = by_parent.iter().map(Vec::len).max().unwrap_or(0);
+        let tokens: Vec<Token> =
+            (0..most).flat_map(|n| by_parent.iter().filter_map(move |t| t.get(n))).copied().collect();
+        let chunks: Vec<&[Token]> =
+            if tokens.is_empty() { vec![&[]] } else { tokens.chunks(MAX_TOKENS).collect() };
+
+        let mut answers = Vec::new();
+        for (local, remote) in to {
+            for tokens in &chunks {
+                stats.count(Counter::InvalidSpiSent);
+                stats.add(Counter::TokensSent, tokens.len() as u64);
+                let datagram = invalid_spi(report.spi, local, remote, tokens);
+                answers.push(Answer { datagram, tokens: tokens.len() });
+            }
+        }
+        answers
+    }
+
+    /// To ESP on an unknown SPI: INVALID_SPI to the source (RFC 7296 section 1.5 and 2.21.4).
+    pub(crate) fn answer_unknown(
+        &mut self,
+        now: Time,
+        report: &SpiReport,
+        stats: &mut Stats,
+    ) -> Option<Answer> {
+        stats.count(Counter::UnknownSpi);
+        let (local, remote) = esp_answer_addresses(report);
+        let source = remote.ip();
+        if !self.unknown_spi.allow(now, self.hash.source(source), self.known.contains(&source)) {
+            stats.count(Counter::UnknownHeldBack);
+            return None;
+        }
+        stats.count(Counter::InvalidSpiSent);
+        Some(Answer { datagram: invalid_spi(report.spi, local, remote, &[]), tokens: 0 })
+    }
+}
+
+/// What gets no answer at all: what isn't a protected request (RFC 7296 section 2.21.4), and what names an IKE SPI
+/// in use, for the exchange that it belongs to may be under way.
+fn never_answered(reason: Withheld, header: &Header, in_use: &dyn Fn(IkeSpi) -> bool) -> Option<Counter> {
+    if header.response || matches!(header.exchange, 34 | 38) || reason == Withheld::Trigger {
+        Some(Counter::NeverAnswered)
+    } else if in_use(header.spis.initiator) || in_use(header.spis.responder) {
+        Some(Counter::RequestsInUse)
+    } else {
+        None
+    }
+}
+
+/// RFC 7296 section 1.5: to the packet's source; to its UDP port if it was encapsulated, else to IKE's.
+fn esp_answer_addresses(report: &SpiReport) -> (SocketAddr, SocketAddr) {
+    if report.source.port() == 0 {
+        let ike = |address: SocketAddr| SocketAddr::new(address.ip(), IKE_PORT);
+        (ike(report.destination), ike(report.source))
+    } else {
+        (SocketAddr::new(report.destination.ip(), ENCAPSULATION_PORT), report.source)
+    }
+}

@@ -1,0 +1,229 @@
+//! The journal: which inbound SPIs are ours and of which IKE SA, kept in step on disk (RFC 6290 section 8.2), and
+//! what an earlier incarnation left there.
+//!
+//! The endpoint's reports come in, writes go out. A record is put when a Child SA is installed, rewritten when an
+//! IKE rekey moves it to another parent, and removed when the Child SA is gone on both sides. After a timeout it
+//! stays: the peer may still send on that SPI, and the next incarnation should tell it.
+
+use crate::api::{Config, JournalRecord, JournalWrite};
+use crate::message::{ENCAPSULATION_PORT, IKE_PORT};
+use spindle_abi::{Spi, Time};
+use spindle_ike::api::{ChildSaId, IkeSaId, IkeSpis};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::net::SocketAddr;
+
+/// Records outlive their SA's soft lifetime by this factor…
+const LIFETIMES: u64 = 2;
+/// … and live at least this long (the peer's lifetimes may be longer than ours).
+const SHORTEST: u64 = 24 * 3600;
+/// Where no lifetime is configured.
+const UNLIMITED: u64 = 30 * 24 * 3600;
+
+/// An IKE SA as the journal needs it.
+#[derive(Clone, Debug)]
+pub(crate) struct IkeRow {
+    pub(crate) spis: IkeSpis,
+    pub(crate) connection: String,
+    pub(crate) initiator: bool,
+    pub(crate) children: Vec<ChildSaId>,
+}
+
+/// A Child SA.
+#[derive(Clone, Debug)]
+pub(crate) struct ChildRow {
+    pub(crate) ike: IkeSaId,
+    pub(crate) name: String,
+    pub(crate) record: JournalRecord,
+}
+
+/// The SAs that live, as they stand in the journal.
+#[derive(Default)]
+pub(crate) struct Journal {
+    pub(crate) ike_sas: HashMap<IkeSaId, IkeRow>,
+    children: HashMap<ChildSaId, ChildRow>,
+    by_spi: HashMap<Spi, ChildSaId>,
+    /// Child SAs that are gone; what becomes of their records is clear once all reports of this moment are in.
+    gone: Vec<ChildRow>,
+    /// IKE SAs that timed out just now.
+    timed_out: Vec<IkeSaId>,
+    writes: Vec<JournalWrite>,
+}
+
+/// What the endpoint reports of a new Child SA.
+pub(crate) struct Installed<'a> {
+    pub(crate) ike: IkeSaId,
+    pub(crate) child: ChildSaId,
+    pub(crate) connection: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) inbound: Spi,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) encapsulated: bool,
+}
+
+impl Journal {
+    pub(crate) fn ike_established(&mut self, ike: IkeSaId, spis: IkeSpis, connection: &str, initiator: bool) {
+        let row = IkeRow { spis, connection: connection.to_owned(), initiator, children: Vec::new() };
+        self.ike_sas.insert(ike, row);
+    }
+
+    pub(crate) fn ike_rekeyed(&mut self, old: IkeSaId, new: IkeSaId, spis: IkeSpis, initiator: bool) {
+        let Some(row) = self.ike_sas.get(&old) else { return };
+        let connection = row.connection.clone();
+        let children = self.ike_sas.get(&new).map_or_else(Vec::new, |row| row.children.clone());
+        self.ike_sas.insert(new, IkeRow { spis, connection, initiator, children });
+    }
+
+    /// `timed_out`: the peer was not told and did not tell.
+    pub(crate) fn ike_deleted(&mut self, ike: IkeSaId, timed_out: bool) -> Option<IkeRow> {
+        if timed_out {
+            self.timed_out.push(ike);
+        }
+        self.ike_sas.remove(&ike)
+    }
+
+    pub(crate) fn child_installed(
+        &mut self,
+        config: &Config,
+        incarnation: u64,
+        now: u64,
+        new: Installed<'_>,
+    ) {
+        let Some(ike) = self.ike_sas.get_mut(&new.ike) else { return };
+        ike.children.push(new.child);
+        let connection = config.connections.iter().find(|c| c.name == new.connection);
+        let soft = connection.map_or(0, |c| {
+            let child = c.children.iter().find(|child| child.name == new.name);
+            let child = child.map_or(0, |child| child.rekey_time.as_secs());
+            if child == 0 || c.rekey_time.is_zero() { 0 } else { child.max(c.rekey_time.as_secs()) }
+        });
+        let lifetime = if soft == 0 { UNLIMITED } else { soft.saturating_mul(LIFETIMES).max(SHORTEST) };
+        // Where IKE would reach the peer after a crash: in the encapsulation's UDP flow, or on IKE's own port.
+        let (local_port, remote_port) = if new.encapsulated {
+            (ENCAPSULATION_PORT, new.remote.port())
+        } else {
+            (IKE_PORT, connection.filter(|c| c.remote.is_some()).map_or(IKE_PORT, |c| c.remote_port))
+        };
+        let record = JournalRecord {
+            spi: new.inbound,
+            parent: ike.spis,
+            earlier_parent: None,
+            initiator: ike.initiator,
+            connection: new.connection.to_owned(),
+            local: SocketAddr::new(new.local.ip(), local_port),
+            remote: SocketAddr::new(new.remote.ip(), remote_port),
+            encapsulated: new.encapsulated,
+            incarnation,
+            hard_expiry: now.saturating_add(lifetime),
+        };
+        self.by_spi.insert(new.inbound, new.child);
+        self.writes.push(JournalWrite::Put(record.clone()));
+        self.children.insert(new.child, ChildRow { ike: new.ike, name: new.name.to_owned(), record });
+    }
+
+    /// After a crash the peer may hold either parent's token only: the new one's may still have been on its way.
+    pub(crate) fn child_moved(&mut self, child: ChildSaId, ike: IkeSaId) {
+        let Some(row) = self.children.get_mut(&child) else { return };
+        let Some(parent) = self.ike_sas.get_mut(&ike) else { return };
+        if row.ike == ike {
+            return;
+        }
+        parent.children.push(child);
+        let old = std::mem::replace(&mut row.ike, ike);
+        row.record.earlier_parent = Some(std::mem::replace(&mut row.record.parent, parent.spis));
+        row.record.initiator = parent.initiator;
+        self.writes.push(JournalWrite::Put(row.record.clone()));
+        if let Some(old) = self.ike_sas.get_mut(&old) {
+            old.children.retain(|c| *c != child);
+        }
+    }
+
+    pub(crate) fn child_deleted(&mut self, child: ChildSaId) {
+        let Some(row) = self.children.remove(&child) else { return };
+        if self.by_spi.get(&row.record.spi) == Some(&child) {
+            self.by_spi.remove(&row.record.spi);
+        }
+        if let Some(ike) = self.ike_sas.get_mut(&row.ike) {
+            ike.children.retain(|c| *c != child);
+        }
+        self.gone.push(row);
+    }
+
+    /// Is it the SPI of a Child SA that lives?
+    pub(crate) fn is_current(&self, spi: Spi) -> bool {
+        self.by_spi.contains_key(&spi)
+    }
+
+    /// Names of the Child SAs of an IKE SA, each once.
+    pub(crate) fn child_names(&self, ike: IkeSaId) -> Vec<String> {
+        let Some(ike) = self.ike_sas.get(&ike) else { return Vec::new() };
+        let mut names: Vec<String> = Vec::new();
+        for row in ike.children.iter().filter_map(|child| self.children.get(child)) {
+            if !names.contains(&row.name) {
+                names.push(row.name.clone());
+            }
+        }
+        names
+    }
+
+    /// The writes of this moment, in order. Call it when the endpoint has reported all.
+    pub(crate) fn take_writes(&mut self) -> Vec<JournalWrite> {
+        let timed_out = std::mem::take(&mut self.timed_out);
+        for row in std::mem::take(&mut self.gone) {
+            let again = self.by_spi.contains_key(&row.record.spi);
+            if !again && !timed_out.contains(&row.ike) {
+                self.writes.push(JournalWrite::Remove(row.record.spi));
+            }
+        }
+        std::mem::take(&mut self.writes)
+    }
+}
+
+/// One SPI of an earlier incarnation.
+#[derive(Clone, Debug)]
+pub(crate) struct Former {
+    pub(crate) record: JournalRecord,
+    /// When its recorded address was last told.
+    pub(crate) answered: Option<Time>,
+}
+
+/// The SPIs of earlier incarnations that have not expired.
+#[derive(Default)]
+pub(crate) struct FormerTable {
+    rows: HashMap<Spi, Former>,
+    expiries: BinaryHeap<Reverse<(u64, Spi)>>,
+}
+
+impl FormerTable {
+    pub(crate) fn new(records: Vec<JournalRecord>) -> FormerTable {
+        let expiries = records.iter().map(|record| Reverse((record.hard_expiry, record.spi))).collect();
+        let rows =
+            records.into_iter().map(|record| (record.spi, Former { record, answered: None })).collect();
+        FormerTable { rows, expiries }
+    }
+
+    pub(crate) fn spis(&self) -> impl Iterator<Item = Spi> + '_ {
+        self.rows.keys().copied()
+    }
+
+    pub(crate) fn row(&mut self, spi: Spi) -> Option<&mut Former> {
+        self.rows.get_mut(&spi)
+    }
+
+    /// The wall-clock second in which the next one expires.
+    pub(crate) fn next_expiry(&self) -> Option<u64> {
+        self.expiries.peek().map(|Reverse((expiry, _))| *expiry)
+    }
+
+    /// Takes out one that has expired.
+    pub(crate) fn expire(&mut self, now: u64) -> Option<Spi> {
+        while self.next_expiry()? <= now {
+            let Reverse((_, spi)) = self.expiries.pop()?;
+            if self.rows.remove(&spi).is_some() {
+                return Some(spi);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,225 @@
+//! Budgets for what unauthenticated packets make us do (RFC 7296 section 2.4: MUST be limited).
+//!
+//! Sources are counted by prefix in a fixed array of buckets, found by a keyed hash: an attacker can neither make
+//! us allocate nor push anybody's count out, and cannot compute whose bucket a source shares. A total stands over
+//! all sources. Peers that we know are counted apart from strangers, so that a flood from random sources, which
+//! fills every stranger's bucket and total, costs a known peer nothing.
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use spindle_abi::Time;
+use spindle_ike::api::IkeSpis;
+use std::net::IpAddr;
+
+/// Buckets of one array; a power of two.
+const BUCKETS: usize = 4096;
+
+/// So many at once and so many a second; a bucket is the time at which it would be full (GCRA).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    interval: u64,
+    tolerance: u64,
+}
+
+impl Rate {
+    pub(crate) fn per_second(n: u32) -> Rate {
+        let interval = 1_000_000_000_u64.checked_div(u64::from(n)).unwrap_or(u64::MAX);
+        Rate { interval, tolerance: interval.saturating_mul(u64::from(n).saturating_sub(1)) }
+    }
+
+    fn has_room(&self, bucket: Time, now: Time) -> bool {
+        self.interval != u64::MAX && bucket.0 <= now.0.saturating_add(self.tolerance)
+    }
+
+    fn take(&self, bucket: &mut Time, now: Time) {
+        bucket.0 = bucket.0.max(now.0).saturating_add(self.interval);
+    }
+}
+
+/// One rate for all.
+#[derive(Clone, Debug)]
+pub(crate) struct Total {
+    rate: Rate,
+    bucket: Time,
+}
+
+impl Total {
+    pub(crate) fn new(per_second: u32) -> Total {
+        Total { rate: Rate::per_second(per_second), bucket: Time(0) }
+    }
+
+    pub(crate) fn has_room(&self, now: Time) -> bool {
+        self.rate.has_room(self.bucket, now)
+    }
+
+    /// From when on it has room.
+    pub(crate) fn room_at(&self) -> Time {
+        Time(self.bucket.0.saturating_sub(self.rate.tolerance))
+    }
+
+    pub(crate) fn take(&mut self, now: Time) {
+        self.rate.take(&mut self.bucket, now);
+    }
+
+    pub(crate) fn allow(&mut self, now: Time) -> bool {
+        let room = self.has_room(now);
+        if room {
+            self.take(now);
+        }
+        room
+    }
+}
+
+/// A rate per source and one for all sources together.
+#[derive(Clone, Debug)]
+pub(crate) struct BySource {
+    rate: Rate,
+    buckets: Box<[Time]>,
+    total: Total,
+}
+
+impl BySource {
+    pub(crate) fn new(per_source: u32, total: u32) -> BySource {
+        BySource {
+            rate: Rate::per_second(per_source),
+            buckets: vec![Time(0); BUCKETS].into_boxed_slice(),
+            total: Total::new(total),
+        }
+    }
+
+    pub(crate) fn has_room(&self, now: Time, source: SourceKey) -> bool {
+        self.rate.has_room(self.buckets[source.bucket()], now) && self.total.has_room(now)
+    }
+
+    /// Only what is allowed is counted: a flooder spends its own budget alone, and not the total.
+    pub(crate) fn allow(&mut self, now: Time, source: SourceKey) -> bool {
+        let room = self.has_room(now, source);
+        if room {
+            self.rate.take(&mut self.buckets[source.bucket()], now);
+            self.total.take(now);
+        }
+        room
+    }
+}
+
+/// The same budget twice: for peers we know, and for strangers.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    known: BySource,
+    strangers: BySource,
+}
+
+impl Budget {
+    pub(crate) fn new(per_source: u32, total: u32) -> Budget {
+        Budget { known: BySource::new(per_source, total), strangers: BySource::new(per_source, total) }
+    }
+
+    pub(crate) fn has_room(&self, now: Time, source: SourceKey, known: bool) -> bool {
+        if known { self.known.has_room(now, source) } else { self.strangers.has_room(now, source) }
+    }
+
+    pub(crate) fn allow(&mut self, now: Time, source: SourceKey, known: bool) -> bool {
+        if known { self.known.allow(now, source) } else { self.strangers.allow(now, source) }
+    }
+}
+
+/// A source as the buckets see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SourceKey(u64);
+
+impl SourceKey {
+    fn bucket(self) -> usize {
+        self.0 as usize & (BUCKETS - 1)
+    }
+}
+
+/// Hashes sources with a random key.
+#[derive(Clone)]
+pub(crate) struct SourceHash(Hmac<Sha256>);
+
+impl std::fmt::Debug for SourceHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SourceHash(..)")
+    }
+}
+
+impl SourceHash {
+    pub(crate) fn new(key: &[u8; 32]) -> SourceHash {
+        SourceHash(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
+    }
+
+    /// By prefix: /32 of IPv4, /64 of IPv6.
+    pub(crate) fn source(&self, source: IpAddr) -> SourceKey {
+        self.of(source, &[])
+    }
+
+    /// By prefix and IKE SA: for pairs that the journal names, so that a forger who uses a peer's address but
+    /// does not know its SPIs spends another budget.
+    pub(crate) fn source_and_pair(&self, source: IpAddr, spis: IkeSpis) -> SourceKey {
+        self.of(source, &[&spis.initiator, &spis.responder])
+    }
+
+    fn of(&self, source: IpAddr, more: &[&[u8; 8]]) -> SourceKey {
+        let mut mac = self.0.clone();
+        match source {
+            IpAddr::V4(a) => mac.update(&a.octets()),
+            IpAddr::V6(a) => mac.update(&a.octets()[..8]),
+        }
+        for octets in more {
+            mac.update(*octets);
+        }
+        let digest = mac.finalize().into_bytes();
+        let (head, _) = digest.split_first_chunk::<8>().expect("a SHA-256 digest has 32 octets");
+        SourceKey(u64::from_be_bytes(*head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn v4(n: u32) -> IpAddr {
+        IpAddr::from(n.to_be_bytes())
+    }
+
+    #[test]
+    fn a_rate_allows_a_burst_of_one_second_and_then_its_pace() {
+        let mut total = Total::new(10);
+        let at = |total: &mut Total, t| (0..100).filter(|_| total.allow(Time(t))).count();
+        assert_eq!(at(&mut total, 5 * SECOND), 10);
+        assert_eq!(at(&mut total, 5 * SECOND + SECOND / 10), 1);
+        assert_eq!(at(&mut total, 6 * SECOND + SECOND / 10), 10);
+        assert_eq!(at(&mut Total::new(0), SECOND), 0);
+    }
+
+    #[test]
+    fn one_flooder_spends_its_own_budget_alone() {
+        let hash = SourceHash::new(&[1; 32]);
+        let mut limit = BySource::new(10, 1000);
+        let flooder = hash.source(v4(1));
+        let allowed = (0..100_000).filter(|_| limit.allow(Time(SECOND), flooder)).count();
+        assert_eq!(allowed, 10);
+        assert!(limit.allow(Time(SECOND), hash.source(v4(2))));
+    }
+
+    #[test]
+    fn a_flood_from_random_sources_costs_a_known_peer_nothing() {
+        let hash = SourceHash::new(&[2; 32]);
+        let mut budget = Budget::new(10, 5000);
+        let allowed = (0..100_000).filter(|n| budget.allow(Time(SECOND), hash.source(v4(*n)), false)).count();
+        assert_eq!(allowed, 5000);
+        assert!(!budget.allow(Time(SECOND), hash.source(v4(77)), false));
+        assert!(budget.allow(Time(SECOND), hash.source(v4(77)), true));
+    }
+
+    #[test]
+    fn sources_of_one_prefix_share_a_bucket_and_the_key_decides_which() {
+        let hash = SourceHash::new(&[3; 32]);
+        let v6 = |s: &str| hash.source(s.parse().unwrap());
+        assert_eq!(v6("2001:db8::1"), v6("2001:db8::ffff:1"));
+        assert_ne!(v6("2001:db8::1"), v6("2001:db8:0:1::1"));
+        assert_ne!(hash.source(v4(1)), SourceHash::new(&[4; 32]).source(v4(1)));
+    }
+}

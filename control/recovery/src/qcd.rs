@@ -1,0 +1,321 @@
+//! Quick crash detection (RFC 6290), maker's side: how a token is made, and the one gate through which tokens
+//! leave in clear.
+//!
+//! [`Tokens`] makes tokens for two uses. Protected by their IKE SA they go out by [`TokenMaker`]. In clear they
+//! go out by [`Tokens::present`], which demands a [`Permit`], which only [`may_present`] makes: every condition is
+//! its argument, and what is missing is its answer.
+
+use crate::api::Secret;
+use crate::secrets::MAX_GENERATIONS;
+use crate::stats::Counter;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use spindle_ike::api::{IkeSpi, IkeSpis, TokenMaker};
+use std::sync::Arc;
+
+/// Octets of a token. (RFC 6290 section 5: MUST be 16 to 128.)
+pub(crate) const TOKEN_LENGTH: usize = 32;
+
+/// Tokens in one message at most (RFC 6290 section 4.5: up to four; takers MUST support at least four).
+pub(crate) const MAX_TOKENS: usize = 4;
+
+/// TOKEN_SECRET_DATA.
+pub(crate) type Token = [u8; TOKEN_LENGTH];
+
+/// Exchange types that are never answered with a token: IKE_SA_INIT and IKE_SESSION_RESUME.
+const UNPROTECTED_EXCHANGES: [u8; 2] = [34, 38];
+
+/// Makes tokens from the generations of the secret, newest first.
+pub(crate) struct Tokens {
+    generations: Vec<Hmac<Sha256>>,
+    maker_id: Vec<u8>,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokens({} generations)", self.generations.len())
+    }
+}
+
+impl Tokens {
+    pub(crate) fn new(secrets: &[Secret], maker_id: &[u8]) -> Tokens {
+        let prepare = |secret: &Secret| {
+            Hmac::new_from_slice(secret.0.as_slice()).expect("HMAC takes keys of any length")
+        };
+        Tokens {
+            generations: secrets.iter().take(MAX_GENERATIONS).map(prepare).collect(),
+            maker_id: maker_id.to_vec(),
+        }
+    }
+
+    /// The tokens of a permitted pair, newest generation first, for a message in clear.
+    pub(crate) fn present(&self, permit: Permit) -> impl Iterator<Item = Token> + '_ {
+        self.generations.iter().map(move |generation| self.make(generation, permit.spis))
+    }
+
+    /// RFC 6290 section 5: the same token for the same pair after a reboot, nothing but the pair (and who makes
+    /// it) in it, indistinguishable from random, no help in guessing another one. The maker's id is preceded by
+    /// its length and the SPIs have fixed lengths: no two inputs are the same octets.
+    fn make(&self, generation: &Hmac<Sha256>, spis: IkeSpis) -> Token {
+        let mut mac = generation.clone();
+        mac.update(b"qcd1");
+        mac.update(&(self.maker_id.len() as u64).to_be_bytes());
+        mac.update(&self.maker_id);
+        mac.update(&spis.initiator);
+        mac.update(&spis.responder);
+        mac.finalize().into_bytes().into()
+    }
+}
+
+/// Gives the endpoint the tokens that it sends protected (RFC 6290 section 4.2 to 4.4).
+pub(crate) struct ProtectedTokens {
+    pub(crate) tokens: Arc<Tokens>,
+    pub(crate) switched_on: bool,
+}
+
+impl TokenMaker for ProtectedTokens {
+    fn token(&self, spis: IkeSpis) -> Option<Vec<u8>> {
+        let newest = self.tokens.generations.first().filter(|_| self.switched_on)?;
+        Some(self.tokens.make(newest, spis).to_vec())
+    }
+}
+
+/// Leave to show the tokens of one IKE SPI pair in clear, once. Only [`may_present`] makes it.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    spis: IkeSpis,
+}
+
+/// (a) Does this process know of all SAs that live here?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Control {
+    /// The journal is read, what was to be adopted is adopted.
+    Authoritative,
+    /// Still starting.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a gateway is built with its journal read"))]
+    Starting,
+}
+
+/// (b) and (d): what asks for the token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Trigger {
+    /// An IKE message with a protected payload that no IKE SA here accounts for.
+    Message {
+        /// Exchange Type.
+        exchange: u8,
+        /// R flag.
+        response: bool,
+        /// Did the IKE SA end here by an exchanged Delete or rekey?
+        tombstone: bool,
+    },
+    /// ESP on a former SPI.
+    FormerSpi {
+        /// The incarnation that wrote its record.
+        written: u64,
+        /// This incarnation.
+        now: u64,
+    },
+}
+
+/// All that decides whether a token may leave in clear.
+pub(crate) struct Conditions<'a> {
+    /// Are we a token maker (RFC 6290 section 8.1: switchable), and have we a secret?
+    pub(crate) maker: bool,
+    /// (a)
+    pub(crate) control: Control,
+    /// (b) and (d)
+    pub(crate) trigger: Trigger,
+    /// The pair whose token it would be.
+    pub(crate) spis: IkeSpis,
+    /// (c) Is this IKE SPI in use here: half-open, being rekeyed, established, being deleted?
+    pub(crate) in_use: &'a dyn Fn(IkeSpi) -> bool,
+    /// (e) Did the packet come to an address that is ours now and serves the connection?
+    pub(crate) address_serves: bool,
+    /// (f) Is the state directory the anchor's?
+    pub(crate) anchor_matches: bool,
+    /// (g) Does the budget allow it?
+    pub(crate) within_budget: bool,
+}
+
+/// Why a token stays here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Withheld {
+    SwitchedOff,
+    NotAuthoritative,
+    Trigger,
+    Tombstone,
+    SpiInUse,
+    ZeroSpi,
+    SameIncarnation,
+    Address,
+    Anchor,
+    Budget,
+}
+
+impl Withheld {
+    pub(crate) fn counter(self) -> Counter {
+        match self {
+            Withheld::SwitchedOff => Counter::WithheldSwitchedOff,
+            Withheld::NotAuthoritative => Counter::WithheldNotAuthoritative,
+            Withheld::Trigger => Counter::WithheldTrigger,
+            Withheld::Tombstone => Counter::WithheldTombstone,
+            Withheld::SpiInUse => Counter::WithheldSpiInUse,
+            Withheld::ZeroSpi => Counter::WithheldZeroSpi,
+            Withheld::SameIncarnation => Counter::WithheldSameIncarnation,
+            Withheld::Address => Counter::WithheldAddress,
+            Withheld::Anchor => Counter::WithheldAnchor,
+            Withheld::Budget => Counter::WithheldBudget,
+        }
+    }
+}
+
+/// RFC 6290 section 9.2: a valid token MUST NOT be sent in clear for an IKE SA that exists. Each condition is
+/// sufficient to withhold it; the budget comes last, so that it is spent only on what would leave.
+pub(crate) fn may_present(conditions: &Conditions<'_>) -> Result<Permit, Withheld> {
+    let Conditions { spis, trigger, in_use, .. } = conditions;
+    let check = |holds: bool, otherwise: Withheld| if holds { Ok(()) } else { Err(otherwise) };
+    check(conditions.maker, Withheld::SwitchedOff)?;
+    check(conditions.control == Control::Authoritative, Withheld::NotAuthoritative)?;
+    match *trigger {
+        // RFC 6290 section 3: on a protected IKE *request*. RFC 7296 section 2.21.4: never to a response.
+        Trigger::Message { exchange, response, tombstone } => {
+            check(!response && !UNPROTECTED_EXCHANGES.contains(&exchange), Withheld::Trigger)?;
+            check(!tombstone, Withheld::Tombstone)?;
+        }
+        Trigger::FormerSpi { written, now } => check(written < now, Withheld::SameIncarnation)?,
+    }
+    check(spis.initiator != [0; 8] && spis.responder != [0; 8], Withheld::ZeroSpi)?;
+    // Each SPI by itself, whatever the I flag says: the answer to an exchange of ours may be on its way.
+    check(!in_use(spis.initiator) && !in_use(spis.responder), Withheld::SpiInUse)?;
+    check(conditions.address_serves, Withheld::Address)?;
+    check(conditions.anchor_matches, Withheld::Anchor)?;
+    check(conditions.within_budget, Withheld::Budget)?;
+    Ok(Permit { spis: *spis })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    const A: IkeSpi = [1; 8];
+    const B: IkeSpi = [2; 8];
+    const PAIR: IkeSpis = IkeSpis { initiator: A, responder: B };
+    const REQUEST: Trigger = Trigger::Message { exchange: 37, response: false, tombstone: false };
+
+    fn secret(octet: u8) -> Secret {
+        Secret(Zeroizing::new([octet; 32]))
+    }
+
+    fn all_hold<'a>(trigger: Trigger) -> Conditions<'a> {
+        Conditions {
+            maker: true,
+            control: Control::Authoritative,
+            trigger,
+            spis: PAIR,
+            in_use: &|_| false,
+            address_serves: true,
+            anchor_matches: true,
+            within_budget: true,
+        }
+    }
+
+    fn tokens(secrets: &[u8], id: &[u8], spis: IkeSpis) -> Vec<Token> {
+        let secrets: Vec<Secret> = secrets.iter().map(|s| secret(*s)).collect();
+        Tokens::new(&secrets, id).present(Permit { spis }).collect()
+    }
+
+    /// RFC 6290 section 1.1 and 5: the same input gives the same token, after a reboot too.
+    #[test]
+    fn the_same_secret_and_pair_give_the_same_token() {
+        assert_eq!(tokens(&[9], b"gw", PAIR), tokens(&[9], b"gw", PAIR));
+        assert_eq!(tokens(&[9], b"gw", PAIR)[0].len(), 32);
+    }
+
+    /// RFC 6290 section 5: different pairs, swapped ones included, have different tokens.
+    #[test]
+    fn another_pair_maker_or_secret_gives_another_token() {
+        let token = tokens(&[9], b"gw", PAIR);
+        let swapped = IkeSpis { initiator: B, responder: A };
+        assert_ne!(token, tokens(&[9], b"gw", swapped));
+        assert_ne!(token, tokens(&[9], b"gx", PAIR));
+        assert_ne!(token, tokens(&[8], b"gw", PAIR));
+        // The id cannot take octets from the SPIs.
+        let shifted = IkeSpis { initiator: [1, 1, 1, 1, 1, 1, 1, 2], responder: B };
+        assert_ne!(tokens(&[9], &[1], PAIR), tokens(&[9], &[], shifted));
+    }
+
+    /// RFC 6290 section 4.5 and 5.1: up to four generations, newest first.
+    #[test]
+    fn as_many_tokens_as_generations_and_never_more_than_four() {
+        for n in 0..6u8 {
+            let secrets: Vec<u8> = (0..n).collect();
+            let made = tokens(&secrets, b"gw", PAIR);
+            assert_eq!(made.len(), usize::from(n).min(4));
+            for (token, secret) in made.iter().zip(&secrets) {
+                assert_eq!([*token], *tokens(&[*secret], b"gw", PAIR));
+            }
+        }
+    }
+
+    /// RFC 6290 section 8.1: the user can switch the maker off.
+    #[test]
+    fn protected_tokens_are_the_newest_or_none_when_switched_off() {
+        let all = Arc::new(Tokens::new(&[secret(1), secret(2)], b"gw"));
+        let maker = |switched_on| ProtectedTokens { tokens: all.clone(), switched_on };
+        assert_eq!(maker(true).token(PAIR).unwrap(), tokens(&[1], b"gw", PAIR)[0]);
+        assert_eq!(maker(false).token(PAIR), None);
+        let without = ProtectedTokens { tokens: Arc::new(Tokens::new(&[], b"gw")), switched_on: true };
+        assert_eq!(without.token(PAIR), None);
+    }
+
+    #[test]
+    fn a_permit_is_for_the_pair_that_was_asked_about() {
+        for trigger in [REQUEST, Trigger::FormerSpi { written: 1, now: 2 }] {
+            assert_eq!(may_present(&all_hold(trigger)).unwrap().spis, PAIR);
+        }
+    }
+
+    /// RFC 6290 section 9.2: whatever one condition is missing, no token leaves.
+    #[test]
+    fn each_missing_condition_withholds_the_token() {
+        let former = |written| Trigger::FormerSpi { written, now: 2 };
+        let message = |exchange, response, tombstone| Trigger::Message { exchange, response, tombstone };
+        let cases: Vec<(Withheld, Conditions<'_>)> = vec![
+            (Withheld::SwitchedOff, Conditions { maker: false, ..all_hold(REQUEST) }),
+            (Withheld::NotAuthoritative, Conditions { control: Control::Starting, ..all_hold(REQUEST) }),
+            (Withheld::Trigger, all_hold(message(37, true, false))),
+            (Withheld::Trigger, all_hold(message(34, false, false))),
+            (Withheld::Trigger, all_hold(message(38, false, false))),
+            (Withheld::Tombstone, all_hold(message(37, false, true))),
+            (Withheld::SameIncarnation, all_hold(former(2))),
+            (Withheld::SameIncarnation, all_hold(former(3))),
+            (Withheld::SpiInUse, Conditions { in_use: &|spi| spi == A, ..all_hold(REQUEST) }),
+            (Withheld::SpiInUse, Conditions { in_use: &|spi| spi == B, ..all_hold(former(1)) }),
+            (
+                Withheld::ZeroSpi,
+                Conditions { spis: IkeSpis { responder: [0; 8], ..PAIR }, ..all_hold(REQUEST) },
+            ),
+            (
+                Withheld::ZeroSpi,
+                Conditions { spis: IkeSpis { initiator: [0; 8], ..PAIR }, ..all_hold(former(1)) },
+            ),
+            (Withheld::Address, Conditions { address_serves: false, ..all_hold(REQUEST) }),
+            (Withheld::Anchor, Conditions { anchor_matches: false, ..all_hold(former(1)) }),
+            (Withheld::Budget, Conditions { within_budget: false, ..all_hold(REQUEST) }),
+        ];
+        for (reason, conditions) in cases {
+            assert_eq!(may_present(&conditions).unwrap_err(), reason);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn tokens_of_two_pairs_differ(a: ([u8; 8], [u8; 8]), b: ([u8; 8], [u8; 8])) {
+            prop_assume!(a != b);
+            let pair = |(initiator, responder)| IkeSpis { initiator, responder };
+            prop_assert_ne!(tokens(&[1], b"gw", pair(a)), tokens(&[1], b"gw", pair(b)));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Named counters. A reason why something was not done is a counter's index, so none can be left uncounted.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// What is counted.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub(crate) enum Counter { $($(#[$doc])* $variant,)* }
+
+        const NAMES: &[&str] = &[$($name,)*];
+        const ALL: &[Counter] = &[$(Counter::$variant,)*];
+    };
+}
+
+counters! {
+    /// Tokens that left in clear.
+    TokensSent = "tokens-sent",
+    /// INVALID_IKE_SPI sent, with a token or without.
+    InvalidIkeSpiSent = "invalid-ike-spi-sent",
+    /// INVALID_SPI sent, with a token or without.
+    InvalidSpiSent = "invalid-spi-sent",
+    /// Unmatched requests over the budget even of plain answers.
+    RequestsUnanswered = "requests-over-budget",
+    /// Unmatched messages that are never answered: responses, IKE_SA_INIT, IKE_SESSION_RESUME.
+    NeverAnswered = "never-answered",
+    /// Requests that name an IKE SPI in use here.
+    RequestsInUse = "requests-naming-spi-in-use",
+    /// ESP on former SPIs sooner than the interval.
+    FormerHeldBack = "former-spi-over-budget",
+    /// The same to addresses that the journal does not name.
+    FormerOtherHeldBack = "former-spi-other-source-over-budget",
+    /// ESP on unknown SPIs over the budget.
+    UnknownHeldBack = "unknown-spi-over-budget",
+    /// ESP on unknown SPIs.
+    UnknownSpi = "unknown-spi-events",
+    /// ESP on former SPIs.
+    FormerSpi = "former-spi-events",
+    /// Token withheld: we are no token maker, or have no secret.
+    WithheldSwitchedOff = "token-withheld-switched-off",
+    /// Token withheld: control is not authoritative.
+    WithheldNotAuthoritative = "token-withheld-not-authoritative",
+    /// Token withheld: no protected request.
+    WithheldTrigger = "token-withheld-trigger",
+    /// Token withheld: the IKE SA ended by an exchange.
+    WithheldTombstone = "token-withheld-tombstone",
+    /// Token withheld: an IKE SPI is in use.
+    WithheldSpiInUse = "token-withheld-spi-in-use",
+    /// Token withheld: an IKE SPI is zero, so it names no IKE SA.
+    WithheldZeroSpi = "token-withheld-zero-spi",
+    /// Token withheld: the record is of this incarnation.
+    WithheldSameIncarnation = "token-withheld-same-incarnation",
+    /// Token withheld: the packet came to an address that does not serve the connection.
+    WithheldAddress = "token-withheld-address",
+    /// Token withheld: the anchor does not match.
+    WithheldAnchor = "token-withheld-anchor",
+    /// Token withheld: over the budget.
+    WithheldBudget = "token-withheld-over-budget",
+    /// Unauthenticated hints received.
+    Hints = "hints",
+    /// Hints that name no SA of ours.
+    HintsUnknown = "hints-unknown-sa",
+    /// Hints sooner after the last one about the same IKE SA than allowed.
+    HintsTooSoon = "hints-too-soon",
+    /// Hints over the budget of all IKE SAs.
+    HintsOverBudget = "hints-over-budget",
+    /// Liveness exchanges begun on a hint.
+    ProbesStarted = "probes-started",
+    /// Outstanding requests sent again on a hint.
+    ProbesSentAgain = "probes-sent-again",
+    /// Tokens that matched.
+    Proofs = "proofs",
+    /// Packets with tokens of which none matched.
+    TokensFailed = "token-checks-failed",
+    /// Of these, not logged.
+    TokensFailedUnlogged = "token-checks-failed-not-logged",
+    /// Packets with tokens while we are no token taker.
+    TokensIgnored = "tokens-ignored",
+    /// Commands that the dataplane refused.
+    CommandsRefused = "commands-refused",
+    /// Former SPIs that expired.
+    FormerExpired = "former-spis-expired",
+    /// Initiations after a proof.
+    Reinitiated = "reinitiated",
+}
+
+/// The counters of a gateway.
+#[derive(Clone, Debug)]
+pub(crate) struct Stats([u64; ALL.len()]);
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats([0; ALL.len()])
+    }
+}
+
+impl Stats {
+    pub(crate) fn count(&mut self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    pub(crate) fn add(&mut self, counter: Counter, n: u64) {
+        self.0[counter as usize] += n;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    pub(crate) fn all(&self) -> Vec<(&'static str, u64)> {
+        ALL.iter().map(|counter| (NAMES[*counter as usize], self.0[*counter as usize])).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_a_name_of_its_own() {
+        let mut stats = Stats::default();
+        stats.count(Counter::Proofs);
+        let all = stats.all();
+        let names: std::collections::BTreeSet<_> = all.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), all.len());
+        assert_eq!(all.iter().find(|(name, _)| *name == "proofs"), Some(&("proofs", 1)));
+    }
+}
