@@ -148,17 +148,20 @@ pub struct GatewayEvent {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The folder of the gateway's programs: that of this program, or `SPINDLE_BIN_DIR`.
+/// The folder where the gateway's programs should be: that of this program, or `SPINDLE_BIN_DIR`.
+pub(crate) fn program_folder() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("SPINDLE_BIN_DIR") {
+        return Ok(PathBuf::from(folder));
+    }
+    let own = std::env::current_exe().context(|| "finding this program".to_owned())?;
+    let folder = own.parent().unwrap_or(Path::new("/"));
+    // Tests lie one folder below.
+    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_owned())
+}
+
+/// The folder of the gateway's programs; an error that says how to build them if one is missing.
 pub fn programs() -> Result<PathBuf> {
-    let folder = match std::env::var_os("SPINDLE_BIN_DIR") {
-        Some(folder) => PathBuf::from(folder),
-        None => {
-            let own = std::env::current_exe().context(|| "finding this program".to_owned())?;
-            let folder = own.parent().unwrap_or(Path::new("/"));
-            // Tests lie one folder below.
-            if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_owned()
-        }
-    };
+    let folder = program_folder()?;
     for name in ["spindle", "spindle-dataplane", "spindle-control"] {
         if !folder.join(name).exists() {
             let place = folder.display();
@@ -175,6 +178,7 @@ pub struct Gateway {
     side: Side,
     namespace: String,
     directory: PathBuf,
+    programs: PathBuf,
     running: Option<Running>,
 }
 
@@ -195,17 +199,19 @@ impl Drop for Running {
 }
 
 impl Gateway {
-    /// Writes the configuration of one side's gateway; nothing runs yet.
+    /// Writes the configuration of one side's gateway, whose programs lie in `programs`; nothing runs yet.
     pub fn new(
         side: Side,
         addresses: &Addresses,
         namespace: &Namespace,
         directory: &Path,
+        programs: &Path,
     ) -> Result<Gateway> {
         let gateway = Gateway {
             side,
             namespace: namespace.name().to_owned(),
             directory: directory.to_owned(),
+            programs: programs.to_owned(),
             running: None,
         };
         gateway.configure(&Settings::default(), addresses)?;
@@ -255,7 +261,7 @@ impl Gateway {
             .append(true)
             .open(self.directory.join("log"))
             .context(what)?;
-        let mut command = self.command(&programs()?.join("spindle"));
+        let mut command = self.command(&self.programs.join("spindle"));
         command.arg("up").arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(log.try_clone().context(what)?).stderr(log);
         let started = now();
@@ -369,7 +375,7 @@ impl Gateway {
 
     /// Runs `spindle VERB…` against this gateway (`list-sas --json`, say); what it printed.
     pub fn spindle(&self, line: &str) -> Result<String> {
-        let mut command = self.command(&programs()?.join("spindle"));
+        let mut command = self.command(&self.programs.join("spindle"));
         run(command.args(line.split_whitespace()).arg("--config").arg(self.config()))
     }
 

@@ -4,6 +4,7 @@
 //! topology   five namespaces, veth pairs          gateway    `spindle up` in its namespace, kill -9, events
 //! delay      half the round-trip time each way    traffic    a steady stream, TCP, UDP sizes, ping
 //! capture ─► pcap ─► event ─► timeline            leak       no inside address, no marker on the outer wire
+//!                                                 compare    the wire's counts against the gateways' own
 //! ```
 //!
 //! [`Testbed`] joins them. What it makes is removed when it drops, on a panic and on SIGINT, SIGTERM or SIGHUP; what
@@ -13,6 +14,7 @@
 
 mod capture;
 mod cleanup;
+mod compare;
 pub mod craft;
 mod delay;
 mod error;
@@ -31,6 +33,7 @@ mod traffic;
 
 pub use capture::Capture;
 pub use cleanup::{PREFIX, prepare};
+pub use compare::disagreements;
 pub use delay::{DelayBox, DelayCounters, Filter, Link, Verdict};
 pub use error::{Error, Result};
 pub use event::{IkeMessage, Kind, Notify, WireEvent, number, wire_events};

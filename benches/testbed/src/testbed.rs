@@ -20,7 +20,7 @@ use crate::capture::Capture;
 use crate::cleanup::{self, Guard, unique_name};
 use crate::delay::{DelayBox, Link};
 use crate::error::{Context, Error, Result};
-use crate::gateway::{Gateway, Settings};
+use crate::gateway::{Gateway, Settings, program_folder};
 use crate::leak::{InsideNetwork, Leak, leaks};
 use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show};
 use crate::pcap::Frame;
@@ -40,6 +40,8 @@ pub struct Options {
     pub a: Settings,
     /// Gateway B's configuration.
     pub b: Settings,
+    /// The folder of the gateways' programs; if `None`, that of this program, or `SPINDLE_BIN_DIR`.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             link: Link::with_round_trip(Duration::ZERO),
             a: Settings::default(),
             b: Settings::default(),
+            programs: None,
         }
     }
 }
@@ -89,12 +92,14 @@ impl Testbed {
         };
         let captures = Some([capture(Side::A)?, capture(Side::B)?]);
         let delay = DelayBox::start(&topology, options.link)?;
+        let programs = options.programs.map_or_else(program_folder, Ok)?;
         let gateway = |side: Side| {
             Gateway::new(
                 side,
                 &topology.addresses,
                 topology.gateway(side),
                 &directory.join(side.letter().to_string()),
+                &programs,
             )
         };
         let gateways = [gateway(Side::A)?, gateway(Side::B)?];

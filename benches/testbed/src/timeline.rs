@@ -22,7 +22,7 @@
 //! IKE_AUTH are 3, delivered with the ESP packet that IKE_AUTH's response lets go; with a probe and its answer between
 //! them they are 4.
 
-use crate::event::{Kind, WireEvent, number};
+use crate::event::{Kind, Notify, WireEvent, number};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -124,7 +124,7 @@ pub struct Counts {
     pub invalid_spi: usize,
     /// INVALID_IKE_SPI in clear from the gateway.
     pub invalid_ike_spi: usize,
-    /// Messages from the gateway with at least one token in clear.
+    /// Tokens in clear from the gateway; a message can hold several.
     pub tokens: usize,
     /// Protected INFORMATIONAL requests to the gateway, retransmissions included.
     pub informational_requests: usize,
@@ -249,7 +249,7 @@ impl<'a> Recovery<'a> {
                     let clear = |kind| usize::from(is_clear_notification(event, kind));
                     counts.invalid_spi += clear(number::INVALID_SPI);
                     counts.invalid_ike_spi += clear(number::INVALID_IKE_SPI);
-                    counts.tokens += clear(number::QCD_TOKEN);
+                    counts.tokens += tokens_in_clear(event);
                     counts.ike_sa_init_requests_out +=
                         usize::from(message.exchange == number::IKE_SA_INIT && !message.response);
                 }
@@ -314,6 +314,12 @@ fn is_probe(event: &WireEvent) -> bool {
 
 fn is_clear_notification(event: &WireEvent, kind: u16) -> bool {
     event.ike().is_some_and(|message| !message.protected && message.notify(kind).is_some())
+}
+
+fn tokens_in_clear(event: &WireEvent) -> usize {
+    let message = event.ike().filter(|message| !message.protected);
+    let is_token = |notify: &&Notify| notify.kind == number::QCD_TOKEN;
+    message.map_or(0, |message| message.notifies.iter().filter(is_token).count())
 }
 
 /// The SPI that a clear INVALID_SPI names.
