@@ -1,10 +1,23 @@
 //! The control process and the `spindle` command line.
 //!
 //! [`config`] reads the file that all parts share. `spindle up` ([`supervisor`]) sets the [`guard`], makes the
-//! rings and starts `spindle-dataplane` and `spindle-control`; the latter carries datagrams and events between
-//! sockets, rings and [`spindle_recovery`]'s gateway, and keeps on disk what must survive.
+//! rings and starts `spindle-dataplane` and `spindle-control`; the latter ([`daemon`]) carries datagrams and events
+//! between sockets, rings and [`spindle_recovery::Gateway`], and keeps on disk what must survive. The other
+//! subcommands ([`cli`]) ask it over a socket, in the words of [`protocol`].
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod guard;
+pub mod machine;
+pub mod protocol;
+pub mod supervisor;
+
+/// Starts logging to standard error; `SPINDLE_LOG` chooses what (`info` without it).
+pub fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SPINDLE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -1,2 +1,53 @@
-//! To be written.
-fn main() {}
+//! The control process; started by `spindle up`.
+
+use clap::Parser;
+use spindle_control::config::Settings;
+use spindle_control::daemon::{self, Failure, Start};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Speaks IKEv2 for a gateway. Started by `spindle up`.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration.
+    #[arg(long)]
+    config: PathBuf,
+    /// The dataplane's process.
+    #[arg(long)]
+    dataplane_pid: u32,
+    /// When this incarnation began, microseconds since 1970.
+    #[arg(long)]
+    started_us: u64,
+    /// Make a new QCD secret.
+    #[arg(long)]
+    new_secret: bool,
+}
+
+fn main() -> ExitCode {
+    spindle_control::log_to_stderr();
+    let arguments = Arguments::parse();
+    let settings = match Settings::load(&arguments.config) {
+        Ok(settings) => settings,
+        Err(e) => {
+            tracing::error!("{e}");
+            return ExitCode::from(2);
+        }
+    };
+    let start = Start {
+        supervisor: rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get() as u32),
+        dataplane: arguments.dataplane_pid,
+        started_us: arguments.started_us,
+        new_secret: arguments.new_secret,
+    };
+    match daemon::run(&settings, start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitCode::from(match failure {
+                Failure::Refused(_) => 2,
+                Failure::Failed(_) => 1,
+            })
+        }
+    }
+}

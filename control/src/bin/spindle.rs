@@ -1,2 +1,5 @@
-//! To be written.
-fn main() {}
+//! The command line.
+
+fn main() -> std::process::ExitCode {
+    spindle_control::cli::main()
+}

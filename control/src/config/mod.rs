@@ -117,23 +117,6 @@ pub struct RecoverySettings {
     pub limits: Limits,
 }
 
-/// DESIGN's budgets.
-pub fn default_limits() -> Limits {
-    Limits {
-        former_interval: Duration::from_millis(100),
-        former_other_per_source: 1,
-        former_other_total: 1_000,
-        invalid_spi_per_source: 1,
-        invalid_spi_total: 1_000,
-        invalid_ike_spi_per_source: 10,
-        invalid_ike_spi_total: 5_000,
-        probes_total: 200,
-        probe_again: Duration::from_secs(1),
-        failed_tokens_logged_per_source: 1,
-        failed_tokens_logged_total: 10,
-    }
-}
-
 impl Settings {
     /// Reads and checks a file, and the files with keys that it names.
     pub fn load(file: &Path) -> Result<Settings> {
@@ -316,7 +299,7 @@ fn recovery(section: &Section<'_>, base: &Path) -> Result<RecoverySettings> {
 }
 
 fn limits(section: &Section<'_>) -> Result<Limits> {
-    let mut limits = default_limits();
+    let mut limits = Limits::default();
     let duration = |key, place: &mut Duration| -> Result<()> {
         if let Some(value) = section.optional(key) {
             *place = value.positive_duration()?;

@@ -36,7 +36,7 @@ fn a_good_file_is_understood_and_its_defaults_filled_in() {
     assert_eq!(s.gateway.anchor, Path::new("/var/lib/spindle-anchor"));
     assert_eq!((s.gateway.ike_port, s.gateway.natt_port), (500, 4500));
     assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
-    assert_eq!(s.recovery.limits, default_limits());
+    assert_eq!(s.recovery.limits, Limits::default());
     let c = &s.connections[0];
     assert_eq!(c.local_id, Identity::Fqdn("b.example".into()));
     assert_eq!(c.retransmission.timeout, Duration::from_millis(400));

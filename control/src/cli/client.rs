@@ -1,0 +1,47 @@
+//! Asks the control process over its socket.
+
+use super::Unsuccessful;
+use crate::protocol::{Request, Response, SOCKET};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// Patience beyond what the control process itself waits.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Sends one request and waits for its answer.
+pub(super) fn ask(run_dir: &Path, request: &Request) -> Result<serde_json::Value, Unsuccessful> {
+    let path = run_dir.join(SOCKET);
+    let mut stream = UnixStream::connect(&path).map_err(|e| {
+        let why = match e.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                "no gateway runs there; start it with `spindle up`".into()
+            }
+            ErrorKind::PermissionDenied => "only root may ask".into(),
+            _ => e.to_string(),
+        };
+        Unsuccessful::failed(format!("{}: {why}", path.display()))
+    })?;
+    let waits = match request {
+        Request::Initiate { timeout_ms, .. }
+        | Request::Terminate { timeout_ms, .. }
+        | Request::Rekey { timeout_ms, .. } => Duration::from_millis(*timeout_ms),
+        _ => Duration::ZERO,
+    };
+    let lost = |e: std::io::Error| Unsuccessful::failed(format!("{}: no answer: {e}", path.display()));
+    stream.set_read_timeout(Some(waits + GRACE)).map_err(lost)?;
+    let mut line = serde_json::to_string(request).map_err(Unsuccessful::failed)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).map_err(lost)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).map_err(lost)?;
+    if answer.is_empty() {
+        return Err(Unsuccessful::failed("the gateway stopped before it answered"));
+    }
+    match serde_json::from_str(&answer) {
+        Ok(Response::Result(value)) => Ok(value),
+        Ok(Response::Error(reason)) => Err(Unsuccessful::failed(reason)),
+        Err(e) => Err(Unsuccessful::failed(format!("an answer of another version: {e}"))),
+    }
+}

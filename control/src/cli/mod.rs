@@ -1,0 +1,252 @@
+//! The `spindle` command line. Exit codes: 0 done, 1 failed, 2 usage or configuration.
+
+mod client;
+mod tables;
+
+use crate::config::Settings;
+use crate::guard::Guard;
+use crate::protocol::{Done, Request};
+use crate::supervisor;
+use clap::{Args, Parser, Subcommand};
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// An IPsec gateway that comes back from a crash within a few round trips.
+#[derive(Parser)]
+#[command(name = "spindle", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Starts the gateway and stays with it.
+    Up {
+        /// The configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// Begin with a new QCD secret: peers cannot be told of an earlier crash.
+        #[arg(long)]
+        new_secret: bool,
+    },
+    /// Sets the guard alone, without starting: the kernel carries nothing between the two sides.
+    Close {
+        /// The configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Takes the guard away, which a stop or a crash leaves in place: from then on the kernel forwards what it is told to.
+    Open {
+        /// The configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Shows how the gateway is.
+    Status(Ask),
+    /// Lists IKE SAs and their Child SAs.
+    ListSas(Ask),
+    /// Lists the configured connections, and how they stand.
+    ListConns(Ask),
+    /// Shows all counters, and whether every packet has its place.
+    Stats(Ask),
+    /// Shows what happened lately, the last 4096 events.
+    Events(Ask),
+    /// Establishes a connection, or one of its children, and waits for it.
+    Initiate {
+        /// CONNECTION or CONNECTION/CHILD.
+        name: Name,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Deletes the IKE SAs of a connection, or the Child SAs of one of its children, and waits for it.
+    Terminate {
+        /// CONNECTION or CONNECTION/CHILD.
+        name: Name,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Rekeys the IKE SAs of a connection, or the Child SAs of one of its children, and waits for it.
+    Rekey {
+        /// CONNECTION or CONNECTION/CHILD.
+        #[arg(required_unless_present_any = ["ike", "child"])]
+        name: Option<Name>,
+        /// The connection whose IKE SAs are rekeyed.
+        #[arg(long, value_name = "CONNECTION", conflicts_with_all = ["name", "child"])]
+        ike: Option<String>,
+        /// The Child SAs that are rekeyed.
+        #[arg(long, value_name = "CONNECTION/CHILD", conflicts_with = "name")]
+        child: Option<Name>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Becomes a program that dies with its parent; used by `spindle up`.
+    #[command(hide = true)]
+    Child {
+        parent: u32,
+        program: PathBuf,
+        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Whom to ask, and how to show the answer.
+#[derive(Args)]
+struct Ask {
+    /// The gateway's configuration, which names its run_dir.
+    #[arg(long, required_unless_present = "run_dir")]
+    config: Option<PathBuf>,
+    /// The gateway's run_dir.
+    #[arg(long, conflicts_with = "config")]
+    run_dir: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Wait {
+    #[command(flatten)]
+    ask: Ask,
+    /// How long to wait, in seconds.
+    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
+    timeout: f64,
+}
+
+impl Wait {
+    fn timeout_ms(&self) -> u64 {
+        (self.timeout * 1000.0) as u64
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let valid = text.parse().ok().filter(|s: &f64| (0.001..=3600.0).contains(s));
+    valid.ok_or_else(|| "write seconds from 0.001 to 3600".into())
+}
+
+/// CONNECTION or CONNECTION/CHILD.
+#[derive(Clone)]
+struct Name {
+    connection: String,
+    child: Option<String>,
+}
+
+impl std::str::FromStr for Name {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Name, &'static str> {
+        let (connection, child) = match text.split_once('/') {
+            Some((connection, child)) => (connection, Some(child)),
+            None => (text, None),
+        };
+        if connection.is_empty() || child == Some("") {
+            return Err("write CONNECTION or CONNECTION/CHILD");
+        }
+        Ok(Name { connection: connection.into(), child: child.map(str::to_owned) })
+    }
+}
+
+/// Why a command did not succeed, and with which exit code.
+struct Unsuccessful {
+    code: u8,
+    reason: String,
+}
+
+impl Unsuccessful {
+    fn usage(reason: impl fmt::Display) -> Unsuccessful {
+        Unsuccessful { code: 2, reason: reason.to_string() }
+    }
+
+    fn failed(reason: impl fmt::Display) -> Unsuccessful {
+        Unsuccessful { code: 1, reason: reason.to_string() }
+    }
+}
+
+/// Runs what the command line says.
+pub fn main() -> ExitCode {
+    match run(CommandLine::parse().verb) {
+        Ok(code) => ExitCode::from(code),
+        Err(Unsuccessful { code, reason }) => {
+            // Nothing is left to do if standard error is closed.
+            let _ = writeln!(std::io::stderr(), "spindle: {reason}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<u8, Unsuccessful> {
+    let ask = |ask: &Ask, request, show: fn(serde_json::Value) -> serde_json::Result<String>| {
+        let result = client::ask(&run_dir(ask)?, &request)?;
+        let text = if ask.json { serde_json::to_string_pretty(&result) } else { show(result) };
+        print(&text.map_err(|e| Unsuccessful::failed(format!("an answer of another version: {e}")))?);
+        Ok(0)
+    };
+    let done = |result| serde_json::from_value::<Done>(result).map(|d| d.done);
+    match verb {
+        Verb::Up { config, new_secret } => {
+            let settings = Settings::load(&config).map_err(Unsuccessful::usage)?;
+            crate::log_to_stderr();
+            supervisor::up(&settings, new_secret).map_err(|refused| Unsuccessful::usage(refused.0))
+        }
+        Verb::Close { config } => {
+            let settings = Settings::load(&config).map_err(Unsuccessful::usage)?;
+            let run_dir = &settings.gateway.run_dir;
+            crate::daemon::disk::private_directory(run_dir)
+                .map_err(|e| Unsuccessful::usage(format!("{}: {e}", run_dir.display())))?;
+            Guard::new(&settings).close().map_err(Unsuccessful::usage)?;
+            Ok(0)
+        }
+        Verb::Open { config } => {
+            let settings = Settings::load(&config).map_err(Unsuccessful::usage)?;
+            let run_dir = &settings.gateway.run_dir;
+            if run_dir.exists() {
+                supervisor::lock(run_dir).map_err(|e| {
+                    Unsuccessful::failed(format!("the guard stays while the gateway runs: {}", e.0))
+                })?;
+            }
+            Guard::new(&settings).open().map_err(Unsuccessful::failed)?;
+            Ok(0)
+        }
+        Verb::Status(a) => ask(&a, Request::Status, tables::status),
+        Verb::ListSas(a) => ask(&a, Request::ListSas, tables::sas),
+        Verb::ListConns(a) => ask(&a, Request::ListConns, tables::connections),
+        Verb::Stats(a) => ask(&a, Request::Stats, tables::stats),
+        Verb::Events(a) => ask(&a, Request::Events, tables::events),
+        Verb::Initiate { name: Name { connection, child }, wait } => {
+            let timeout_ms = wait.timeout_ms();
+            ask(&wait.ask, Request::Initiate { connection, child, timeout_ms }, done)
+        }
+        Verb::Terminate { name: Name { connection, child }, wait } => {
+            let timeout_ms = wait.timeout_ms();
+            ask(&wait.ask, Request::Terminate { connection, child, timeout_ms }, done)
+        }
+        Verb::Rekey { name, ike, child, wait } => {
+            let timeout_ms = wait.timeout_ms();
+            let ike = ike.map(|connection| Name { connection, child: None });
+            let Some(Name { connection, child }) = name.or(ike).or(child) else {
+                return Err(Unsuccessful::usage("name a CONNECTION or CONNECTION/CHILD to rekey"));
+            };
+            ask(&wait.ask, Request::Rekey { connection, child, timeout_ms }, done)
+        }
+        Verb::Child { parent, program, arguments } => {
+            Err(Unsuccessful::failed(supervisor::become_child(parent, &program, &arguments)))
+        }
+    }
+}
+
+fn run_dir(ask: &Ask) -> Result<PathBuf, Unsuccessful> {
+    match (&ask.run_dir, &ask.config) {
+        (Some(run_dir), _) => Ok(run_dir.clone()),
+        (None, Some(config)) => {
+            Settings::load(config).map(|s| s.gateway.run_dir).map_err(Unsuccessful::usage)
+        }
+        (None, None) => Err(Unsuccessful::usage("say which gateway with --config FILE or --run-dir DIR")),
+    }
+}
+
+/// To standard output; a reader that has gone (a pipe to `head`) is no failure.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+}

@@ -1,0 +1,200 @@
+//! Our end of the rings: events in, commands out. Commands that find the ring full wait in order, up to a bound at
+//! which the daemon stops asking the gateway for more.
+
+use spindle_abi::{Command, CommandRecord, Event, SaActivity};
+use spindle_ike::api::ActivityReader;
+use spindle_ring::{Broken, ControlSide};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+/// Commands waiting at most (a restart may mark 2^20 former SPIs; they come in portions of this size).
+const WAITING: usize = 16_384;
+/// Events taken from one ring at a time, so that sockets get their turn.
+const PORTION: usize = 1024;
+
+/// The rings, and what waits for them.
+pub(super) struct Bridge {
+    side: Rc<RefCell<ControlSide>>,
+    waiting: VecDeque<(u64, Command)>,
+    /// The record that the full ring refused, encoded already.
+    refused: Option<CommandRecord>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    urgent: u64,
+    noise: u64,
+    impossible: u64,
+    commands: u64,
+    refused: u64,
+}
+
+/// What each SA carried, for liveness (RFC 7296 section 2.4) and for people.
+pub(super) struct Activity(Rc<RefCell<ControlSide>>);
+
+impl ActivityReader for Activity {
+    fn activity(&self, index: u32) -> SaActivity {
+        self.0.borrow().activity.load(index)
+    }
+}
+
+impl Bridge {
+    pub(super) fn new(side: ControlSide) -> Bridge {
+        Bridge {
+            side: Rc::new(RefCell::new(side)),
+            waiting: VecDeque::new(),
+            refused: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Becomes readable when events come while we sleep.
+    pub(super) fn bell(&self) -> std::io::Result<OwnedFd> {
+        self.side.borrow().bell().try_clone_to_owned()
+    }
+
+    pub(super) fn activity(&self) -> Activity {
+        Activity(self.side.clone())
+    }
+
+    /// Takes events from both rings, the urgent ones first. Are more waiting?
+    pub(super) fn events(&mut self, take: &mut Vec<Event>) -> Result<bool, Broken> {
+        let side = &mut *self.side.borrow_mut();
+        side.awake();
+        let counts = &mut self.counts;
+        let (mut impossible, mut refused) = (0, 0);
+        let mut push = |record: spindle_abi::EventRecord| match record.decode() {
+            Ok(event) => {
+                refused += u64::from(matches!(event, Event::Acknowledged { done: false, .. }));
+                take.push(event);
+            }
+            Err(e) => {
+                impossible += 1;
+                tracing::error!("{e}");
+            }
+        };
+        let urgent = side.urgent.pop_batch(PORTION, &mut push)?;
+        let noise = side.noise.pop_batch(PORTION, &mut push)?;
+        counts.urgent += urgent as u64;
+        counts.noise += noise as u64;
+        counts.impossible += impossible;
+        counts.refused += refused;
+        Ok(urgent == PORTION || noise == PORTION)
+    }
+
+    /// Is there room for another command?
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING
+    }
+
+    pub(super) fn command(&mut self, sequence: u64, command: Command) {
+        self.waiting.push_back((sequence, command));
+    }
+
+    /// Moves waiting commands onto the ring, as far as it has room.
+    pub(super) fn flush(&mut self) -> Result<(), Broken> {
+        let ring = &mut self.side.borrow_mut().commands;
+        loop {
+            let record = match self.refused.take() {
+                Some(record) => record,
+                None => match self.waiting.pop_front() {
+                    Some((sequence, command)) => match CommandRecord::encode(sequence, &command) {
+                        Some(record) => record,
+                        None => {
+                            tracing::error!("a command does not fit its record: {command:?}");
+                            continue;
+                        }
+                    },
+                    None => break,
+                },
+            };
+            if !ring.stage(&record)? {
+                self.refused = Some(record);
+                break;
+            }
+            self.counts.commands += 1;
+        }
+        ring.publish();
+        Ok(())
+    }
+
+    /// May we sleep until the bell rings?
+    pub(super) fn announce_sleep(&mut self) -> Result<bool, Broken> {
+        self.side.borrow_mut().announce_sleep()
+    }
+
+    /// The dataplane's counters.
+    pub(super) fn dataplane_counters(&self) -> Vec<(String, u64)> {
+        self.side.borrow().counters.iter().collect()
+    }
+
+    /// Names and values for `stats`.
+    pub(super) fn stats(&self) -> [(&'static str, u64); 6] {
+        [
+            ("events_urgent", self.counts.urgent),
+            ("events_noise", self.counts.noise),
+            ("events_impossible", self.counts.impossible),
+            ("commands_sent", self.counts.commands),
+            ("commands_refused", self.counts.refused),
+            ("commands_waiting", self.waiting.len() as u64 + u64::from(self.refused.is_some())),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spindle_abi::{EventRecord, Spi, SpiState};
+    use spindle_ring::AttachmentFds;
+
+    #[test]
+    fn commands_beyond_the_rings_room_wait_and_arrive_in_order() {
+        let fds = AttachmentFds::create(1).unwrap();
+        let mut bridge = Bridge::new(fds.control_side().unwrap());
+        let mut dataplane = fds.dataplane_side().unwrap();
+        let total = 10_000u64;
+        for n in 0..total {
+            bridge.command(n, Command::SetSpiState { spi: Spi(n as u32 + 256), state: SpiState::Former });
+        }
+        let mut seen = 0;
+        while seen < total {
+            bridge.flush().unwrap();
+            let before = seen;
+            while let Some(record) = dataplane.commands.pop().unwrap() {
+                let (sequence, command) = record.decode();
+                assert_eq!(sequence, seen);
+                assert!(
+                    matches!(command.unwrap(), Command::SetSpiState { spi, .. } if spi.0 == seen as u32 + 256)
+                );
+                seen += 1;
+            }
+            assert!(seen > before, "no progress at {seen}");
+        }
+        assert_eq!(bridge.stats()[3], ("commands_sent", total));
+    }
+
+    #[test]
+    fn urgent_events_come_before_noise_and_both_are_counted() {
+        let fds = AttachmentFds::create(1).unwrap();
+        let mut bridge = Bridge::new(fds.control_side().unwrap());
+        let mut dataplane = fds.dataplane_side().unwrap();
+        let report = spindle_abi::SpiReport {
+            spi: Spi(300),
+            sequence: 1,
+            source: "192.0.2.1:0".parse().unwrap(),
+            destination: "192.0.2.2:0".parse().unwrap(),
+            at: spindle_abi::Time(1),
+        };
+        assert!(dataplane.noise.push(&EventRecord::encode(&Event::UnknownSpi(report))).unwrap());
+        assert!(dataplane.urgent.push(&EventRecord::encode(&Event::Ready)).unwrap());
+        let mut events = Vec::new();
+        assert!(!bridge.events(&mut events).unwrap());
+        assert_eq!(events, [Event::Ready, Event::UnknownSpi(report)]);
+        assert!(bridge.announce_sleep().unwrap());
+        assert!(dataplane.urgent.push(&EventRecord::encode(&Event::Ready)).unwrap());
+        assert!(!bridge.announce_sleep().unwrap());
+    }
+}

@@ -1,0 +1,452 @@
+//! The control process: carries datagrams, events, requests and the time to the [`Gateway`], and what it wants done
+//! to sockets, rings and disk.
+//!
+//! One thread, one loop: take what has come (a bounded portion of each), let the gateway work, carry out its outputs
+//! in their order, then sleep until a socket, the rings' bell, a request or the gateway's deadline wakes it. The
+//! journal's commits have a thread of their own. Everything that must be on disk before the first message is there
+//! when [`Store::boot`] returns, and only then does the gateway exist.
+
+mod bridge;
+pub mod disk;
+mod events;
+mod server;
+mod show;
+mod sockets;
+mod wait;
+
+use crate::config::Settings;
+use crate::protocol::{Pids, Request, Response, Stats, Status};
+use bridge::Bridge;
+use disk::{Files, Journal};
+use events::EventLog;
+use rustix::mm::MlockAllFlags;
+use rustix::process::DumpableBehavior;
+use rustix::time::{ClockId, clock_gettime};
+use server::Asked;
+use sockets::Sockets;
+use spindle_abi::{Event, Time};
+use spindle_ike::api::{ActivityReader, Datagram};
+use spindle_ike::random::Random;
+use spindle_recovery::Gateway;
+use spindle_recovery::api::{Config, Input, Output, Report};
+use spindle_recovery::store::{SmallFile, SmallFiles, StoreError};
+use spindle_ring::{Broken, ControlSide};
+use std::io;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::Receiver;
+use wait::{Verdict, Waiter};
+
+/// Datagrams taken at a time.
+const PORTION: usize = 256;
+/// How long a stop waits for the peers' answers to our Deletes.
+const STOP: Duration = Duration::from_secs(2);
+
+/// What the supervisor says at the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Its process.
+    pub supervisor: u32,
+    /// The dataplane's process.
+    pub dataplane: u32,
+    /// When this incarnation began, microseconds since 1970.
+    pub started_us: u64,
+    /// Make a new QCD secret.
+    pub new_secret: bool,
+}
+
+/// Why the process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The operator has to change something first; starting again is of no use.
+    #[error("{0}")]
+    Refused(String),
+    /// The other process, or the machine.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Failure {
+        Failure::Failed(format!("the dataplane broke a ring: {broken:?}"))
+    }
+}
+
+/// The operating system's randomness.
+struct SystemRandom;
+
+impl Random for SystemRandom {
+    fn fill(&mut self, octets: &mut [u8]) {
+        // Without randomness no key is safe; Linux gives it once booted, so this cannot be survived nor expected.
+        getrandom::fill(octets).expect("the kernel gives random octets");
+    }
+}
+
+fn now() -> Time {
+    let t = clock_gettime(ClockId::Monotonic);
+    Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+}
+
+/// Microseconds since 1970.
+pub fn wall_clock_us() -> u64 {
+    let t = clock_gettime(ClockId::Realtime);
+    t.tv_sec as u64 * 1_000_000 + t.tv_nsec as u64 / 1_000
+}
+
+/// Runs until it is told to stop, or something breaks.
+pub fn run(settings: &Settings, start: Start) -> Result<(), Failure> {
+    // Keys stay out of core files, of other users' ptrace, and of swap: the last only where no limit could make a
+    // later allocation fail.
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if crate::machine::has_capability(crate::machine::CAP_IPC_LOCK) {
+        let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+        let _ = rustix::mm::mlockall(flags);
+    }
+    let side = ControlSide::from_environment().map_err(|e| Failure::Failed(e.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::Failed(format!("no event loop: {e}")))?.block_on(async {
+        let mut daemon = Daemon::start(settings, start, side)?;
+        daemon.run().await
+    })
+}
+
+struct Daemon<'a> {
+    settings: &'a Settings,
+    status: Status,
+    gateway: Gateway,
+    bridge: Bridge,
+    activity: Box<dyn ActivityReader>,
+    sockets: Sockets,
+    datagrams: Receiver<Datagram>,
+    requests: Receiver<Asked>,
+    journal: Journal,
+    events: EventLog,
+    waiters: Vec<Waiter>,
+    stopping: Option<Time>,
+}
+
+impl<'a> Daemon<'a> {
+    fn start(settings: &'a Settings, start: Start, side: ControlSide) -> Result<Daemon<'a>, Failure> {
+        let state_dir = &settings.gateway.state_dir;
+        let refused = |e: StoreError| Failure::Refused(format!("{}: {e}", state_dir.display()));
+        let mut store = disk::open_store(state_dir).map_err(refused)?;
+        let mut files = Files::new(settings);
+        if settings.recovery.secret_file.is_some() && !start.new_secret {
+            shared_secret_is_there(&mut files)?;
+        }
+        let clock = (wall_clock_us() / 1_000_000, now());
+        let booted =
+            store.boot(&mut files, &mut SystemRandom, clock, start.new_secret).map_err(|e| match &e {
+                StoreError::File(file, _) => {
+                    Failure::Refused(format!("{}: {e}", files.path(*file).display()))
+                }
+                StoreError::SecretMissing | StoreError::SecretMalformed(_) => {
+                    Failure::Refused(format!("{}: {e}", files.path(SmallFile::Secret).display()))
+                }
+                _ => refused(e),
+            })?;
+        if let Some(warning) = booted.anchor.warning() {
+            tracing::error!("{}: {warning}", settings.gateway.anchor.display());
+        }
+        if booted.skipped > 0 {
+            tracing::warn!("{} journal records were left out", booted.skipped);
+        }
+        let mut boot = booted.boot;
+        if let Some(cluster) = &settings.gateway.cluster {
+            boot.maker_id = cluster.clone().into_bytes();
+        }
+
+        let ports = [settings.gateway.ike_port, settings.gateway.natt_port];
+        let (sockets, datagrams) =
+            Sockets::bind(&settings.local_addresses(), ports).map_err(|(socket, e)| {
+                let fix = match e.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        "another IKE daemon has it; stop that one (`ss -ulpn` shows it)"
+                    }
+                    io::ErrorKind::AddrNotAvailable => {
+                        "give this machine the address, or correct local.address"
+                    }
+                    _ => "run as root",
+                };
+                Failure::Refused(format!("UDP {socket} cannot be bound: {e}; {fix}"))
+            })?;
+        let run_dir = &settings.gateway.run_dir;
+        let requests = server::listen(run_dir)
+            .map_err(|e| Failure::Refused(format!("{}: {e}; make run_dir writable", run_dir.display())))?;
+
+        let status = Status {
+            name: settings.gateway.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            incarnation: boot.incarnation,
+            ready: false,
+            maker_id: match &settings.gateway.cluster {
+                Some(cluster) => cluster.clone(),
+                None => boot.maker_id.iter().map(|octet| format!("{octet:02x}")).collect(),
+            },
+            tokens: boot.anchor_matches && settings.recovery.token_maker,
+            former_spis: boot.former.len(),
+            started_us: start.started_us,
+            ready_us: None,
+            pids: Pids {
+                supervisor: start.supervisor,
+                dataplane: start.dataplane,
+                control: std::process::id(),
+            },
+            ike_sas: 0,
+            child_sas: 0,
+        };
+        let journal = Journal::start(store).map_err(|e| Failure::Failed(format!("no thread: {e}")))?;
+        let bridge = Bridge::new(side);
+        let config = Config {
+            name: settings.gateway.name.clone(),
+            connections: settings.connections.clone(),
+            methods: settings.recovery.methods.clone(),
+            token_maker: settings.recovery.token_maker,
+            token_taker: settings.recovery.token_taker,
+            journal: settings.recovery.journal,
+            limits: settings.recovery.limits,
+            cookie_threshold: settings.gateway.cookie_threshold,
+        };
+        let activity = Box::new(bridge.activity());
+        let gateway = Gateway::new(config, boot, Box::new(bridge.activity()), Box::new(SystemRandom), now());
+        let mut daemon = Daemon {
+            settings,
+            status,
+            gateway,
+            bridge,
+            activity,
+            sockets,
+            datagrams,
+            requests,
+            journal,
+            events: EventLog::new(),
+            waiters: Vec::new(),
+            stopping: None,
+        };
+        let detail = format!("incarnation {}", daemon.status.incarnation);
+        daemon.note(
+            start.started_us,
+            &Report { name: "start", connection: None, spis: None, spi: None, detail },
+        );
+        Ok(daemon)
+    }
+
+    async fn run(&mut self) -> Result<(), Failure> {
+        let failed = |e: io::Error| Failure::Failed(format!("no event loop: {e}"));
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd is the descriptor that it claims to be; the successor is unsafe"
+        )]
+        let bell = AsyncFd::new(self.bridge.bell().map_err(failed)?).map_err(failed)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut events = Vec::new();
+        loop {
+            let more = self.work(&mut events)?;
+            if self.has_stopped() {
+                return Ok(());
+            }
+            if more || !self.bridge.announce_sleep()? {
+                // The sockets' tasks must have their turn.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let sleep = self.deadline().map(|d| tokio::time::sleep(d.since(now())));
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => self.stop(),
+                _ = interrupt.recv() => self.stop(),
+                ready = bell.readable() => ready.map_err(failed)?.clear_ready(),
+                datagram = self.datagrams.recv() => {
+                    if let Some(datagram) = datagram {
+                        self.gateway.handle(now(), Input::Datagram(datagram));
+                    }
+                }
+                asked = self.requests.recv() => {
+                    if let Some(asked) = asked {
+                        self.answer(asked);
+                    }
+                }
+                () = async { match sleep { Some(sleep) => sleep.await, None => std::future::pending().await } } => {}
+            }
+        }
+    }
+
+    /// Takes what has come, lets the gateway work, and carries out what it wants. Is there more?
+    fn work(&mut self, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        let mut more = self.bridge.events(events)?;
+        for event in events.drain(..) {
+            self.gateway.handle(now(), Input::Event(event));
+        }
+        for taken in 1.. {
+            let Ok(datagram) = self.datagrams.try_recv() else { break };
+            self.gateway.handle(now(), Input::Datagram(datagram));
+            if taken == PORTION {
+                more = true;
+                break;
+            }
+        }
+        if self.gateway.deadline().is_some_and(|d| d <= now()) {
+            self.gateway.tick(now());
+        }
+        let mut reported = false;
+        while self.bridge.has_room() {
+            let Some(output) = self.gateway.poll() else { break };
+            match output {
+                Output::Transmit(datagram) => self.sockets.send(&datagram),
+                Output::Command { sequence, command } => self.bridge.command(sequence, command),
+                Output::Journal(write) => self.journal.write(write),
+                Output::Report(report) => {
+                    reported = true;
+                    self.note(wall_clock_us(), &report);
+                }
+            }
+        }
+        self.bridge.flush()?;
+        if reported || self.waiters.iter().any(|w| w.deadline() <= now()) {
+            self.settle();
+        }
+        Ok(more)
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let waiters = self.waiters.iter().map(Waiter::deadline);
+        self.gateway.deadline().into_iter().chain(waiters).chain(self.stopping).min()
+    }
+
+    /// For the log, `spindle events` and those who wait.
+    fn note(&mut self, at_us: u64, report: &Report) {
+        let Report { name, connection, spis, spi, detail } = report;
+        let connection = connection.as_deref().unwrap_or("-");
+        tracing::info!(connection, ?spis, ?spi, "{name} {detail}");
+        self.events.add(at_us, report);
+        if *name == "ready" && !self.status.ready {
+            self.status.ready = true;
+            self.status.ready_us = Some(at_us);
+        }
+        for waiter in &mut self.waiters {
+            waiter.note(report);
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.stopping.is_none() {
+            tracing::info!("stopping: deleting all SAs");
+            self.gateway.shut_down(now());
+            self.stopping = Some(now().after(STOP));
+        }
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.stopping.is_some_and(|patience| patience <= now() || self.gateway.sas().is_empty())
+    }
+
+    fn answer(&mut self, Asked { request, answer }: Asked) {
+        let waiter = match request {
+            Request::Initiate { connection, child, timeout_ms } => {
+                let begun = self.gateway.initiate(now(), &connection, child.as_deref());
+                begun.map(|()| Waiter::initiate(connection, child, self.until(timeout_ms)))
+            }
+            Request::Terminate { connection, child, timeout_ms } => {
+                let before = self.gateway.sas();
+                let begun = self.gateway.terminate(now(), &connection, child.as_deref());
+                begun.map(|_| Waiter::terminate(connection, child, &before, self.until(timeout_ms)))
+            }
+            Request::Rekey { connection, child, timeout_ms } => {
+                let before = self.gateway.sas();
+                let begun = self.gateway.rekey(now(), &connection, child.as_deref());
+                begun.map(|_| Waiter::rekey(connection, child, &before, self.until(timeout_ms)))
+            }
+            simple => {
+                // A caller that has gone needs no answer.
+                let _ = answer.send(self.show(&simple));
+                return;
+            }
+        };
+        match waiter {
+            Ok(waiter) => {
+                self.waiters.push(waiter.answering(answer));
+                self.settle();
+            }
+            Err(refused) => {
+                let _ = answer.send(Response::Error(refused.to_string()));
+            }
+        }
+    }
+
+    fn until(&self, timeout_ms: u64) -> Time {
+        now().after(Duration::from_millis(timeout_ms.min(3_600_000)))
+    }
+
+    /// Answers those whose wish came true or cannot any more.
+    fn settle(&mut self) {
+        if self.waiters.is_empty() {
+            return;
+        }
+        let (sas, at) = (self.gateway.sas(), now());
+        self.waiters.retain_mut(|waiter| match waiter.verdict(&sas, at) {
+            Verdict::Waiting => !waiter.is_abandoned(),
+            Verdict::Settled(response) => {
+                waiter.settle(response);
+                false
+            }
+        });
+    }
+
+    fn show(&self, request: &Request) -> Response {
+        let shown = match request {
+            Request::Status => {
+                let sas = self.gateway.sas();
+                serde_json::to_value(Status {
+                    ike_sas: sas.len(),
+                    child_sas: sas.iter().map(|s| s.children.len()).sum(),
+                    ..self.status.clone()
+                })
+            }
+            Request::ListSas => {
+                let sas = self.gateway.sas();
+                let shown: Vec<_> = sas.iter().map(|sa| show::ike_sa(sa, &*self.activity, now())).collect();
+                serde_json::to_value(shown)
+            }
+            Request::ListConns => {
+                let status = self.gateway.connections();
+                let of = |name: &str| status.iter().find(|s| s.name == name);
+                let all = self.settings.connections.iter().map(|c| show::connection(c, of(&c.name)));
+                serde_json::to_value(all.collect::<Vec<_>>())
+            }
+            Request::Events => serde_json::to_value(self.events.all()),
+            _ => serde_json::to_value(self.stats()),
+        };
+        match shown {
+            Ok(value) => Response::Result(value),
+            Err(e) => Response::Error(e.to_string()),
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let owned = |(name, value): (&str, u64)| (name.to_owned(), value);
+        let control = self.gateway.stats().into_iter().map(owned);
+        let ours = self
+            .sockets
+            .stats()
+            .into_iter()
+            .chain(self.bridge.stats())
+            .chain(self.journal.stats())
+            .map(owned);
+        let dataplane = self.bridge.dataplane_counters().into_iter().collect();
+        Stats { control: control.chain(ours).collect(), packets: show::equation(&dataplane), dataplane }
+    }
+}
+
+/// A secret that a cluster shares is brought here by the operator, never made.
+fn shared_secret_is_there(files: &mut Files) -> Result<(), Failure> {
+    match files.read(SmallFile::Secret) {
+        Ok(None) => Err(Failure::Refused(format!(
+            "{}: the QCD secret named by recovery.secret_file is missing; copy the cluster's there, or make one with \
+             --new-secret",
+            files.path(SmallFile::Secret).display()
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,77 @@
+//! The control socket: one request a line, one answer a line. Requests reach the daemon through a queue and wait
+//! for their answers there.
+
+use crate::protocol::{MAX_REQUEST, Request, Response, SOCKET};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Callers served at once; more wait.
+const CALLERS: usize = 32;
+
+/// A request and where its answer goes.
+pub(super) struct Asked {
+    pub(super) request: Request,
+    pub(super) answer: oneshot::Sender<Response>,
+}
+
+/// Listens in `run_dir`, for root alone.
+pub(super) fn listen(run_dir: &Path) -> io::Result<mpsc::Receiver<Asked>> {
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let (sender, receiver) = mpsc::channel(CALLERS);
+    tokio::spawn(async move {
+        let places = Arc::new(Semaphore::new(CALLERS));
+        while let Ok(place) = places.clone().acquire_owned().await {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let sender = sender.clone();
+                    tokio::spawn(async move {
+                        let _ = serve(stream, &sender).await;
+                        drop(place);
+                    });
+                }
+                // Out of descriptors, say: those who are served give theirs back.
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+async fn serve(stream: UnixStream, daemon: &mpsc::Sender<Asked>) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        let mut limited = (&mut reader).take(MAX_REQUEST as u64);
+        if limited.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        if !line.ends_with(b"\n") && line.len() >= MAX_REQUEST {
+            return Ok(());
+        }
+        let response = match serde_json::from_slice(&line) {
+            Ok(request) => {
+                let (answer, answered) = oneshot::channel();
+                if daemon.send(Asked { request, answer }).await.is_err() {
+                    return Ok(());
+                }
+                answered.await.unwrap_or_else(|_| Response::Error("the gateway is stopping".into()))
+            }
+            Err(e) => Response::Error(format!("this is no request: {e}")),
+        };
+        let mut text = serde_json::to_vec(&response)?;
+        text.push(b'\n');
+        writer.write_all(&text).await?;
+    }
+}

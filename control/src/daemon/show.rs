@@ -1,0 +1,146 @@
+//! The gateway's state in the words of [`crate::protocol`].
+
+use super::events::ike_spi;
+use crate::protocol::{Child, ChildSa, Connection, Equation, IkeSa};
+use spindle_abi::{Selector, Time};
+use spindle_ike::api::{ActivityReader, ConnectionConfig, Identity, IkeSaStatus, StartAction};
+use spindle_recovery::ConnectionStatus;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub(super) fn ike_sa(sa: &IkeSaStatus, activity: &dyn ActivityReader, now: Time) -> IkeSa {
+    let children = sa.children.iter().map(|child| {
+        let inbound = activity.activity(child.inbound_index);
+        let outbound = activity.activity(child.outbound_index);
+        ChildSa {
+            id: child.id.0,
+            name: child.name.clone(),
+            state: child.state.into(),
+            spi_i: child.inbound.to_string(),
+            spi_o: child.outbound.to_string(),
+            proposal: child.proposal.clone(),
+            encapsulated: child.encapsulated,
+            local_ts: child.selectors.local.iter().map(selector).collect(),
+            remote_ts: child.selectors.remote.iter().map(selector).collect(),
+            installed_s: now.since(child.installed).as_secs(),
+            packets_i: inbound.packets,
+            bytes_i: inbound.bytes,
+            packets_o: outbound.packets,
+            bytes_o: outbound.bytes,
+        }
+    });
+    IkeSa {
+        id: sa.id.0,
+        connection: sa.connection.clone(),
+        state: sa.state.into(),
+        role: if sa.initiator { "initiator" } else { "responder" }.into(),
+        ike_spi_i: ike_spi(sa.spis.initiator),
+        ike_spi_r: ike_spi(sa.spis.responder),
+        local: sa.local.to_string(),
+        remote: sa.remote.to_string(),
+        remote_id: sa.remote_id.as_ref().map(identity),
+        proposal: sa.proposal.clone(),
+        established_s: sa.established.map(|t| now.since(t).as_secs()),
+        token_held: sa.token_held,
+        children: children.collect(),
+    }
+}
+
+pub(super) fn connection(config: &ConnectionConfig, status: Option<&ConnectionStatus>) -> Connection {
+    let (ike_sas, child_sas) = status.map_or((0, 0), |s| (s.ike_sas, s.child_sas));
+    let state = match status {
+        _ if child_sas > 0 => "up",
+        Some(s) if s.initiating => "initiating",
+        _ => "down",
+    };
+    let children = config.children.iter().map(|child| Child {
+        name: child.name.clone(),
+        local_ts: child.selectors.local.iter().map(selector).collect(),
+        remote_ts: child.selectors.remote.iter().map(selector).collect(),
+        start_action: match child.start_action {
+            StartAction::None => "none",
+            StartAction::Trap => "trap",
+            StartAction::Start => "start",
+        }
+        .into(),
+    });
+    Connection {
+        name: config.name.clone(),
+        state: state.into(),
+        local: config.local.to_string(),
+        remote: config.remote.map_or("%any".into(), |a| a.to_string()),
+        local_id: identity(&config.local_id),
+        remote_id: identity(&config.remote_id),
+        ike_sas,
+        child_sas,
+        children: children.collect(),
+    }
+}
+
+fn identity(identity: &Identity) -> String {
+    match identity {
+        Identity::Address(address) => address.to_string(),
+        Identity::Fqdn(name) | Identity::Email(name) => name.clone(),
+        Identity::KeyId(octets) => {
+            octets.iter().fold("keyid:".into(), |text, octet| format!("{text}{octet:02x}"))
+        }
+    }
+}
+
+/// As people write it: a subnet where it is one, then protocol and ports where they are limited.
+fn selector(selector: &Selector) -> String {
+    let (start, end) = (selector.addresses.start, selector.addresses.end);
+    let mut text = match (start, end) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            let (a, size) = (
+                u32::from(a),
+                u64::from(u32::from(b)) - u64::from(u32::from(a)).min(u64::from(u32::from(b))) + 1,
+            );
+            if size.is_power_of_two() && u64::from(a) % size == 0 {
+                format!("{start}/{}", 32 - size.trailing_zeros())
+            } else {
+                format!("{start}-{end}")
+            }
+        }
+        _ => format!("{start}-{end}"),
+    };
+    let any_port = (selector.start_port, selector.end_port) == (0, 65535);
+    if selector.protocol != 0 || !any_port {
+        text += &format!("[{}/{}-{}]", selector.protocol, selector.start_port, selector.end_port);
+    }
+    text
+}
+
+/// The packet equation from the dataplane's counters.
+pub(super) fn equation(counters: &BTreeMap<String, u64>) -> Equation {
+    let sum = |names: &[&str]| names.iter().filter_map(|n| counters.get(*n)).sum::<u64>();
+    let drops = counters.iter().filter(|(name, _)| name.starts_with("dropped_"));
+    let equation = Equation {
+        received: sum(&["received_inside", "received_outside"]),
+        created: sum(&["created"]),
+        delivered: sum(&["delivered_inside", "delivered_outside"]),
+        dropped: drops.map(|(_, count)| count).sum(),
+        held: sum(&["held"]),
+        holds: false,
+    };
+    let came = equation.received + equation.created;
+    let went = equation.delivered + equation.dropped + equation.held;
+    Equation { holds: came == went, ..equation }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_shown_as_people_write_them() {
+        let show = |start: [u8; 4], end: [u8; 4]| selector(&Selector::addresses(start.into(), end.into()));
+        assert_eq!(show([10, 1, 0, 0], [10, 1, 0, 255]), "10.1.0.0/24");
+        assert_eq!(show([0; 4], [255; 4]), "0.0.0.0/0");
+        assert_eq!(show([10, 1, 0, 7], [10, 1, 0, 7]), "10.1.0.7/32");
+        assert_eq!(show([10, 1, 0, 1], [10, 1, 0, 9]), "10.1.0.1-10.1.0.9");
+        let mut s = Selector::addresses([10, 1, 0, 7].into(), [10, 1, 0, 7].into());
+        (s.protocol, s.start_port, s.end_port) = (6, 80, 80);
+        assert_eq!(selector(&s), "10.1.0.7/32[6/80-80]");
+    }
+}

@@ -1,0 +1,126 @@
+//! UDP ports 500 and 4500 on each local address. A task for each socket hands datagrams to the daemon through a
+//! bounded queue; when it is full the kernel's own queue fills and then drops.
+//!
+//! Each socket is bound to its address, so a datagram's destination is known. ESP in UDP (RFC 3948) is the
+//! dataplane's: it never comes here while XDP is attached, and what comes without a non-ESP marker is dropped.
+
+use spindle_ike::api::Datagram;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+
+/// Datagrams waiting for the daemon at most.
+const WAITING: usize = 1024;
+/// Octets of the kernel's queue for each socket.
+const KERNEL_QUEUE: usize = 4 << 20;
+/// The longest UDP payload over IPv4.
+const MAX_DATAGRAM: usize = 65_507;
+/// The ports of RFC 7296 and RFC 3948, as the IKE side knows them whatever ports we really use.
+const IKE: u16 = 500;
+const NATT: u16 = 4500;
+
+/// What sockets have counted.
+#[derive(Default)]
+pub(super) struct Counts {
+    received: AtomicU64,
+    sent: AtomicU64,
+    not_sent: AtomicU64,
+    without_marker: AtomicU64,
+}
+
+/// All sockets.
+pub(super) struct Sockets {
+    sockets: HashMap<SocketAddr, Arc<UdpSocket>>,
+    counts: Arc<Counts>,
+}
+
+impl Sockets {
+    /// Binds `ports` (for IKE, and for IKE and ESP in UDP) on every address. The error names address and port.
+    pub(super) fn bind(
+        addresses: &[IpAddr],
+        ports: [u16; 2],
+    ) -> Result<(Sockets, mpsc::Receiver<Datagram>), (SocketAddr, io::Error)> {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let counts = Arc::new(Counts::default());
+        let mut sockets = HashMap::new();
+        for address in addresses {
+            for (port, known_as) in ports.into_iter().zip([IKE, NATT]) {
+                let real = SocketAddr::new(*address, port);
+                let socket = Arc::new(bind(real).map_err(|e| (real, e))?);
+                let local = SocketAddr::new(*address, known_as);
+                tokio::spawn(receive(socket.clone(), local, sender.clone(), counts.clone()));
+                sockets.insert(local, socket);
+            }
+        }
+        Ok((Sockets { sockets, counts }, receiver))
+    }
+
+    /// Sends, or counts what cannot be sent now: retransmission makes up for it.
+    pub(super) fn send(&self, datagram: &Datagram) {
+        let sent = match self.sockets.get(&datagram.local) {
+            Some(socket) => socket.try_send_to(&datagram.data, datagram.remote),
+            None => Err(io::ErrorKind::AddrNotAvailable.into()),
+        };
+        let counter = match sent {
+            Ok(_) => &self.counts.sent,
+            Err(e) => {
+                tracing::debug!("not sent from {} to {}: {e}", datagram.local, datagram.remote);
+                &self.counts.not_sent
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Names and values for `stats`.
+    pub(super) fn stats(&self) -> [(&'static str, u64); 4] {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("datagrams_received", value(&self.counts.received)),
+            ("datagrams_sent", value(&self.counts.sent)),
+            ("datagrams_not_sent", value(&self.counts.not_sent)),
+            ("datagrams_without_marker", value(&self.counts.without_marker)),
+        ]
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    // Beyond the system's limit only for the privileged; less is no failure.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, KERNEL_QUEUE);
+    UdpSocket::from_std(socket)
+}
+
+async fn receive(
+    socket: Arc<UdpSocket>,
+    local: SocketAddr,
+    sender: mpsc::Sender<Datagram>,
+    counts: Arc<Counts>,
+) {
+    let mut buffer = vec![0; MAX_DATAGRAM];
+    loop {
+        let (length, remote) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // An ICMP error about a datagram of ours: no conclusion is drawn (RFC 7296 section 2.4).
+            Err(e) => {
+                tracing::debug!("{local}: {e}");
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        let data = &buffer[..length];
+        // RFC 3948 section 2.2 and 2.3: only after four zero octets does IKE begin; one octet of 0xff is a keepalive.
+        if local.port() == NATT && !data.starts_with(&[0; 4]) {
+            counts.without_marker.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
+        counts.received.fetch_add(1, Ordering::Relaxed);
+        if sender.send(Datagram { local, remote, data: data.to_vec() }).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What the machine must offer before a gateway starts on it. Each refusal says the fix.
+
+use crate::config::Settings;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::net::UdpSocket;
+
+/// Network configuration: XDP, nftables.
+const CAP_NET_ADMIN: u32 = 12;
+/// AF_XDP sockets.
+const CAP_NET_RAW: u32 = 13;
+/// Locked memory.
+pub const CAP_IPC_LOCK: u32 = 14;
+/// BPF before [`CAP_BPF`] was split off.
+const CAP_SYS_ADMIN: u32 = 21;
+/// XDP programs and maps.
+const CAP_BPF: u32 = 39;
+
+/// Has this process this effective capability?
+pub fn has_capability(capability: u32) -> bool {
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        })
+        .is_some_and(|set| set >> capability & 1 == 1)
+}
+
+/// Privileges, before anything is touched.
+pub fn check_privileges() -> Result<(), String> {
+    let mut missing = Vec::new();
+    for (name, any_of) in [
+        ("CAP_NET_ADMIN", &[CAP_NET_ADMIN][..]),
+        ("CAP_NET_RAW", &[CAP_NET_RAW]),
+        ("CAP_BPF", &[CAP_BPF, CAP_SYS_ADMIN]),
+    ] {
+        if !any_of.iter().any(|c| has_capability(*c)) {
+            missing.push(name);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(format!("spindle up lacks {}; run it as root (sudo spindle up …)", missing.join(", ")))
+}
+
+/// Interfaces, AF_XDP and addresses.
+pub fn check(settings: &Settings) -> Result<(), String> {
+    let file = settings.file.display();
+    let probe =
+        UdpSocket::bind("0.0.0.0:0").map_err(|e| format!("no UDP socket can be made: {e}; run as root"))?;
+    for (key, name) in [("inside", &settings.gateway.inside), ("outside", &settings.gateway.outside)] {
+        if rustix::net::netdevice::name_to_index(&probe, name).is_err() {
+            return Err(format!(
+                "{file}: gateway.{key}: this machine has no interface {name}; create it, or name one that \
+                 `ip link` shows"
+            ));
+        }
+    }
+    rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).map_err(|e| {
+        format!("this kernel offers no AF_XDP sockets ({e}); run one with CONFIG_XDP_SOCKETS=y, Linux 5.11 or later")
+    })?;
+    for connection in &settings.connections {
+        UdpSocket::bind((connection.local, 0)).map_err(|e| {
+            format!(
+                "{file}: connections.{}.local.address: {} is not an address of this machine ({e}); add it with \
+                 `ip address add`, or correct it",
+                connection.name, connection.local
+            )
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! What the command line and the control process say to each other: one JSON object a line over the unix socket
+//! in `run_dir`. The results are what `--json` prints, so their fields stay as they are; `CONFIGURATION.md` has
+//! them. Times are microseconds since 1970 (`*_us`) or seconds ago (`*_s`), SPIs hexadecimal.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The socket's name in `run_dir`.
+pub const SOCKET: &str = "control.sock";
+/// Octets of a request at most.
+pub const MAX_REQUEST: usize = 4096;
+
+/// What the operator wants.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// [`Status`].
+    Status,
+    /// A list of [`IkeSa`].
+    ListSas,
+    /// A list of [`Connection`].
+    ListConns,
+    /// [`Stats`].
+    Stats,
+    /// A list of [`LoggedEvent`], oldest first.
+    Events,
+    /// Starts a connection or a child, and waits until it is there. Result: [`Done`].
+    Initiate {
+        /// Connection's name.
+        connection: String,
+        /// Child's name; the first one if left out.
+        child: Option<String>,
+        /// How long to wait.
+        timeout_ms: u64,
+    },
+    /// Deletes SAs, and waits until they are gone. Result: [`Done`].
+    Terminate {
+        /// Connection's name.
+        connection: String,
+        /// Child's name; the IKE SAs if left out.
+        child: Option<String>,
+        /// How long to wait.
+        timeout_ms: u64,
+    },
+    /// Rekeys SAs, and waits until their successors are there. Result: [`Done`].
+    Rekey {
+        /// Connection's name.
+        connection: String,
+        /// Child's name; the IKE SAs if left out.
+        child: Option<String>,
+        /// How long to wait.
+        timeout_ms: u64,
+    },
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// What was asked for.
+    Result(serde_json::Value),
+    /// Why not, for people.
+    Error(String),
+}
+
+/// `status`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The gateway's name.
+    pub name: String,
+    /// The version of the programs.
+    pub version: String,
+    /// Counted on disk; each life of the state has its own.
+    pub incarnation: u64,
+    /// Would the first ESP packet be received and answered?
+    pub ready: bool,
+    /// The maker id in tokens: the cluster's name, or hexadecimal digits.
+    pub maker_id: String,
+    /// May tokens leave (the anchor matches, and token_maker is on)?
+    pub tokens: bool,
+    /// Journal records of earlier incarnations at the start.
+    pub former_spis: usize,
+    /// When this incarnation was started.
+    pub started_us: u64,
+    /// When it became ready.
+    pub ready_us: Option<u64>,
+    /// The processes.
+    pub pids: Pids,
+    /// IKE SAs.
+    pub ike_sas: usize,
+    /// Child SAs.
+    pub child_sas: usize,
+}
+
+/// The processes of a gateway.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pids {
+    /// `spindle up`.
+    pub supervisor: u32,
+    /// `spindle-dataplane`.
+    pub dataplane: u32,
+    /// `spindle-control`.
+    pub control: u32,
+}
+
+/// One IKE SA.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IkeSa {
+    /// A number that no other IKE SA of this incarnation has.
+    pub id: u64,
+    /// Connection's name.
+    pub connection: String,
+    /// `connecting`, `established`, `rekeying`, `deleting`.
+    pub state: String,
+    /// Our role: `initiator` or `responder`.
+    pub role: String,
+    /// SPIi, 16 digits.
+    pub ike_spi_i: String,
+    /// SPIr, 16 digits.
+    pub ike_spi_r: String,
+    /// Our address and port.
+    pub local: String,
+    /// The peer's.
+    pub remote: String,
+    /// Who the peer proved to be.
+    pub remote_id: Option<String>,
+    /// Algorithms.
+    pub proposal: String,
+    /// Seconds since it was established.
+    pub established_s: Option<u64>,
+    /// Do we hold the peer's QCD token?
+    pub token_held: bool,
+    /// Its Child SAs.
+    pub children: Vec<ChildSa>,
+}
+
+/// One Child SA.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChildSa {
+    /// A number that no other Child SA of this incarnation has.
+    pub id: u64,
+    /// Child's name.
+    pub name: String,
+    /// `installed`, `rekeying`, `rekeyed`, `deleting`.
+    pub state: String,
+    /// The inbound SPI, ours, 8 digits.
+    pub spi_i: String,
+    /// The outbound SPI, the peer's, 8 digits.
+    pub spi_o: String,
+    /// Algorithms.
+    pub proposal: String,
+    /// ESP in UDP?
+    pub encapsulated: bool,
+    /// Behind us.
+    pub local_ts: Vec<String>,
+    /// Behind the peer.
+    pub remote_ts: Vec<String>,
+    /// Seconds since it was installed.
+    pub installed_s: u64,
+    /// Packets received.
+    pub packets_i: u64,
+    /// Their inner octets.
+    pub bytes_i: u64,
+    /// Packets sent.
+    pub packets_o: u64,
+    /// Their inner octets.
+    pub bytes_o: u64,
+}
+
+/// One connection as configured, and how it stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Connection {
+    /// Its name.
+    pub name: String,
+    /// `up` (a Child SA is installed), `initiating`, `down`.
+    pub state: String,
+    /// Our address.
+    pub local: String,
+    /// The peer's, or `%any`.
+    pub remote: String,
+    /// Who we say we are.
+    pub local_id: String,
+    /// Who the peer must be.
+    pub remote_id: String,
+    /// Established IKE SAs.
+    pub ike_sas: usize,
+    /// Installed Child SAs.
+    pub child_sas: usize,
+    /// Its children.
+    pub children: Vec<Child>,
+}
+
+/// One child as configured.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Child {
+    /// Its name.
+    pub name: String,
+    /// Behind us.
+    pub local_ts: Vec<String>,
+    /// Behind the peer.
+    pub remote_ts: Vec<String>,
+    /// `none`, `trap`, `start`.
+    pub start_action: String,
+}
+
+/// `stats`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Stats {
+    /// Counters of the control process, IKE and recovery.
+    pub control: BTreeMap<String, u64>,
+    /// Counters of the dataplane.
+    pub dataplane: BTreeMap<String, u64>,
+    /// Does every packet have its place?
+    pub packets: Equation,
+}
+
+/// Received + created = delivered + dropped + held. (Packets that pass to the kernel are not received; consumed ones
+/// are among the dropped, by their reasons. While packets flow the counters may be of two moments a burst apart.)
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Equation {
+    /// From both sides.
+    pub received: u64,
+    /// By the dataplane itself.
+    pub created: u64,
+    /// To both sides.
+    pub delivered: u64,
+    /// By all reasons.
+    pub dropped: u64,
+    /// Waiting for a next hop.
+    pub held: u64,
+    /// Are both sides equal?
+    pub holds: bool,
+}
+
+/// One thing that happened.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LoggedEvent {
+    /// When, by the wall clock.
+    pub at_us: u64,
+    /// What: `start`, `ready`, `hint`, `probe`, `proof`, `token-sent`, `ike-established`, `installed`, …
+    pub event: String,
+    /// Connection's name, if one is concerned.
+    pub connection: Option<String>,
+    /// SPIi, if an IKE SA is concerned.
+    pub ike_spi_i: Option<String>,
+    /// SPIr, if an IKE SA is concerned.
+    pub ike_spi_r: Option<String>,
+    /// A Child SPI, if one is concerned.
+    pub spi: Option<String>,
+    /// More, for people.
+    pub detail: String,
+}
+
+/// What `initiate`, `terminate` and `rekey` brought about.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// For people.
+    pub done: String,
+    /// SAs concerned.
+    pub sas: usize,
+}
