@@ -97,19 +97,22 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The moments with their names, in the order of a recovery.
-    pub fn moments(&self) -> [(&'static str, Option<u64>); 9] {
-        [
+    /// The moments with their names, in the order of a recovery. A token that came with INVALID_SPI is one moment.
+    pub fn moments(&self) -> Vec<(&'static str, u64)> {
+        let together = self.token.is_some() && self.token == self.invalid_spi;
+        let invalid_spi = if together { "INVALID_SPI with token" } else { "INVALID_SPI" };
+        let moments = [
             ("first ESP at ready B", self.first_esp),
-            ("INVALID_SPI", self.invalid_spi),
+            (invalid_spi, self.invalid_spi),
             ("probe", self.probe),
-            ("token in clear", self.token),
+            ("answer with token", self.token.filter(|_| !together)),
             ("IKE_SA_INIT request", self.ike_sa_init_request),
             ("IKE_SA_INIT response", self.ike_sa_init_response),
             ("IKE_AUTH request", self.ike_auth_request),
             ("IKE_AUTH response", self.ike_auth_response),
             ("first ESP on the new SA", self.first_esp_on_new_sa),
-        ]
+        ];
+        moments.into_iter().filter_map(|(what, at)| Some((what, at?))).collect()
     }
 }
 

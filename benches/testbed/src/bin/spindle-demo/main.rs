@@ -90,7 +90,7 @@ fn demonstrate(arguments: &Arguments) -> Result<bool> {
     for plan in plans {
         let mut runs = Vec::new();
         for number in 1..=arguments.runs {
-            progress.begin(format!("{plan}, run {number} of {}", arguments.runs));
+            progress.begin(format!("{plan}, run {number}/{}", arguments.runs));
             let keep = arguments.keep.as_ref().map(|folder| folder.join(plan.folder(number)));
             let run =
                 crash(&plan, keep.as_deref(), &progress).with_context(|| format!("{plan}, run {number}"))?;

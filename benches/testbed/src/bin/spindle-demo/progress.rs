@@ -13,8 +13,7 @@ impl Progress {
     pub(crate) fn new(runs: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(runs);
-            let style =
-                ProgressStyle::with_template("{spinner} [{bar:24}] {pos}/{len} {elapsed}  {wide_msg}");
+            let style = ProgressStyle::with_template("{spinner} [{bar:12}] {pos}/{len} {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.enable_steady_tick(Duration::from_millis(100));
             bar

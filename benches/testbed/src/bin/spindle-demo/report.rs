@@ -25,18 +25,19 @@ impl Spread {
     fn of(values: impl Iterator<Item = f64>) -> Spread {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
+        // Rounded to the microsecond: what lies below is noise and arithmetic.
+        let round = |value: f64| (value * 1e3).round() / 1e3;
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         let (half, last) = (values.len() / 2, values.len().saturating_sub(1));
-        let median =
-            if values.len() % 2 == 1 { at(half) } else { (at(half.saturating_sub(1)) + at(half)) / 2.0 };
-        Spread { median, min: at(0), max: at(last) }
+        let odd = values.len() % 2 == 1;
+        let median = if odd { at(half) } else { (at(half.saturating_sub(1)) + at(half)) / 2.0 };
+        Spread { median: round(median), min: round(at(0)), max: round(at(last)) }
     }
 }
 
 impl Series {
     fn milliseconds(&self, nanoseconds: impl Fn(&Run) -> u64) -> Spread {
-        // To the microsecond: more is noise.
-        Spread::of(self.runs.iter().map(|run| (nanoseconds(run) as f64 / 1e3).round() / 1e3))
+        Spread::of(self.runs.iter().map(|run| nanoseconds(run) as f64 / 1e6))
     }
 
     fn outage(&self) -> Spread {
@@ -93,7 +94,7 @@ fn moments(run: &Run) -> Vec<(u64, &'static str, String)> {
         (run.outage.first_after.received, "host B", "first delivery".to_owned()),
     ];
     let wire = run.timeline.moments().into_iter();
-    moments.extend(wire.filter_map(|(what, at)| Some((at?, "wire", what.to_owned()))));
+    moments.extend(wire.map(|(what, at)| (at, "wire", what.to_owned())));
     let mut reported = |who, events: &[GatewayEvent], names: &[&str]| {
         for name in names {
             if let Some(at) = Gateway::event_since(events, name, run.crash.started) {

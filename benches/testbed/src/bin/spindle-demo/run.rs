@@ -23,7 +23,7 @@ pub(crate) struct Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rtt, down) = (self.round_trip.as_millis(), self.down.as_millis());
-        write!(f, "{} at {rtt} ms RTT, B down for {down} ms", self.method)
+        write!(f, "{}, RTT {rtt} ms, B down for {down} ms", self.method)
     }
 }
 
