@@ -74,3 +74,64 @@ impl Hints {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeSas, NOW, pair};
+
+    fn ms(n: u64) -> Time {
+        NOW.after(Duration::from_millis(n))
+    }
+
+    fn sas(n: u64) -> FakeSas {
+        FakeSas {
+            ike_sas: (0..n).map(|n| (IkeSaId(n), pair(n as u8), vec![])).collect(),
+            ..FakeSas::default()
+        }
+    }
+
+    fn hint(hints: &mut Hints, now: Time, ike: u64, sas: &mut FakeSas) -> Option<ProbeResult> {
+        if hints.allow(now, IkeSaId(ike)) { hints.probe(now, IkeSaId(ike), sas) } else { None }
+    }
+
+    /// RFC 7296 section 2.4: limited; but a hint is delayed, not lost.
+    #[test]
+    fn hints_cause_one_check_a_second_and_the_outstanding_one_is_sent_again_at_once() {
+        let (mut hints, mut sas) = (Hints::new(Duration::from_secs(1), 200), sas(1));
+        sas.outstanding = true;
+        assert_eq!(hint(&mut hints, NOW, 0, &mut sas), Some(ProbeResult::SentAgain));
+        for n in 1..1000 {
+            assert_eq!(hint(&mut hints, ms(n), 0, &mut sas), None);
+        }
+        assert_eq!(hints.deadline(), Some(ms(1000)));
+        assert_eq!(hints.next_deferred(ms(999)), None);
+        assert_eq!(hints.next_deferred(ms(1000)), Some(IkeSaId(0)));
+        assert_eq!(hints.probe(ms(1000), IkeSaId(0), &mut sas), Some(ProbeResult::SentAgain));
+        assert_eq!(hints.next_deferred(ms(5000)), None, "many early hints count as one");
+        assert_eq!(sas.probed.len(), 2);
+    }
+
+    #[test]
+    fn all_ike_sas_together_have_a_budget_of_new_checks() {
+        let (mut hints, mut sas) = (Hints::new(Duration::from_secs(1), 200), sas(1000));
+        for n in 0..1000 {
+            sas.outstanding = false;
+            hint(&mut hints, NOW, n, &mut sas);
+        }
+        assert_eq!(sas.probed.len(), 200);
+        sas.outstanding = false;
+        assert_eq!(hint(&mut hints, ms(100), 999, &mut sas), Some(ProbeResult::Started));
+    }
+
+    #[test]
+    fn an_ike_sa_that_is_gone_leaves_nothing_behind() {
+        let (mut hints, mut sas) = (Hints::new(Duration::from_secs(1), 200), sas(1));
+        hint(&mut hints, NOW, 0, &mut sas);
+        hint(&mut hints, ms(1), 0, &mut sas);
+        hints.forget(IkeSaId(0));
+        assert_eq!((hints.deadline(), hints.last.len()), (None, 0));
+        assert_eq!(hint(&mut hints, ms(2), 9, &mut sas), Some(ProbeResult::NoSuchSa));
+        assert_eq!(hints.last.len(), 0);
+    }
+}

@@ -227,3 +227,133 @@ impl FormerTable {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{config, pair, record, socket};
+
+    const OLD: IkeSaId = IkeSaId(1);
+    const NEW: IkeSaId = IkeSaId(2);
+    const CHILD: ChildSaId = ChildSaId(10);
+    const WALL: u64 = 1_000_000;
+
+    fn installed(ike: IkeSaId, child: ChildSaId, spi: u32, encapsulated: bool) -> Installed<'static> {
+        let port = if encapsulated { 4500 } else { 0 };
+        Installed {
+            ike,
+            child,
+            connection: "site",
+            name: "net",
+            inbound: Spi(spi),
+            local: SocketAddr::new(socket("192.0.2.1:0").ip(), port),
+            remote: SocketAddr::new(socket("192.0.2.2:0").ip(), if encapsulated { 40_000 } else { 0 }),
+            encapsulated,
+        }
+    }
+
+    fn with_child() -> Journal {
+        let mut journal = Journal::default();
+        journal.ike_established(OLD, pair(1), "site", true);
+        journal.child_installed(&config(), 3, WALL, installed(OLD, CHILD, 0x100, false));
+        journal
+    }
+
+    fn put(journal: &mut Journal) -> JournalRecord {
+        match journal.take_writes().as_slice() {
+            [JournalWrite::Put(record)] => record.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// RFC 6290 section 8.2: Child SPI to IKE SPIs, and where the peer's IKE is.
+    #[test]
+    fn an_installed_child_sa_is_put_with_its_parent_and_ike_addresses() {
+        let record = put(&mut with_child());
+        assert_eq!((record.spi, record.parent, record.earlier_parent), (Spi(0x100), pair(1), None));
+        assert_eq!((record.local, record.remote), (socket("192.0.2.1:500"), socket("192.0.2.2:500")));
+        assert_eq!((record.incarnation, record.initiator), (3, true));
+        assert_eq!(record.hard_expiry, WALL + 24 * 3600);
+
+        let mut journal = Journal::default();
+        journal.ike_established(OLD, pair(1), "site", false);
+        journal.child_installed(&config(), 3, WALL, installed(OLD, CHILD, 0x100, true));
+        let record = put(&mut journal);
+        assert_eq!((record.local, record.remote), (socket("192.0.2.1:4500"), socket("192.0.2.2:40000")));
+        assert!(record.encapsulated && !record.initiator);
+    }
+
+    #[test]
+    fn records_live_twice_the_longest_lifetime_or_thirty_days_without_one() {
+        for (child, ike, expected) in
+            [(3600, 14_400, 86_400), (60_000, 90_000, 180_000), (0, 90_000, 2_592_000)]
+        {
+            let mut config = config();
+            config.connections[0].rekey_time = std::time::Duration::from_secs(ike);
+            config.connections[0].children[0].rekey_time = std::time::Duration::from_secs(child);
+            let mut journal = Journal::default();
+            journal.ike_established(OLD, pair(1), "site", true);
+            journal.child_installed(&config, 3, WALL, installed(OLD, CHILD, 0x100, false));
+            assert_eq!(put(&mut journal).hard_expiry, WALL + expected);
+        }
+    }
+
+    /// RFC 7296 section 2.8: the new IKE SA inherits the Child SAs; the peer may hold either one's token.
+    #[test]
+    fn an_ike_rekey_rewrites_the_parent_and_keeps_the_earlier_one() {
+        let mut journal = with_child();
+        put(&mut journal);
+        journal.ike_rekeyed(OLD, NEW, pair(2), false);
+        journal.child_moved(CHILD, NEW);
+        journal.ike_deleted(OLD, false);
+        let record = put(&mut journal);
+        assert_eq!((record.parent, record.earlier_parent), (pair(2), Some(pair(1))));
+        assert!(!record.initiator, "the rekey's initiator is the new IKE SA's");
+        assert_eq!(journal.child_names(NEW), ["net"]);
+        journal.child_deleted(CHILD);
+        assert_eq!(journal.take_writes(), [JournalWrite::Remove(Spi(0x100))]);
+    }
+
+    #[test]
+    fn a_child_rekey_puts_the_new_spi_and_removes_the_old_one_when_it_is_gone() {
+        let mut journal = with_child();
+        put(&mut journal);
+        journal.child_installed(&config(), 3, WALL, installed(OLD, ChildSaId(11), 0x200, false));
+        assert_eq!(put(&mut journal).spi, Spi(0x200));
+        assert!(journal.is_current(Spi(0x100)) && journal.is_current(Spi(0x200)));
+        journal.child_deleted(CHILD);
+        assert_eq!(journal.take_writes(), [JournalWrite::Remove(Spi(0x100))]);
+        assert_eq!(journal.child_names(OLD), ["net"]);
+    }
+
+    /// After a timeout the peer may still send; in either order of the endpoint's reports.
+    #[test]
+    fn records_outlive_an_ike_sa_that_timed_out_but_not_one_that_ended_otherwise() {
+        for (timed_out, ike_first) in [(true, true), (true, false), (false, true), (false, false)] {
+            let mut journal = with_child();
+            put(&mut journal);
+            if ike_first {
+                journal.ike_deleted(OLD, timed_out);
+                journal.child_deleted(CHILD);
+            } else {
+                journal.child_deleted(CHILD);
+                journal.ike_deleted(OLD, timed_out);
+            }
+            let removed = journal.take_writes() == [JournalWrite::Remove(Spi(0x100))];
+            assert_eq!(removed, !timed_out);
+            assert!(!journal.is_current(Spi(0x100)) && journal.ike_sas.is_empty());
+        }
+    }
+
+    #[test]
+    fn former_spis_expire_in_their_order() {
+        let at = |spi, hard_expiry| JournalRecord { hard_expiry, ..record(spi, pair(1)) };
+        let mut table = FormerTable::new(vec![at(1, 30), at(2, 10), at(3, 20)]);
+        assert_eq!(table.next_expiry(), Some(10));
+        assert_eq!(
+            [table.expire(20), table.expire(20), table.expire(20)],
+            [Some(Spi(2)), Some(Spi(3)), None]
+        );
+        assert!(table.row(Spi(1)).is_some() && table.row(Spi(2)).is_none());
+    }
+}

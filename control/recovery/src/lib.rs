@@ -16,5 +16,7 @@ pub mod secrets;
 mod stats;
 pub mod store;
 mod taker;
+#[cfg(test)]
+mod testing;
 
 pub use gateway::{ConnectionStatus, Gateway};

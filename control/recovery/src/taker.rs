@@ -107,3 +107,125 @@ impl Finding {
         self.candidates.iter().copied().filter(|_| self.hint).take(MAX_PROBED)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    const TOKEN: [u8; 32] = [0x55; 32];
+    const SA: IkeSaId = IkeSaId(1);
+
+    fn sas() -> FakeSas {
+        FakeSas {
+            ike_sas: vec![(SA, pair(1), vec![TOKEN.to_vec()]), (IkeSaId(2), pair(2), vec![vec![0x66; 32]])],
+            outbound: vec![(Spi(0x1000), IkeSaId(2)), (Spi(0x1000), SA)],
+            ..FakeSas::default()
+        }
+    }
+
+    fn header(spis: IkeSpis) -> Header {
+        Header { spis, next_payload: 41, exchange: 37, response: true, initiator: false, message_id: 3 }
+    }
+
+    fn zero() -> Header {
+        let spis = IkeSpis { initiator: [0; 8], responder: [0; 8] };
+        Header { response: false, initiator: true, message_id: 0, ..header(spis) }
+    }
+
+    fn notify(kind: u16, data: &[u8]) -> Notify {
+        Notify { kind, protocol: 0, spi: Vec::new(), data: data.to_vec() }
+    }
+
+    fn token(data: &[u8]) -> Notify {
+        Notify { protocol: 1, ..notify(16419, data) }
+    }
+
+    fn proof(finding: &Finding) -> Option<IkeSaId> {
+        finding.proof.as_ref().map(|(ike, _)| *ike)
+    }
+
+    /// RFC 6290 section 3: compared with the token stored for the IKE SA of the header's SPIs.
+    #[test]
+    fn a_token_matches_under_the_spis_of_its_own_ike_sa_only() {
+        let good = [notify(4, &[]), token(&TOKEN)];
+        assert_eq!(proof(&examine(&sas(), true, &header(pair(1)), &good)), Some(SA));
+        let other_sa = examine(&sas(), true, &header(pair(2)), &good);
+        assert!(other_sa.proof.is_none() && other_sa.token_failed && other_sa.hint);
+        let half_right = IkeSpis { responder: [9; 8], ..pair(1) };
+        let unknown = examine(&sas(), true, &header(half_right), &good);
+        assert!(unknown.proof.is_none() && unknown.token_failed && unknown.candidates.is_empty());
+    }
+
+    /// RFC 7296 section 3.10: the Protocol ID of an empty SPI is ignored; RFC 6290 section 4.1: SPI Size 0; section
+    /// 5: 16 to 128 octets.
+    #[test]
+    fn the_protocol_id_means_nothing_but_an_spi_or_a_wrong_length_is_malformed() {
+        let one = |notify: Notify| proof(&examine(&sas(), true, &header(pair(1)), &[notify]));
+        for protocol in [0, 1, 3, 255] {
+            assert_eq!(one(Notify { protocol, ..token(&TOKEN) }), Some(SA));
+        }
+        assert_eq!(one(Notify { spi: vec![0; 8], ..token(&TOKEN) }), None);
+        let mut many = sas();
+        many.ike_sas[0].2 = vec![vec![1; 15], vec![2; 16], vec![3; 128], vec![4; 129]];
+        let of = |length: usize, octet: u8| {
+            proof(&examine(&many, true, &header(pair(1)), &[token(&vec![octet; length])]))
+        };
+        assert_eq!([of(15, 1), of(16, 2), of(128, 3), of(129, 4)], [None, Some(SA), Some(SA), None]);
+    }
+
+    /// RFC 6290 section 4.5: four tokens in a packet MUST be supported; any one that matches suffices.
+    #[test]
+    fn the_fourth_of_four_tokens_is_found_and_two_hundred_are_bounded_work() {
+        let mut tokens =
+            vec![notify(4, &[]), token(&[1; 32]), token(&[2; 32]), token(&[3; 32]), token(&TOKEN)];
+        assert_eq!(proof(&examine(&sas(), true, &header(pair(1)), &tokens)), Some(SA));
+        tokens.splice(1..1, (0..200).map(|n| token(&[n as u8; 32])));
+        assert_eq!(proof(&examine(&sas(), true, &header(pair(1)), &tokens)), None);
+    }
+
+    /// RFC 6290 section 8.2: as if it had come with the parent's IKE SPIs; several peers may share the SPI.
+    #[test]
+    fn a_token_with_invalid_spi_is_checked_for_every_sa_that_sends_on_it() {
+        let spi = 0x1000u32.to_be_bytes();
+        let finding = examine(&sas(), true, &zero(), &[notify(11, &spi), token(&TOKEN)]);
+        assert_eq!(proof(&finding), Some(SA), "only the SA whose token it is");
+        let under_parent = Header { spis: pair(1), ..zero() };
+        let finding = examine(&sas(), true, &under_parent, &[notify(11, &[0, 0, 0, 9]), token(&TOKEN)]);
+        assert_eq!(proof(&finding), Some(SA), "the parent's pair in the header is accepted too");
+        let other = examine(&sas(), true, &zero(), &[notify(11, &[0, 0, 0, 9]), token(&TOKEN)]);
+        assert!(other.proof.is_none() && other.candidates.is_empty());
+    }
+
+    /// RFC 6290 section 8.1 and 3: switched off, tokens mean nothing; hints remain.
+    #[test]
+    fn without_the_taker_a_token_is_ignored_and_the_hint_beside_it_stays() {
+        let finding = examine(&sas(), false, &header(pair(1)), &[notify(4, &[]), token(&TOKEN)]);
+        assert!(finding.proof.is_none() && finding.token_ignored && !finding.token_failed);
+        assert_eq!(finding.to_probe().collect::<Vec<_>>(), [SA]);
+    }
+
+    /// RFC 7296 section 2.4: a message in clear starts a liveness check at most.
+    #[test]
+    fn a_hint_names_the_sas_to_check_and_other_notifications_none() {
+        let spi = 0x1000u32.to_be_bytes();
+        let by_pair = examine(&sas(), true, &header(pair(2)), &[notify(4, &[])]);
+        assert_eq!(by_pair.to_probe().collect::<Vec<_>>(), [IkeSaId(2)]);
+        let by_spi = examine(&sas(), true, &zero(), &[notify(11, &spi)]);
+        assert_eq!(by_spi.to_probe().collect::<Vec<_>>(), [IkeSaId(2), SA]);
+        let nothing = examine(&sas(), true, &header(pair(1)), &[notify(24, &[]), notify(16384, &[])]);
+        assert_eq!(nothing.to_probe().count(), 0);
+        for data in [&[][..], &[1, 2, 3], &[0; 5]] {
+            assert_eq!(examine(&sas(), true, &zero(), &[notify(11, data)]).to_probe().count(), 0);
+        }
+    }
+
+    #[test]
+    fn many_sas_that_share_an_spi_are_bounded_work() {
+        let mut many = sas();
+        many.outbound = (0..10_000).map(|n| (Spi(7), IkeSaId(n))).collect();
+        let finding = examine(&many, true, &zero(), &[notify(11, &[0, 0, 0, 7])]);
+        assert_eq!(finding.candidates.len(), MAX_CANDIDATES);
+        assert_eq!(finding.to_probe().count(), MAX_PROBED);
+    }
+}

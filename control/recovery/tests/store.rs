@@ -179,13 +179,18 @@ fn a_hundred_thousand_records_are_read_in_well_under_200_ms() {
     let writes: Vec<_> = (0..100_000).map(|n| JournalWrite::Put(record(256 + n, u64::MAX))).collect();
     store.commit(&writes).unwrap();
     drop(store);
-    // The best of several: other work on the machine is not what is measured.
-    let took = (0..8).map(|_| {
-        let start = std::time::Instant::now();
+    // Time on the processor, the best of several: other work on the machine is not what is measured.
+    let on_processor = || -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    let took = (0..5).map(|_| {
+        let start = on_processor();
         let (_, booted) = boot(&disk, &mut random).unwrap();
+        let took = on_processor() - start;
         assert_eq!(booted.boot.former.len(), 100_000);
-        start.elapsed()
+        took
     });
     let best = took.min().unwrap();
-    assert!(best.as_millis() < 200, "{best:?}");
+    assert!((1..200_000_000).contains(&best), "{best} ns");
 }

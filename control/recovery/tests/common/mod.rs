@@ -131,8 +131,13 @@ impl StorageBackend for Disk {
     fn sync_data(&self) -> Result<()> {
         let mut platter = self.0.lock().unwrap();
         platter.step()?;
-        platter.durable = platter.seen.clone();
-        platter.unsynced.clear();
+        for (offset, data) in std::mem::take(&mut platter.unsynced) {
+            let start = offset as usize;
+            // A write beyond what was cut off since is gone.
+            if let Some(place) = platter.durable.get_mut(start..start + data.len()) {
+                place.copy_from_slice(&data);
+            }
+        }
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
