@@ -1,0 +1,316 @@
+//! IPv4 (RFC 791): header with options and fragments, checksum kept right by every setter.
+
+use crate::{Malformed, be16, be32, checksum, put16};
+use std::net::Ipv4Addr;
+
+/// Octets of a header without options.
+pub const HEADER_LENGTH: usize = 20;
+
+/// A packet's octets. What lies behind its total length (Ethernet padding) is never shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<T>(T);
+
+impl<T: AsRef<[u8]>> Packet<T> {
+    /// Version 4, and header length ≤ total length ≤ octets? The checksum is [`Packet::verify_checksum`]'s.
+    #[inline]
+    pub fn new_checked(octets: T) -> Result<Packet<T>, Malformed> {
+        let o = octets.as_ref();
+        if o.len() < HEADER_LENGTH {
+            return Err(Malformed::Truncated);
+        }
+        if o[0] >> 4 != 4 {
+            return Err(Malformed::Field("IP version"));
+        }
+        let header = usize::from(o[0] & 15) * 4;
+        let total = usize::from(be16(o, 2));
+        if header < HEADER_LENGTH || total < header {
+            return Err(Malformed::Field("IPv4 length"));
+        }
+        if total > o.len() {
+            return Err(Malformed::Truncated);
+        }
+        Ok(Packet(octets))
+    }
+
+    #[inline]
+    fn octets(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+
+    /// Octets of the header, options included.
+    #[inline]
+    pub fn header_length(&self) -> usize {
+        usize::from(self.octets()[0] & 15) * 4
+    }
+
+    /// Octets of the packet.
+    #[inline]
+    pub fn total_length(&self) -> usize {
+        usize::from(be16(self.octets(), 2))
+    }
+
+    /// DSCP and ECN (RFC 2474, RFC 3168): the former Type of Service.
+    #[inline]
+    pub fn traffic_class(&self) -> u8 {
+        self.octets()[1]
+    }
+
+    /// Identification of the fragments of one packet.
+    #[inline]
+    pub fn identification(&self) -> u16 {
+        be16(self.octets(), 4)
+    }
+
+    /// Must not be fragmented?
+    #[inline]
+    pub fn dont_fragment(&self) -> bool {
+        self.octets()[6] & 0x40 != 0
+    }
+
+    /// Is this not the last fragment?
+    #[inline]
+    pub fn more_fragments(&self) -> bool {
+        self.octets()[6] & 0x20 != 0
+    }
+
+    /// Where this fragment belongs, in units of 8 octets.
+    #[inline]
+    pub fn fragment_offset(&self) -> u16 {
+        be16(self.octets(), 6) & 0x1fff
+    }
+
+    /// Is it less than a whole packet?
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        be16(self.octets(), 6) & 0x3fff != 0
+    }
+
+    /// Time to live.
+    #[inline]
+    pub fn ttl(&self) -> u8 {
+        self.octets()[8]
+    }
+
+    /// Protocol of the payload.
+    #[inline]
+    pub fn protocol(&self) -> u8 {
+        self.octets()[9]
+    }
+
+    /// The header's checksum.
+    #[inline]
+    pub fn checksum(&self) -> u16 {
+        be16(self.octets(), 10)
+    }
+
+    /// Whence.
+    #[inline]
+    pub fn source(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(be32(self.octets(), 12))
+    }
+
+    /// Whereto.
+    #[inline]
+    pub fn destination(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(be32(self.octets(), 16))
+    }
+
+    /// The header's options, raw.
+    #[inline]
+    pub fn options(&self) -> &[u8] {
+        &self.octets()[HEADER_LENGTH..self.header_length()]
+    }
+
+    /// What follows the header, within the total length.
+    #[inline]
+    pub fn payload(&self) -> &[u8] {
+        &self.octets()[self.header_length()..self.total_length()]
+    }
+
+    /// Is the header's checksum right?
+    #[inline]
+    pub fn verify_checksum(&self) -> bool {
+        checksum::internet(&self.octets()[..self.header_length()]) == 0
+    }
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
+    /// Changes one 16-bit word of the header, and the checksum with it.
+    #[inline]
+    fn set_word(&mut self, at: usize, new: u16) {
+        let octets = self.0.as_mut();
+        let updated = checksum::update(be16(octets, 10), be16(octets, at), new);
+        put16(octets, at, new);
+        put16(octets, 10, updated);
+    }
+
+    /// One hop less. At 0 it stays.
+    #[inline]
+    pub fn decrement_ttl(&mut self) {
+        let word = be16(self.octets(), 8);
+        if word >= 0x100 {
+            self.set_word(8, word - 0x100);
+        }
+    }
+
+    /// Sets DSCP and ECN.
+    #[inline]
+    pub fn set_traffic_class(&mut self, class: u8) {
+        let word = be16(self.octets(), 0) & 0xff00 | u16::from(class);
+        self.set_word(0, word);
+    }
+
+    /// Sets flags and offset: `offset` in units of 8 octets.
+    pub fn set_fragment(&mut self, dont_fragment: bool, more_fragments: bool, offset: u16) {
+        let flags = u16::from(dont_fragment) << 14 | u16::from(more_fragments) << 13;
+        self.set_word(6, flags | offset & 0x1fff);
+    }
+
+    /// Sets the total length. The caller keeps it between header length and the octets there are.
+    pub fn set_total_length(&mut self, length: u16) {
+        let least = self.header_length();
+        let most = self.octets().len();
+        self.set_word(2, (usize::from(length).clamp(least, most)) as u16);
+    }
+
+    /// What follows the header, to be changed.
+    #[inline]
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        let (start, end) = (self.header_length(), self.total_length());
+        &mut self.0.as_mut()[start..end]
+    }
+}
+
+/// A header without options.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Repr {
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Identification of the fragments of one packet.
+    pub identification: u16,
+    /// Must not be fragmented?
+    pub dont_fragment: bool,
+    /// Is this not the last fragment?
+    pub more_fragments: bool,
+    /// In units of 8 octets, below 8192.
+    pub fragment_offset: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Whence.
+    pub source: Ipv4Addr,
+    /// Whereto.
+    pub destination: Ipv4Addr,
+    /// Octets behind the header, at most 65,515.
+    pub payload_length: u16,
+}
+
+impl Repr {
+    /// What the header says; its options are left out.
+    pub fn parse<T: AsRef<[u8]>>(packet: &Packet<T>) -> Result<Repr, Malformed> {
+        if !packet.verify_checksum() {
+            return Err(Malformed::Field("IPv4 checksum"));
+        }
+        Ok(Repr {
+            traffic_class: packet.traffic_class(),
+            identification: packet.identification(),
+            dont_fragment: packet.dont_fragment(),
+            more_fragments: packet.more_fragments(),
+            fragment_offset: packet.fragment_offset(),
+            ttl: packet.ttl(),
+            protocol: packet.protocol(),
+            source: packet.source(),
+            destination: packet.destination(),
+            payload_length: packet.payload().len() as u16,
+        })
+    }
+
+    /// Octets that [`Repr::emit`] writes.
+    pub const fn buffer_length(&self) -> usize {
+        HEADER_LENGTH
+    }
+
+    /// Writes the header, checksum included, to the front.
+    #[inline]
+    pub fn emit(&self, octets: &mut [u8]) {
+        let flags = u16::from(self.dont_fragment) << 14 | u16::from(self.more_fragments) << 13;
+        octets[0] = 0x45;
+        octets[1] = self.traffic_class;
+        put16(octets, 2, self.payload_length.saturating_add(HEADER_LENGTH as u16));
+        put16(octets, 4, self.identification);
+        put16(octets, 6, flags | self.fragment_offset & 0x1fff);
+        octets[8] = self.ttl;
+        octets[9] = self.protocol;
+        put16(octets, 10, 0);
+        octets[12..16].copy_from_slice(&self.source.octets());
+        octets[16..20].copy_from_slice(&self.destination.octets());
+        let checksum = checksum::internet(&octets[..HEADER_LENGTH]);
+        put16(octets, 10, checksum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn repr() -> impl Strategy<Value = Repr> {
+        (any::<(u8, u16, bool, bool)>(), 0u16..8192, any::<(u8, u8, [u8; 4], [u8; 4])>(), 0u16..100).prop_map(
+            |((traffic_class, identification, df, mf), offset, (ttl, protocol, source, destination), n)| {
+                Repr {
+                    traffic_class,
+                    identification,
+                    dont_fragment: df,
+                    more_fragments: mf,
+                    fragment_offset: offset,
+                    ttl,
+                    protocol,
+                    source: source.into(),
+                    destination: destination.into(),
+                    payload_length: n,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_comes_back_as_it_was(repr in repr()) {
+            let mut octets = vec![0xa5; HEADER_LENGTH + usize::from(repr.payload_length) + 7];
+            repr.emit(&mut octets);
+            let packet = Packet::new_checked(&octets).unwrap();
+            prop_assert_eq!(Repr::parse(&packet).unwrap(), repr);
+            prop_assert_eq!(packet.payload().len(), usize::from(repr.payload_length));
+        }
+
+        #[test]
+        fn setters_keep_the_checksum_right(repr in repr(), class: u8, offset in 0u16..8192, df: bool) {
+            let mut octets = vec![0; HEADER_LENGTH + usize::from(repr.payload_length)];
+            repr.emit(&mut octets);
+            let mut packet = Packet::new_checked(&mut octets[..]).unwrap();
+            packet.decrement_ttl();
+            packet.set_traffic_class(class);
+            packet.set_fragment(df, true, offset);
+            prop_assert!(packet.verify_checksum());
+            prop_assert_eq!(packet.ttl(), repr.ttl.saturating_sub(1));
+            prop_assert_eq!((packet.traffic_class(), packet.fragment_offset()), (class, offset));
+            prop_assert_eq!((packet.dont_fragment(), packet.more_fragments()), (df, true));
+        }
+
+        #[test]
+        fn mutated_octets_parse_or_are_refused(repr in repr(), at in 0usize..20, to: u8, cut in 0usize..130) {
+            let mut octets = vec![0; HEADER_LENGTH + usize::from(repr.payload_length)];
+            repr.emit(&mut octets);
+            octets[at] = to;
+            octets.truncate(cut);
+            if let Ok(mut packet) = Packet::new_checked(&mut octets[..]) {
+                let _ = (packet.options().len(), Repr::parse(&packet));
+                prop_assert_eq!(packet.header_length() + packet.payload().len(), packet.total_length());
+                packet.decrement_ttl();
+                packet.set_total_length(at as u16);
+                let _ = packet.payload_mut();
+            }
+        }
+    }
+}

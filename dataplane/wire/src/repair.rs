@@ -1,0 +1,193 @@
+//! What a gateway repairs in packets of local stacks.
+//!
+//! A stack that sends over veth (or virtio, or tun) leaves the TCP or UDP checksum to the device: the field holds
+//! only the folded sum over the pseudo-header. Whoever takes the frame there must complete it. And a SYN's
+//! maximum segment size is lowered so that full segments still fit once they are encapsulated.
+
+use crate::{be16, checksum, ipv4, protocol, put16, tcp, udp};
+
+/// Completes a partial TCP or UDP checksum of an IPv4 packet; `true` if it did.
+///
+/// Partial is a field that equals the folded sum over the pseudo-header. Anything else is left alone: right ones,
+/// UDP's zero (none), and wrong ones, for what is corrupt must stay so. Fragments carry no whole sum.
+pub fn complete_checksum(ip_packet: &mut [u8]) -> bool {
+    let Ok(mut packet) = ipv4::Packet::new_checked(ip_packet) else { return false };
+    if packet.is_fragment() {
+        return false;
+    }
+    let (source, destination, protocol) = (packet.source(), packet.destination(), packet.protocol());
+    let payload = packet.payload_mut();
+    let (at, length) = match protocol {
+        protocol::TCP if payload.len() >= tcp::HEADER_LENGTH => (16, payload.len()),
+        protocol::UDP if payload.len() >= udp::HEADER_LENGTH => match usize::from(be16(payload, 4)) {
+            length if (udp::HEADER_LENGTH..=payload.len()).contains(&length) => (6, length),
+            _ => return false,
+        },
+        _ => return false,
+    };
+    let field = be16(payload, at);
+    let pseudo = checksum::pseudo_header(source, destination, protocol, length as u16);
+    if field != checksum::fold(pseudo) || (protocol == protocol::UDP && field == 0) {
+        return false;
+    }
+    match protocol {
+        protocol::TCP => tcp::fill_checksum(&mut payload[..length], source, destination),
+        _ => udp::fill_checksum(&mut payload[..length], source, destination),
+    }
+    true
+}
+
+/// Lowers the maximum segment size in an IPv4 packet that is a TCP SYN, checksum included; `true` if it did.
+pub fn clamp_mss(ip_packet: &mut [u8], limit: u16) -> bool {
+    let Ok(mut packet) = ipv4::Packet::new_checked(ip_packet) else { return false };
+    if packet.protocol() != protocol::TCP || packet.is_fragment() {
+        return false;
+    }
+    let payload = packet.payload_mut();
+    let Ok(segment) = tcp::Packet::new_checked(&*payload) else { return false };
+    if segment.flags() & tcp::SYN == 0 {
+        return false;
+    }
+    let Some(at) = segment.mss_position() else { return false };
+    let old = be16(payload, at);
+    if old <= limit {
+        return false;
+    }
+    // A value at an odd place lies across two words; sums of swapped octets are the swapped sums (RFC 1071
+    // section 2, B).
+    let (from, to) = if at % 2 == 0 { (old, limit) } else { (old.swap_bytes(), limit.swap_bytes()) };
+    let updated = checksum::update(be16(payload, 16), from, to);
+    put16(payload, at, limit);
+    put16(payload, 16, updated);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    const A: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+    const B: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+
+    fn packet(protocol: u8, transport: &[u8]) -> Vec<u8> {
+        let repr = ipv4::Repr {
+            traffic_class: 0,
+            identification: 7,
+            dont_fragment: true,
+            more_fragments: false,
+            fragment_offset: 0,
+            ttl: 64,
+            protocol,
+            source: A,
+            destination: B,
+            payload_length: transport.len() as u16,
+        };
+        let mut octets = vec![0; ipv4::HEADER_LENGTH];
+        repr.emit(&mut octets);
+        octets.extend(transport);
+        octets
+    }
+
+    fn datagram(payload: &[u8]) -> Vec<u8> {
+        let mut octets = vec![0; 8];
+        octets.extend(payload);
+        udp::Repr { source_port: 1, destination_port: 2, payload_length: payload.len() as u16 }
+            .emit(&mut octets);
+        octets
+    }
+
+    fn segment(options: &[u8], flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut octets = vec![0; 20];
+        let repr = tcp::Repr {
+            source_port: 80,
+            destination_port: 4000,
+            sequence: 1,
+            acknowledgement: 2,
+            flags,
+            window: 512,
+            mss: None,
+        };
+        repr.emit(&mut octets);
+        octets[12] = ((20 + options.len()) as u8 / 4) << 4;
+        octets.extend(options);
+        octets.extend(payload);
+        octets
+    }
+
+    fn partial(transport: &mut [u8], protocol: u8, at: usize) {
+        let pseudo = checksum::pseudo_header(A, B, protocol, transport.len() as u16);
+        put16(transport, at, checksum::fold(pseudo));
+    }
+
+    proptest! {
+        #[test]
+        fn a_partial_checksum_becomes_a_right_one(data in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut udp = datagram(&data);
+            partial(&mut udp, protocol::UDP, 6);
+            let mut whole = packet(protocol::UDP, &udp);
+            prop_assert!(complete_checksum(&mut whole));
+            prop_assert!(udp::Packet::new_checked(&whole[20..]).unwrap().verify_checksum(A, B));
+            let mut tcp = segment(&[], 0x10, &data);
+            partial(&mut tcp, protocol::TCP, 16);
+            let mut whole = packet(protocol::TCP, &tcp);
+            whole.extend([0; 6]); // Ethernet padding
+            prop_assert!(complete_checksum(&mut whole));
+            let end = whole.len() - 6;
+            prop_assert!(tcp::Packet::new_checked(&whole[20..end]).unwrap().verify_checksum(A, B));
+        }
+
+        #[test]
+        fn what_is_not_partial_is_left_alone(data in proptest::collection::vec(any::<u8>(), 0..300), wrong: u16) {
+            let mut tcp = segment(&[], 0x10, &data);
+            tcp::fill_checksum(&mut tcp, A, B);
+            let right = be16(&tcp, 16);
+            let pseudo = checksum::fold(checksum::pseudo_header(A, B, protocol::TCP, tcp.len() as u16));
+            for field in [right, wrong] {
+                prop_assume!(field != pseudo);
+                put16(&mut tcp, 16, field);
+                let mut whole = packet(protocol::TCP, &tcp);
+                let before = whole.clone();
+                prop_assert!(!complete_checksum(&mut whole));
+                prop_assert_eq!(whole, before);
+            }
+        }
+
+        #[test]
+        fn a_syn_is_clamped_and_stays_right(mss: u16, limit in 536u16..1500, odd: bool, syn: bool) {
+            let [high, low] = mss.to_be_bytes();
+            let options = if odd { [1, 2, 4, high, low, 1, 1, 0] } else { [1, 1, 2, 4, high, low, 1, 1] };
+            let mut tcp = segment(&options, if syn { 0x12 } else { 0x10 }, b"x");
+            tcp::fill_checksum(&mut tcp, A, B);
+            let mut whole = packet(protocol::TCP, &tcp);
+            prop_assert_eq!(clamp_mss(&mut whole, limit), syn && mss > limit);
+            let after = tcp::Packet::new_checked(&whole[20..]).unwrap();
+            prop_assert_eq!(after.mss().unwrap(), if syn { mss.min(limit) } else { mss });
+            prop_assert!(after.verify_checksum(A, B));
+        }
+
+        #[test]
+        fn mutated_packets_never_panic(at in 0usize..60, to: u8, cut in 0usize..70, tcp: bool) {
+            let transport = if tcp { segment(&[2, 4, 5, 180], 2, b"payload") } else { datagram(b"payload") };
+            let mut whole = packet(if tcp { 6 } else { 17 }, &transport);
+            if let Some(octet) = whole.get_mut(at) {
+                *octet = to;
+            }
+            whole.truncate(cut);
+            complete_checksum(&mut whole);
+            clamp_mss(&mut whole, 1000);
+        }
+    }
+
+    #[test]
+    fn fragments_and_udp_without_checksum_are_left_alone() {
+        let mut udp = datagram(b"none");
+        let mut whole = packet(protocol::UDP, &udp);
+        assert!(!complete_checksum(&mut whole));
+        partial(&mut udp, protocol::UDP, 6);
+        let mut whole = packet(protocol::UDP, &udp);
+        ipv4::Packet::new_checked(&mut whole[..]).unwrap().set_fragment(false, true, 0);
+        assert!(!complete_checksum(&mut whole));
+    }
+}
