@@ -1,1 +1,80 @@
-//! To be written.
+//! ESP in tunnel mode (RFC 4303) with combined-mode AEADs (RFC 4106, RFC 7634), in place and without I/O.
+//!
+//! Outbound: the caller makes room around an inner packet ([`front_length`], [`back_length`]), and
+//! [`OutboundSa::encapsulate`] takes the next sequence number, writes outer headers, IV and padding, and encrypts.
+//! Inbound: [`InboundSa::open`] looks at the replay window, checks the ICV, only then moves the window, and says
+//! where in the octets the inner packet lies. [`tunnel`] has the outer header's DSCP and ECN.
+
+#![forbid(unsafe_code)]
+
+mod inbound;
+mod outbound;
+mod replay;
+pub mod tunnel;
+
+pub use inbound::{InboundSa, OpenFault, Opened};
+pub use outbound::{Exhausted, OutboundSa, back_length, front_length, inner_limit};
+pub use replay::ReplayWindow;
+
+use spindle_abi::{SaParameters, Suite};
+use spindle_aead::{Algorithm, Key, Provider};
+use std::fmt;
+
+/// Octets of the explicit IV (RFC 4106 section 3.1, RFC 7634 section 2).
+pub const IV_LENGTH: usize = 8;
+/// Octets of the ICV.
+pub const ICV_LENGTH: usize = spindle_aead::TAG_LENGTH;
+
+/// Parameters of which no SA can be made: control's mistake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unusable {
+    /// Key and salt are not as long as the suite demands.
+    KeyLength,
+    /// SPIs 0 to 255 are reserved (RFC 4303 section 2.1).
+    ReservedSpi,
+    /// An outer address is not IPv4.
+    Ipv6,
+    /// The replay window is neither 0 nor a power of two from 32 to 65,536.
+    ReplayWindow,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unusable::KeyLength => "key and salt are not as long as the suite demands",
+            Unusable::ReservedSpi => "the SPI is reserved",
+            Unusable::Ipv6 => "outer IPv6 is not supported yet",
+            Unusable::ReplayWindow => "impossible replay window",
+        })
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// Key and salt out of KEYMAT: the key first, then the salt (RFC 4106 section 8.1, RFC 7634 section 2).
+fn split_keymat(sa: &SaParameters, provider: Provider) -> Result<(Key, [u8; 4]), Unusable> {
+    if sa.spi.0 < 256 {
+        return Err(Unusable::ReservedSpi);
+    }
+    let keymat = sa.keymat.as_bytes();
+    if keymat.len() != sa.suite.keymat_length() {
+        return Err(Unusable::KeyLength);
+    }
+    let (key, salt) = keymat.split_at(sa.suite.key_length());
+    let algorithm = match sa.suite {
+        Suite::Aes128Gcm => Algorithm::Aes128Gcm,
+        Suite::Aes256Gcm => Algorithm::Aes256Gcm,
+        Suite::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
+    };
+    let key = provider.key(algorithm, key).ok_or(Unusable::KeyLength)?;
+    Ok((key, salt.try_into().map_err(|_| Unusable::KeyLength)?))
+}
+
+/// Salt, then explicit IV (RFC 4106 section 4, RFC 7634 section 2).
+#[inline]
+fn nonce(salt: [u8; 4], iv: [u8; IV_LENGTH]) -> [u8; spindle_aead::NONCE_LENGTH] {
+    let mut nonce = [0; spindle_aead::NONCE_LENGTH];
+    nonce[..4].copy_from_slice(&salt);
+    nonce[4..].copy_from_slice(&iv);
+    nonce
+}

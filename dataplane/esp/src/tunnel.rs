@@ -1,0 +1,56 @@
+//! What the outer header of a tunnel carries of the inner one, and back (RFC 6040, RFC 4301 section 5.1.2).
+
+/// Not ECN-capable.
+pub const NOT_ECT: u8 = 0b00;
+/// ECN-capable transport, code point 1.
+pub const ECT_1: u8 = 0b01;
+/// ECN-capable transport, code point 0.
+pub const ECT_0: u8 = 0b10;
+/// Congestion experienced.
+pub const CE: u8 = 0b11;
+
+/// TTL of outer headers.
+pub const TTL: u8 = 64;
+
+/// The outer traffic class: the inner DSCP, and the inner ECN field in RFC 6040's normal mode (section 4.1).
+#[inline]
+pub fn outer_traffic_class(inner: u8) -> u8 {
+    inner
+}
+
+/// The inner traffic class after decapsulation: its own DSCP (RFC 4301 section 5.1.2), and the ECN field of
+/// RFC 6040 section 4.2, figure 4. `None`: congestion on a packet that cannot show it, which must be dropped.
+#[inline]
+pub fn inner_traffic_class(inner: u8, outer: u8) -> Option<u8> {
+    let ecn = match (inner & 3, outer & 3) {
+        (NOT_ECT, CE) => return None,
+        (NOT_ECT, _) => NOT_ECT,
+        (CE, _) | (_, CE) => CE,
+        (ECT_0, ECT_1) => ECT_1,
+        (own, _) => own,
+    };
+    Some(inner & !3 | ecn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 6040 section 4.2, figure 4, row by row.
+    #[test]
+    fn decapsulation_follows_figure_4_of_rfc_6040() {
+        let outers = [NOT_ECT, ECT_0, ECT_1, CE];
+        let figure = [
+            (NOT_ECT, [Some(NOT_ECT), Some(NOT_ECT), Some(NOT_ECT), None]),
+            (ECT_0, [Some(ECT_0), Some(ECT_0), Some(ECT_1), Some(CE)]),
+            (ECT_1, [Some(ECT_1), Some(ECT_1), Some(ECT_1), Some(CE)]),
+            (CE, [Some(CE), Some(CE), Some(CE), Some(CE)]),
+        ];
+        for (inner, row) in figure {
+            for (outer, expected) in outers.into_iter().zip(row) {
+                let dscp = 0b1011_1000;
+                assert_eq!(inner_traffic_class(dscp | inner, outer), expected.map(|ecn| dscp | ecn));
+            }
+        }
+    }
+}
