@@ -59,8 +59,8 @@ counted! {
         ChecksumsCompleted = "checksums_completed",
         /// SYNs whose MSS was lowered.
         MssClamped = "mss_clamped",
-        /// ICMP fragmentation-needed messages sent.
-        FragmentationNeededSent = "fragmentation_needed_sent",
+        /// ICMP errors sent to the inside (fragmentation needed, time exceeded).
+        IcmpErrorsSent = "icmp_errors_sent",
         /// Packets that were fragmented.
         Fragmented = "fragmented",
         /// ESP that came encapsulated in UDP on an SA that isn't, or the reverse (RFC 7296 section 2.23).

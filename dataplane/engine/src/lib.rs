@@ -1,18 +1,55 @@
-//! The dataplane without I/O: a burst of frames in, verdicts out.
+//! The dataplane without I/O: a burst of frames in, verdicts out. No clock, no lock, no allocation per packet.
+//!
+//! [`Engine::process`] takes frames from one side. From *outside* (`inbound`): classify → SPI state → SA →
+//! decapsulate in place → the inner packet must match the SA's selectors → [`Output::transmit`] to the inside.
+//! From *inside* (`outbound`): ordered policies → the latest SA of the policy → encapsulate in place → outside.
+//! An SPI that is not current is told to control: a former one by a pending mark that [`Engine::sweep`] turns
+//! into an urgent event, an unknown one at once on the lossy ring. Here nothing is ever answered on that account.
+//!
+//! Control changes tables through [`Engine::apply`]; the process fills in next hops from the kernel. Every frame
+//! gets exactly one verdict and one count ([`Counters::check`]). What no policy lets by is dropped, and cleartext
+//! leaves on the outside by a BYPASS policy alone.
 
 #![forbid(unsafe_code)]
 
 mod config;
 mod counters;
 mod frame;
+pub mod fuzz;
+mod inbound;
+mod next_hops;
+mod outbound;
+mod policies;
+mod sas;
+mod selectors;
+mod spi_table;
 
 pub use arrayvec::ArrayVec;
 pub use config::{EngineConfig, PortConfig, Refused};
 pub use counters::{Counter, Counters, DropReason, Imbalance};
 pub use frame::{BURST, Frame, MemoryFrame, Output, PortId};
 
-use spindle_abi::{Command, SaActivity, Spi, SpiState, Time};
+use next_hops::NextHops;
+use outbound::IcmpBudget;
+use policies::Policies;
+use sas::{Holder, Inbound, Limit, Outbound, Sas, Usage};
+use selectors::Selectors;
+use spi_table::SpiTable;
+use spindle_abi::{Command, Event, SaActivity, SaParameters, SelectorSet, Spi, SpiState, Time};
+use spindle_aead::Provider;
+use spindle_esp::{InboundSa, OutboundSa, Unusable, inner_limit};
+use spindle_wire::{ethernet, ipv4, tcp};
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
+
+/// Octets of the Ethernet header.
+const ETHERNET: usize = ethernet::HEADER_LENGTH;
+
+/// Urgent events that one sweep looks at.
+const SWEEP: usize = 1024;
+
+/// Urgent events that one SA can cause in its life: its first packet, its soft and its hard limit.
+const EVENTS_PER_SA: usize = 3;
 
 /// How to reach a destination: from the kernel's routes and neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,87 +64,360 @@ pub struct NextHop {
     pub mtu: u16,
 }
 
-/// One worker's dataplane: SAD, SPD, SPI states and next hops. No I/O, no clock, no allocation per packet.
+/// One worker's dataplane: SAD, SPD, SPI states and next hops.
 pub struct Engine {
+    spis: SpiTable,
+    sas: Sas,
+    policies: Policies,
+    next_hops: NextHops,
     counters: Counters,
+    /// Urgent events for which there was no room. Its capacity grows with installations, never with packets.
+    owed: VecDeque<Event>,
+    /// Sorted.
+    local_addresses: Vec<Ipv4Addr>,
+    /// By [`PortId`].
+    complete_checksums: [bool; 2],
+    /// By [`PortId`].
+    mtu: [u16; 2],
+    clamp_mss: bool,
+    /// Limits of the maximum segment size: for plain ESP, for ESP in UDP.
+    mss: [u16; 2],
+    inside_mac: [u8; 6],
+    inside_address: Option<Ipv4Addr>,
+    icmp_budget: IcmpBudget,
+    provider: Provider,
+    installed: usize,
 }
 
 impl Engine {
     /// An engine without SAs or policies: it drops everything.
-    pub fn new(_config: EngineConfig) -> Engine {
-        Engine { counters: Counters::new() }
+    pub fn new(config: EngineConfig) -> Engine {
+        let mss = [false, true].map(|encapsulated| {
+            let inner = inner_limit(usize::from(config.outside.mtu), encapsulated);
+            let inner = inner.min(usize::from(config.inside.mtu));
+            inner.saturating_sub(ipv4::HEADER_LENGTH + tcp::HEADER_LENGTH) as u16
+        });
+        let mut engine = Engine {
+            spis: SpiTable::new(config.max_spis),
+            sas: Sas::new(config.max_sas.min(spindle_abi::MAX_SAS)),
+            policies: Policies::new(config.max_policies),
+            next_hops: NextHops::new(config.max_next_hops),
+            counters: Counters::new(),
+            owed: VecDeque::new(),
+            local_addresses: Vec::new(),
+            complete_checksums: [config.inside.complete_checksums, config.outside.complete_checksums],
+            mtu: [config.inside.mtu, config.outside.mtu],
+            clamp_mss: config.clamp_mss,
+            mss,
+            inside_mac: config.inside.mac,
+            inside_address: config.inside.address,
+            icmp_budget: IcmpBudget::new(),
+            provider: config.provider,
+            installed: 0,
+        };
+        engine.set_local_addresses(&config.local_addresses);
+        engine
     }
 
-    /// Carries out a command; bounded cost. The process answers control with `Acknowledged`. Idempotent.
-    pub fn apply(&mut self, _now: Time, _command: Command) -> Result<(), Refused> {
+    /// Carries out a command; its cost is bounded by the tables' sizes. The process answers control with
+    /// `Acknowledged`. Idempotent: an SA that is installed already keeps its sequence numbers and replay window.
+    pub fn apply(&mut self, _now: Time, command: Command) -> Result<(), Refused> {
+        match command {
+            Command::SetPolicy { id, priority, action, selectors } => {
+                self.policies.set(id, priority, action, compile(&selectors)?)
+            }
+            Command::RemovePolicy { id } => {
+                self.policies.remove(id);
+                Ok(())
+            }
+            Command::SetSpiState { spi, state } => self.set_spi_state(spi, state),
+            Command::InstallInbound { sa, replay_window, report_first } => {
+                self.install_inbound(&sa, replay_window, report_first)
+            }
+            Command::InstallOutbound { sa } => self.install_outbound(&sa),
+            Command::RemoveOutbound { index } => {
+                if let Some(policy) = self.sas.outbound(index).map(|outbound| outbound.policy) {
+                    self.policies.remove_sa(policy, index);
+                    self.sas.remove(index);
+                    self.installed -= 1;
+                }
+                Ok(())
+            }
+            Command::Readdress { index, local, remote } => match self.sas.holder(index) {
+                // What comes in on an SA is known by its SPI alone.
+                Holder::Inbound(_) => Ok(()),
+                Holder::Outbound(_) => match self.sas.outbound(index) {
+                    Some(outbound) => outbound.sa.readdress(local, remote).map_err(refused),
+                    None => Err(Refused::Missing),
+                },
+                Holder::None => Err(Refused::Missing),
+            },
+        }
+    }
+
+    fn set_spi_state(&mut self, spi: Spi, state: SpiState) -> Result<(), Refused> {
+        match (self.spis.lookup(spi), state) {
+            (_, SpiState::Current) => Err(Refused::Impossible("SPI state")),
+            (spi_table::Known::Current(index), SpiState::Retired) => {
+                self.spis.set(spi, state, 0)?;
+                self.sas.remove(index);
+                self.installed -= 1;
+                Ok(())
+            }
+            (spi_table::Known::Current(_), _) => Err(Refused::Impossible("state of a current SPI")),
+            _ => self.spis.set(spi, state, 0),
+        }
+    }
+
+    /// `Ok(true)`: go on; `Ok(false)`: this very SA is installed already.
+    fn may_install(&self, sa: &SaParameters, same: Holder) -> Result<bool, Refused> {
+        match self.sas.holder(sa.index) {
+            holder if holder == same => Ok(false),
+            Holder::None if self.sas.has_room(sa.index) => Ok(true),
+            Holder::None => Err(Refused::Full("SAs")),
+            _ => Err(Refused::Impossible("index: another SA has it")),
+        }
+    }
+
+    fn install_inbound(&mut self, sa: &SaParameters, window: u32, report_first: bool) -> Result<(), Refused> {
+        if !self.may_install(sa, Holder::Inbound(sa.spi))? {
+            return Ok(());
+        }
+        if self.spis.state(sa.spi) == SpiState::Current {
+            return Err(Refused::Impossible("SPI: another SA has it"));
+        }
+        let inbound = Inbound {
+            sa: InboundSa::new(sa, window, self.provider).map_err(refused)?,
+            usage: Usage::new(sa),
+            selectors: Box::new(compile(&sa.selectors)?),
+            encapsulated: sa.encapsulated,
+            report_first,
+        };
+        self.spis.set(sa.spi, SpiState::Current, sa.index)?;
+        self.sas.put_inbound(sa.index, inbound);
+        self.count_installed();
         Ok(())
+    }
+
+    fn install_outbound(&mut self, sa: &SaParameters) -> Result<(), Refused> {
+        if !self.may_install(sa, Holder::Outbound(sa.spi))? {
+            return Ok(());
+        }
+        let outbound = Outbound {
+            sa: OutboundSa::new(sa, self.provider).map_err(refused)?,
+            usage: Usage::new(sa),
+            selectors: Box::new(compile(&sa.selectors)?),
+            policy: sa.policy,
+        };
+        self.sas.put_outbound(sa.index, outbound);
+        self.policies.add_sa(sa.policy, sa.index);
+        self.count_installed();
+        Ok(())
+    }
+
+    fn count_installed(&mut self) {
+        self.installed += 1;
+        self.owed.reserve(EVENTS_PER_SA * self.installed);
     }
 
     /// Takes every frame of the burst and gives each exactly one verdict.
     pub fn process<F: Frame>(
         &mut self,
-        _now: Time,
-        _ingress: PortId,
+        now: Time,
+        ingress: PortId,
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
-        for frame in burst.drain(..) {
-            out.discard(frame, DropReason::NoPolicy);
+        match ingress {
+            PortId::Inside => {
+                self.counters.add(Counter::ReceivedInside, burst.len() as u64);
+                self.process_inside(now, burst, out);
+            }
+            PortId::Outside => {
+                self.counters.add(Counter::ReceivedOutside, burst.len() as u64);
+                self.process_outside(now, burst, out);
+            }
         }
     }
 
     /// Sends urgent events that are due (former SPIs, each at most once in 100 ms; and those for which there was
     /// no room). Bounded; call it every few milliseconds.
-    pub fn sweep<F: Frame>(&mut self, _now: Time, _out: &mut impl Output<F>) {}
+    pub fn sweep<F: Frame>(&mut self, now: Time, out: &mut impl Output<F>) {
+        while let Some(event) = self.owed.front() {
+            if !out.event(*event) {
+                return;
+            }
+            self.owed.pop_front();
+        }
+        let told = self.spis.sweep(now, SWEEP, |report| out.event(Event::FormerSpi(report)));
+        self.counters.add(Counter::FormerSpiReported, told);
+    }
+
+    /// Tells control something that must arrive.
+    fn tell<F: Frame>(&mut self, event: Event, out: &mut impl Output<F>) {
+        if !self.owed.is_empty() || !out.event(event) {
+            self.owed.push_back(event);
+        }
+    }
+
+    fn tell_limit<F: Frame>(&mut self, index: u32, limit: Limit, out: &mut impl Output<F>) {
+        self.tell(Event::Lifetime { index, hard: limit == Limit::Hard }, out);
+    }
+
+    #[inline]
+    fn discard<F: Frame>(&mut self, frame: F, reason: DropReason, out: &mut impl Output<F>) {
+        self.counters.drop(reason, 1);
+        out.discard(frame, reason);
+    }
+
+    /// Sends a frame (14 octets for the Ethernet header, then the packet) by its next hop, which must lie on the
+    /// side that is demanded: cleartext that was decapsulated never leaves outside, nor ESP inside.
+    #[inline]
+    fn send<F: Frame>(&mut self, egress: PortId, to: Ipv4Addr, frame: F, out: &mut impl Output<F>) {
+        if egress == PortId::Inside && self.is_local(to) {
+            return self.discard(frame, DropReason::ForHost, out);
+        }
+        match self.next_hops.find(to) {
+            Some(hop) => self.transmit(egress, hop, frame, out),
+            None => {
+                self.counters.add(Counter::Held, 1);
+                out.unresolved(egress, IpAddr::V4(to), frame);
+            }
+        }
+    }
+
+    #[inline]
+    fn transmit<F: Frame>(&mut self, egress: PortId, hop: NextHop, mut frame: F, out: &mut impl Output<F>) {
+        let octets = frame.data_mut();
+        if hop.port != egress {
+            return self.discard(frame, DropReason::WrongSide, out);
+        }
+        if octets.len() > ETHERNET + usize::from(hop.mtu.min(self.mtu[egress as usize])) {
+            return self.discard(frame, DropReason::TooBig, out);
+        }
+        if octets.len() < ETHERNET {
+            return self.discard(frame, DropReason::NotIpv4, out);
+        }
+        let (destination, source) = (hop.destination_mac, hop.source_mac);
+        ethernet::Repr { destination, source, ethertype: ethernet::IPV4 }.emit(octets);
+        let delivered = match egress {
+            PortId::Inside => Counter::DeliveredInside,
+            PortId::Outside => Counter::DeliveredOutside,
+        };
+        self.counters.add(delivered, 1);
+        out.transmit(egress, frame);
+    }
 
     /// Sends a frame that [`Output::unresolved`] gave out, now that its next hop is known; if it still is not,
     /// drops it.
     pub fn forward<F: Frame>(
         &mut self,
         _now: Time,
-        _egress: PortId,
-        _destination: IpAddr,
+        egress: PortId,
+        destination: IpAddr,
         frame: F,
         out: &mut impl Output<F>,
     ) {
-        self.give_up(frame, out);
+        let hop = match destination {
+            IpAddr::V4(address) => self.next_hops.find(address),
+            IpAddr::V6(_) => None,
+        };
+        match hop {
+            Some(hop) => {
+                self.counters.subtract(Counter::Held, 1);
+                self.transmit(egress, hop, frame, out);
+            }
+            None => self.give_up(frame, out),
+        }
     }
 
     /// Drops a frame that [`Output::unresolved`] gave out.
     pub fn give_up<F: Frame>(&mut self, frame: F, out: &mut impl Output<F>) {
-        out.discard(frame, DropReason::NoNextHop);
+        self.counters.subtract(Counter::Held, 1);
+        self.discard(frame, DropReason::NoNextHop, out);
     }
 
     /// Sets or removes the next hop towards one destination (the packet's own destination address, not the
     /// router's). Refused if the table is full or the address is not IPv4.
-    pub fn set_next_hop(&mut self, _destination: IpAddr, _next_hop: Option<NextHop>) -> Result<(), Refused> {
-        Ok(())
+    pub fn set_next_hop(&mut self, destination: IpAddr, next_hop: Option<NextHop>) -> Result<(), Refused> {
+        match destination {
+            IpAddr::V4(address) => self.next_hops.set(address, next_hop),
+            IpAddr::V6(_) => Err(Refused::Ipv6),
+        }
     }
 
     /// Forgets all next hops (after a route changed).
-    pub fn clear_next_hops(&mut self) {}
+    pub fn clear_next_hops(&mut self) {
+        self.next_hops.clear();
+    }
+
+    /// The largest packet on the way out to this address, in octets.
+    #[inline]
+    fn path_mtu(&mut self, destination: Ipv4Addr) -> usize {
+        let own = self.mtu[PortId::Outside as usize];
+        usize::from(self.next_hops.find(destination).map_or(own, |hop| hop.mtu.min(own)))
+    }
 
     /// Replaces this host's addresses.
-    pub fn set_local_addresses(&mut self, _addresses: &[Ipv4Addr]) {}
+    pub fn set_local_addresses(&mut self, addresses: &[Ipv4Addr]) {
+        self.local_addresses = addresses.to_vec();
+        self.local_addresses.sort_unstable();
+    }
 
-    /// The port lost `count` frames that it was given to transmit.
-    pub fn lost_in_transmit(&mut self, _port: PortId, _count: u64) {}
+    #[inline]
+    fn is_local(&self, address: Ipv4Addr) -> bool {
+        match &self.local_addresses[..] {
+            few if few.len() <= 8 => few.contains(&address),
+            many => many.binary_search(&address).is_ok(),
+        }
+    }
+
+    /// The port lost `count` frames that it was given to transmit: they count as dropped instead.
+    pub fn lost_in_transmit(&mut self, port: PortId, count: u64) {
+        let delivered = match port {
+            PortId::Inside => Counter::DeliveredInside,
+            PortId::Outside => Counter::DeliveredOutside,
+        };
+        let count = count.min(self.counters.count(delivered));
+        self.counters.subtract(delivered, count);
+        self.counters.drop(DropReason::TransmitFailed, count);
+    }
 
     /// The state of an inbound SPI.
-    pub fn spi_state(&self, _spi: Spi) -> SpiState {
-        SpiState::Unknown
+    pub fn spi_state(&self, spi: Spi) -> SpiState {
+        self.spis.state(spi)
+    }
+
+    /// SPIs that have a state.
+    pub fn spi_count(&self) -> usize {
+        self.spis.len()
     }
 
     /// What the SA with this index has carried.
-    pub fn activity(&self, _index: u32) -> Option<SaActivity> {
-        None
+    pub fn activity(&self, index: u32) -> Option<SaActivity> {
+        self.sas.activity(index)
     }
 
     /// Calls `report` for SAs whose activity changed since it was last reported, at most `limit` of them.
-    pub fn changed_activity(&mut self, _limit: usize, _report: impl FnMut(u32, SaActivity)) {}
+    pub fn changed_activity(&mut self, limit: usize, report: impl FnMut(u32, SaActivity)) {
+        self.sas.drain_changed(limit, report);
+    }
 
     /// All counts.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+}
+
+fn compile(selectors: &SelectorSet) -> Result<Selectors, Refused> {
+    Selectors::new(selectors).ok_or(Refused::Full("selectors"))
+}
+
+fn refused(fault: Unusable) -> Refused {
+    match fault {
+        Unusable::KeyLength => Refused::Impossible("key length"),
+        Unusable::ReservedSpi => Refused::Impossible("SPI"),
+        Unusable::ReplayWindow => Refused::Impossible("replay window"),
+        Unusable::Ipv6 => Refused::Ipv6,
     }
 }

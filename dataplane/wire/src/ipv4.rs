@@ -32,6 +32,19 @@ impl<T: AsRef<[u8]>> Packet<T> {
         Ok(Packet(octets))
     }
 
+    /// A header whose total length is about to be set: as `new_checked`, but the total length may lie beyond the
+    /// octets. Only [`Packet::set_total_length`] and header accessors are to be called before it is right.
+    fn new_header(octets: T) -> Result<Packet<T>, Malformed> {
+        let o = octets.as_ref();
+        if o.len() < HEADER_LENGTH || o[0] >> 4 != 4 {
+            return Err(Malformed::Truncated);
+        }
+        match usize::from(o[0] & 15) * 4 {
+            header if header < HEADER_LENGTH || header > o.len() => Err(Malformed::Field("IPv4 length")),
+            _ => Ok(Packet(octets)),
+        }
+    }
+
     #[inline]
     fn octets(&self) -> &[u8] {
         self.0.as_ref()
@@ -179,6 +192,15 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         let (start, end) = (self.header_length(), self.total_length());
         &mut self.0.as_mut()[start..end]
     }
+}
+
+/// Makes the header at the front that of a fragment which is all these octets; `false` if it is no header.
+pub fn rewrite_as_fragment(octets: &mut [u8], more_fragments: bool, offset: u16) -> bool {
+    let length = octets.len().min(usize::from(u16::MAX)) as u16;
+    let Ok(mut packet) = Packet::new_header(octets) else { return false };
+    packet.set_total_length(length);
+    packet.set_fragment(false, more_fragments, offset);
+    true
 }
 
 /// A header without options.

@@ -1,0 +1,49 @@
+//! How to reach each destination: a cache of the kernel's routes and neighbours, filled by the process.
+
+use crate::{NextHop, Refused};
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::BuildHasherDefault;
+use std::net::Ipv4Addr;
+
+pub(crate) struct NextHops {
+    hops: HashMap<Ipv4Addr, NextHop, BuildHasherDefault<DefaultHasher>>,
+    limit: usize,
+    /// The last one that was found: bursts tend to one destination.
+    last: Option<(Ipv4Addr, NextHop)>,
+}
+
+impl NextHops {
+    pub(crate) fn new(limit: u32) -> NextHops {
+        NextHops { hops: HashMap::default(), limit: limit as usize, last: None }
+    }
+
+    pub(crate) fn set(&mut self, destination: Ipv4Addr, hop: Option<NextHop>) -> Result<(), Refused> {
+        self.last = None;
+        match hop {
+            None => drop(self.hops.remove(&destination)),
+            Some(_) if self.hops.len() >= self.limit && !self.hops.contains_key(&destination) => {
+                return Err(Refused::Full("next hops"));
+            }
+            Some(hop) => drop(self.hops.insert(destination, hop)),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.hops.clear();
+        self.last = None;
+    }
+
+    #[inline]
+    pub(crate) fn find(&mut self, destination: Ipv4Addr) -> Option<NextHop> {
+        match self.last {
+            Some((last, hop)) if last == destination => Some(hop),
+            _ => {
+                let hop = *self.hops.get(&destination)?;
+                self.last = Some((destination, hop));
+                Some(hop)
+            }
+        }
+    }
+}

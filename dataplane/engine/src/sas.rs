@@ -1,0 +1,188 @@
+//! The SAs, by the index that control gave them: hot state in cache lines of its own, selectors behind a pointer.
+
+use crate::selectors::Selectors;
+use spindle_abi::{SaActivity, SaParameters, Spi, Time};
+use spindle_esp::{InboundSa, OutboundSa};
+use std::collections::VecDeque;
+
+/// What an SA has carried and may carry.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    pub(crate) activity: SaActivity,
+    soft_packets: u64,
+    hard_packets: u64,
+    /// The hard limit was reached, or the sequence numbers: the SA is no longer used.
+    pub(crate) expired: bool,
+}
+
+/// A limit that was just reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Soft,
+    Hard,
+}
+
+impl Usage {
+    pub(crate) fn new(sa: &SaParameters) -> Usage {
+        Usage {
+            activity: SaActivity::default(),
+            soft_packets: sa.soft_packets,
+            hard_packets: sa.hard_packets,
+            expired: false,
+        }
+    }
+
+    /// One more packet of so many inner octets.
+    #[inline]
+    pub(crate) fn count(&mut self, now: Time, octets: usize) -> Option<Limit> {
+        self.activity.packets += 1;
+        self.activity.bytes += octets as u64;
+        self.activity.last = now;
+        if self.activity.packets == self.hard_packets {
+            self.expired = true;
+            Some(Limit::Hard)
+        } else if self.activity.packets == self.soft_packets {
+            Some(Limit::Soft)
+        } else {
+            None
+        }
+    }
+}
+
+/// An inbound SA.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    pub(crate) sa: InboundSa,
+    pub(crate) usage: Usage,
+    pub(crate) selectors: Box<Selectors>,
+    pub(crate) encapsulated: bool,
+    /// The first packet is still to be reported.
+    pub(crate) report_first: bool,
+}
+
+/// An outbound SA.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    pub(crate) sa: OutboundSa,
+    pub(crate) usage: Usage,
+    pub(crate) selectors: Box<Selectors>,
+    pub(crate) policy: u32,
+}
+
+const _: () = assert!(size_of::<Option<Inbound>>() == 128);
+const _: () = assert!(size_of::<Option<Outbound>>() == 128);
+
+/// Who has an index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Holder {
+    None,
+    Inbound(Spi),
+    Outbound(Spi),
+}
+
+pub(crate) struct Sas {
+    inbound: Vec<Option<Inbound>>,
+    outbound: Vec<Option<Outbound>>,
+    limit: usize,
+    /// SAs whose activity changed since it was last reported; each at most once.
+    changed: VecDeque<u32>,
+    is_changed: Vec<bool>,
+}
+
+impl Sas {
+    pub(crate) fn new(limit: u32) -> Sas {
+        let limit = limit as usize;
+        // Capacity is address space only; pages come with use. So growing never copies.
+        Sas {
+            inbound: Vec::with_capacity(limit),
+            outbound: Vec::with_capacity(limit),
+            limit,
+            changed: VecDeque::with_capacity(limit),
+            is_changed: Vec::with_capacity(limit),
+        }
+    }
+
+    /// Could an SA have this index?
+    pub(crate) fn has_room(&self, index: u32) -> bool {
+        (index as usize) < self.limit
+    }
+
+    pub(crate) fn holder(&self, index: u32) -> Holder {
+        let at = index as usize;
+        match (self.inbound.get(at), self.outbound.get(at)) {
+            (Some(Some(inbound)), _) => Holder::Inbound(inbound.sa.spi()),
+            (_, Some(Some(outbound))) => Holder::Outbound(outbound.sa.spi()),
+            _ => Holder::None,
+        }
+    }
+
+    fn reach(&mut self, index: u32) -> usize {
+        let at = index as usize;
+        if self.inbound.len() <= at {
+            self.inbound.resize_with(at + 1, || None);
+            self.outbound.resize_with(at + 1, || None);
+            self.is_changed.resize(at + 1, false);
+        }
+        at
+    }
+
+    pub(crate) fn put_inbound(&mut self, index: u32, sa: Inbound) {
+        let at = self.reach(index);
+        self.inbound[at] = Some(sa);
+    }
+
+    pub(crate) fn put_outbound(&mut self, index: u32, sa: Outbound) {
+        let at = self.reach(index);
+        self.outbound[at] = Some(sa);
+    }
+
+    pub(crate) fn remove(&mut self, index: u32) {
+        let at = index as usize;
+        if at < self.inbound.len() {
+            (self.inbound[at], self.outbound[at]) = (None, None);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn prefetch_inbound(&self, index: u32) {
+        if let Some(slot) = self.inbound.get(index as usize) {
+            spindle_aead::prefetch(slot);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn inbound(&mut self, index: u32) -> Option<&mut Inbound> {
+        self.inbound.get_mut(index as usize)?.as_mut()
+    }
+
+    #[inline]
+    pub(crate) fn outbound(&mut self, index: u32) -> Option<&mut Outbound> {
+        self.outbound.get_mut(index as usize)?.as_mut()
+    }
+
+    pub(crate) fn activity(&self, index: u32) -> Option<SaActivity> {
+        let at = index as usize;
+        let inbound = self.inbound.get(at)?.as_ref().map(|sa| sa.usage.activity);
+        inbound.or_else(|| self.outbound.get(at)?.as_ref().map(|sa| sa.usage.activity))
+    }
+
+    #[inline]
+    pub(crate) fn mark_changed(&mut self, index: u32) {
+        if let Some(changed) = self.is_changed.get_mut(index as usize)
+            && !*changed
+        {
+            *changed = true;
+            self.changed.push_back(index);
+        }
+    }
+
+    pub(crate) fn drain_changed(&mut self, limit: usize, mut report: impl FnMut(u32, SaActivity)) {
+        for _ in 0..limit {
+            let Some(index) = self.changed.pop_front() else { return };
+            self.is_changed[index as usize] = false;
+            if let Some(activity) = self.activity(index) {
+                report(index, activity);
+            }
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! What is known of each inbound SPI, and what waits to be told about former ones.
+//!
+//! Open addressing over buckets of 16 SPIs, one cache line each, apart from what is known of them: an SPI that is
+//! unknown, as in a storm, costs one line, which the caller prefetches a burst ahead. A full bucket overflows into
+//! the next; each bucket counts what passed it by, so that removals can clean up behind themselves.
+
+use crate::Refused;
+use spindle_abi::{Spi, SpiReport, SpiState, Time};
+use spindle_aead::prefetch;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+const WIDTH: usize = 16;
+/// SPIs 0 to 255 are reserved (RFC 4303 section 2.1), so that these two cannot be anyone's.
+const EMPTY: u32 = 0;
+const REMOVED: u32 = 1;
+
+/// Reports on one former SPI at most once in this time.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Bucket([u32; WIDTH]);
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+/// What is known of an SPI.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Known {
+    Unknown,
+    Larval,
+    /// With its SA's index.
+    Current(u32),
+    Retired,
+    /// With its place among the former ones.
+    Former(u32),
+}
+
+#[derive(Clone, Copy, Default)]
+struct Value {
+    slot: u32,
+    state: u8,
+}
+
+const _: () = assert!(size_of::<Value>() == 8);
+
+#[derive(Clone, Copy)]
+struct Former {
+    report: SpiReport,
+    reported: Option<Time>,
+    pending: bool,
+    queued: bool,
+    removed: bool,
+}
+
+pub(crate) struct SpiTable {
+    buckets: Vec<Bucket>,
+    values: Vec<Value>,
+    /// For each bucket, the SPIs that live further on because it was full.
+    passed: Vec<u32>,
+    shift: u32,
+    count: usize,
+    limit: usize,
+    formers: Vec<Former>,
+    free_formers: Vec<u32>,
+    /// Former SPIs that have something to tell; each at most once, and there is room for all.
+    queue: VecDeque<u32>,
+}
+
+impl SpiTable {
+    pub(crate) fn new(limit: u32) -> SpiTable {
+        let limit = limit.max(1) as usize;
+        // At most three quarters full: then hardly any bucket overflows.
+        let buckets = (limit * 4 / 3).div_ceil(WIDTH).next_power_of_two().max(2);
+        SpiTable {
+            buckets: vec![Bucket([EMPTY; WIDTH]); buckets],
+            values: vec![Value::default(); buckets * WIDTH],
+            passed: vec![0; buckets],
+            shift: 32 - buckets.trailing_zeros(),
+            count: 0,
+            limit,
+            formers: Vec::new(),
+            free_formers: Vec::new(),
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// SPIs are random numbers of our own choice, or a stranger's who can at worst make us read a full bucket.
+    #[inline]
+    fn home(&self, spi: Spi) -> usize {
+        (spi.0.wrapping_mul(0x9e37_79b1) >> self.shift) as usize & (self.buckets.len() - 1)
+    }
+
+    #[inline]
+    pub(crate) fn prefetch(&self, spi: Spi) {
+        prefetch(&self.buckets[self.home(spi)]);
+    }
+
+    /// Where the SPI is: bucket times [`WIDTH`] plus lane.
+    #[inline]
+    fn find(&self, spi: Spi) -> Option<usize> {
+        if spi.0 <= REMOVED {
+            return None;
+        }
+        let mut at = self.home(spi);
+        for _ in 0..self.buckets.len() {
+            let lanes = &self.buckets[at].0;
+            // Without a branch per lane, so that it becomes a few vector instructions.
+            let (mut here, mut empty) = (0u32, 0u32);
+            for (lane, held) in lanes.iter().enumerate() {
+                here |= u32::from(*held == spi.0) << lane;
+                empty |= u32::from(*held == EMPTY);
+            }
+            if here != 0 {
+                return Some(at * WIDTH + here.trailing_zeros() as usize);
+            }
+            if empty != 0 {
+                return None;
+            }
+            at = (at + 1) & (self.buckets.len() - 1);
+        }
+        None
+    }
+
+    #[inline]
+    pub(crate) fn lookup(&self, spi: Spi) -> Known {
+        let Some(at) = self.find(spi) else { return Known::Unknown };
+        let Value { slot, state } = self.values[at];
+        match state {
+            1 => Known::Larval,
+            2 => Known::Current(slot),
+            3 => Known::Retired,
+            _ => Known::Former(slot),
+        }
+    }
+
+    pub(crate) fn state(&self, spi: Spi) -> SpiState {
+        match self.lookup(spi) {
+            Known::Unknown => SpiState::Unknown,
+            Known::Larval => SpiState::Larval,
+            Known::Current(_) => SpiState::Current,
+            Known::Retired => SpiState::Retired,
+            Known::Former(_) => SpiState::Former,
+        }
+    }
+
+    /// Sets what is known, whatever it was.
+    pub(crate) fn set(&mut self, spi: Spi, state: SpiState, index: u32) -> Result<(), Refused> {
+        if spi.0 < 256 {
+            return Err(Refused::Impossible("SPI"));
+        }
+        let known = self.lookup(spi);
+        match (known, state) {
+            (Known::Former(_), SpiState::Former) | (Known::Unknown, SpiState::Unknown) => return Ok(()),
+            (_, SpiState::Unknown) => {
+                self.remove(spi);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let at = match self.find(spi) {
+            Some(at) => at,
+            None => self.insert(spi)?,
+        };
+        if let Known::Former(slot) = known {
+            self.release(slot);
+        }
+        let slot = if state == SpiState::Former { self.new_former(spi) } else { index };
+        self.values[at] = Value { slot, state: state as u8 };
+        Ok(())
+    }
+
+    fn insert(&mut self, spi: Spi) -> Result<usize, Refused> {
+        if self.count >= self.limit {
+            return Err(Refused::Full("SPIs"));
+        }
+        let mask = self.buckets.len() - 1;
+        let home = self.home(spi);
+        // The limit leaves room, so this ends.
+        for step in 0..self.buckets.len() {
+            let at = (home + step) & mask;
+            if let Some(lane) = self.buckets[at].0.iter().position(|held| *held <= REMOVED) {
+                self.buckets[at].0[lane] = spi.0;
+                (0..step).for_each(|back| self.passed[(home + back) & mask] += 1);
+                self.count += 1;
+                return Ok(at * WIDTH + lane);
+            }
+        }
+        Err(Refused::Full("SPIs"))
+    }
+
+    fn remove(&mut self, spi: Spi) {
+        let Some(found) = self.find(spi) else { return };
+        if let Known::Former(slot) = self.lookup(spi) {
+            self.release(slot);
+        }
+        let (mask, home, bucket) = (self.buckets.len() - 1, self.home(spi), found / WIDTH);
+        self.buckets[bucket].0[found % WIDTH] = if self.passed[bucket] == 0 { EMPTY } else { REMOVED };
+        self.count -= 1;
+        let mut at = home;
+        while at != bucket {
+            self.passed[at] -= 1;
+            if self.passed[at] == 0 {
+                self.buckets[at].0.iter_mut().filter(|held| **held == REMOVED).for_each(|held| *held = EMPTY);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn new_former(&mut self, spi: Spi) -> u32 {
+        let nowhere = std::net::SocketAddr::from(([0; 4], 0));
+        let report = SpiReport { spi, sequence: 0, source: nowhere, destination: nowhere, at: Time(0) };
+        let former = Former { report, reported: None, pending: false, queued: false, removed: false };
+        let slot = match self.free_formers.pop() {
+            Some(slot) => {
+                self.formers[slot as usize] = former;
+                slot
+            }
+            None => {
+                self.formers.push(former);
+                (self.formers.len() - 1) as u32
+            }
+        };
+        // Room for all of them, so that no packet ever allocates.
+        self.queue.reserve(self.formers.len() - self.queue.len());
+        slot
+    }
+
+    /// Frees a former SPI's place; one in the queue only when it comes up there.
+    fn release(&mut self, slot: u32) {
+        let former = &mut self.formers[slot as usize];
+        if former.queued {
+            former.removed = true;
+        } else {
+            self.free_formers.push(slot);
+        }
+    }
+
+    /// ESP came on a former SPI: the latest one is told at the next sweep.
+    #[inline]
+    pub(crate) fn note(&mut self, slot: u32, report: SpiReport) {
+        let Some(former) = self.formers.get_mut(slot as usize) else { return };
+        former.report = report;
+        former.pending = true;
+        if !former.queued {
+            former.queued = true;
+            self.queue.push_back(slot);
+        }
+    }
+
+    /// Offers at most `limit` due reports; `tell` says whether there was room. What is not told stays.
+    pub(crate) fn sweep(&mut self, now: Time, limit: usize, mut tell: impl FnMut(SpiReport) -> bool) -> u64 {
+        let mut told = 0;
+        for _ in 0..limit.min(self.queue.len()) {
+            let Some(slot) = self.queue.pop_front() else { break };
+            let former = &mut self.formers[slot as usize];
+            if former.removed {
+                (former.removed, former.queued) = (false, false);
+                self.free_formers.push(slot);
+                continue;
+            }
+            let due = former.reported.is_none_or(|last| now.since(last) >= REPORT_INTERVAL);
+            if !due {
+                self.queue.push_back(slot);
+                continue;
+            }
+            if !tell(former.report) {
+                self.queue.push_front(slot);
+                break;
+            }
+            (former.reported, former.pending, former.queued) = (Some(now), false, false);
+            told += 1;
+        }
+        told
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn report(spi: u32, sequence: u32) -> SpiReport {
+        let at = std::net::SocketAddr::from(([192, 0, 2, 1], 0));
+        SpiReport { spi: Spi(spi), sequence, source: at, destination: at, at: Time(1) }
+    }
+
+    fn slot(table: &SpiTable, spi: u32) -> u32 {
+        match table.lookup(Spi(spi)) {
+            Known::Former(slot) => slot,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_former_spi_is_told_once_in_100_ms_with_its_latest_packet() {
+        let mut table = SpiTable::new(100);
+        table.set(Spi(1000), SpiState::Former, 0).unwrap();
+        let mut told = Vec::new();
+        for millisecond in 0..=250u64 {
+            table.note(slot(&table, 1000), report(1000, millisecond as u32));
+            table.sweep(Time(millisecond * 1_000_000), 10, |r| {
+                told.push(r.sequence);
+                true
+            });
+        }
+        assert_eq!(told, [0, 100, 200]);
+    }
+
+    #[test]
+    fn what_finds_no_room_stays_and_is_told_later() {
+        let mut table = SpiTable::new(100);
+        for spi in 1000..1050 {
+            table.set(Spi(spi), SpiState::Former, 0).unwrap();
+            table.note(slot(&table, spi), report(spi, 1));
+        }
+        table.set(Spi(1001), SpiState::Unknown, 0).unwrap();
+        table.set(Spi(1002), SpiState::Current, 7).unwrap();
+        assert_eq!(table.sweep(Time(1), 1000, |_| false), 0);
+        let mut told = Vec::new();
+        for now in 2..20 {
+            let mut room = 5;
+            table.sweep(Time(now), 1000, |r| {
+                room -= 1;
+                if room >= 0 {
+                    told.push(r.spi.0);
+                }
+                room >= 0
+            });
+        }
+        assert_eq!(told, (1000..1050).filter(|s| *s != 1001 && *s != 1002).collect::<Vec<_>>());
+        assert_eq!(table.free_formers.len(), 2);
+    }
+
+    #[test]
+    fn the_limit_and_reserved_spis_are_refused() {
+        let mut table = SpiTable::new(40);
+        for spi in 300..340 {
+            table.set(Spi(spi), SpiState::Retired, 0).unwrap();
+        }
+        assert_eq!(table.set(Spi(999), SpiState::Larval, 0), Err(Refused::Full("SPIs")));
+        assert_eq!(table.set(Spi(255), SpiState::Larval, 0), Err(Refused::Impossible("SPI")));
+        table.set(Spi(339), SpiState::Unknown, 0).unwrap();
+        assert_eq!(table.set(Spi(999), SpiState::Larval, 0), Ok(()));
+    }
+
+    proptest! {
+        /// Few buckets and many SPIs of one home, so that buckets overflow and are cleaned up again.
+        #[test]
+        fn the_table_is_a_map(steps in proptest::collection::vec((0u32..80, 0u8..5), 1..600), crowd: bool) {
+            let mut table = SpiTable::new(70);
+            let mut oracle: HashMap<u32, SpiState> = HashMap::new();
+            let crowded: Vec<u32> = (256u32..).filter(|s| !crowd || table.home(Spi(*s)) == 1).take(80).collect();
+            for (which, state) in steps {
+                let (spi, state) = (crowded[which as usize], SpiState::from_u8(state).unwrap());
+                let full = oracle.len() == 70 && !oracle.contains_key(&spi) && state != SpiState::Unknown;
+                prop_assert_eq!(table.set(Spi(spi), state, which).is_err(), full);
+                match state {
+                    _ if full => {}
+                    SpiState::Unknown => drop(oracle.remove(&spi)),
+                    state => drop(oracle.insert(spi, state)),
+                }
+                prop_assert_eq!(table.len(), oracle.len());
+            }
+            for spi in crowded {
+                let expected = oracle.get(&spi).copied().unwrap_or(SpiState::Unknown);
+                prop_assert_eq!(table.state(Spi(spi)), expected);
+            }
+            for (bucket, passed) in table.buckets.iter().zip(&table.passed) {
+                prop_assert!(*passed != 0 || !bucket.0.contains(&REMOVED));
+            }
+        }
+    }
+}
