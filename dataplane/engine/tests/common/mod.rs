@@ -1,0 +1,270 @@
+//! Two gateways back to back in memory, and packets for them.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use spindle_abi::{
+    Command, Event, KeyMaterial, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
+};
+use spindle_engine::{
+    ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig,
+    PortId,
+};
+use spindle_wire::{ethernet, icmpv4, ipv4, protocol, tcp, udp};
+use std::net::{IpAddr, Ipv4Addr};
+
+pub const HOST_A: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
+pub const HOST_B: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 20);
+pub const OUTER_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const OUTER_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub const POLICY: u32 = 7;
+pub const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+pub const SECOND: u64 = 1_000_000_000;
+
+/// Everything that an engine gave out.
+#[derive(Default)]
+pub struct Collected {
+    pub sent: Vec<(PortId, MemoryFrame)>,
+    pub dropped: Vec<DropReason>,
+    pub unresolved: Vec<(PortId, IpAddr, MemoryFrame)>,
+    pub events: Vec<Event>,
+    pub rings_full: bool,
+    pub no_frames: bool,
+}
+
+impl Output<MemoryFrame> for Collected {
+    fn transmit(&mut self, port: PortId, frame: MemoryFrame) {
+        self.sent.push((port, frame));
+    }
+    fn discard(&mut self, _frame: MemoryFrame, reason: DropReason) {
+        self.dropped.push(reason);
+    }
+    fn unresolved(&mut self, egress: PortId, destination: IpAddr, frame: MemoryFrame) {
+        self.unresolved.push((egress, destination, frame));
+    }
+    fn event(&mut self, event: Event) -> bool {
+        if !self.rings_full {
+            self.events.push(event);
+        }
+        !self.rings_full
+    }
+    fn allocate(&mut self, length: usize) -> Option<MemoryFrame> {
+        (!self.no_frames).then(|| MemoryFrame::new(&vec![0xdd; length]))
+    }
+}
+
+pub struct Gateway {
+    pub engine: Engine,
+    pub out: Collected,
+    pub now: Time,
+}
+
+impl Gateway {
+    pub fn new(inside: Ipv4Addr, outer: Ipv4Addr) -> Gateway {
+        let port = |mac, address, complete_checksums| PortConfig {
+            mac,
+            mtu: 1500,
+            complete_checksums,
+            address: Some(address),
+        };
+        let mut config = EngineConfig::new(
+            vec![inside, outer],
+            port(INSIDE_MAC, inside, true),
+            port(OUTSIDE_MAC, outer, false),
+        );
+        (config.max_spis, config.max_sas) = (4096, 4096);
+        Gateway { engine: Engine::new(config), out: Collected::default(), now: Time(SECOND) }
+    }
+
+    pub fn apply(&mut self, command: Command) {
+        self.engine.apply(self.now, command).unwrap();
+    }
+
+    pub fn process(&mut self, ingress: PortId, frames: impl IntoIterator<Item = MemoryFrame>) {
+        let mut frames = frames.into_iter().peekable();
+        while frames.peek().is_some() {
+            let mut burst: ArrayVec<MemoryFrame, BURST> = frames.by_ref().take(BURST).collect();
+            self.engine.process(self.now, ingress, &mut burst, &mut self.out);
+            assert!(burst.is_empty());
+            self.engine.counters().check().unwrap();
+        }
+    }
+
+    pub fn sweep(&mut self) {
+        self.engine.sweep(self.now, &mut self.out);
+    }
+
+    pub fn hop(&mut self, to: Ipv4Addr, port: PortId) {
+        let (source_mac, destination_mac) = match port {
+            PortId::Inside => (INSIDE_MAC, HOST_MAC),
+            PortId::Outside => (OUTSIDE_MAC, HOST_MAC),
+        };
+        let hop = NextHop { port, source_mac, destination_mac, mtu: 1500 };
+        self.engine.set_next_hop(to.into(), Some(hop)).unwrap();
+    }
+
+    pub fn take_sent(&mut self, port: PortId) -> Vec<MemoryFrame> {
+        assert!(self.out.sent.iter().all(|(p, _)| *p == port), "a frame left on the wrong side");
+        self.out.sent.drain(..).map(|(_, frame)| frame).collect()
+    }
+
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.engine.counters().dropped(reason)
+    }
+}
+
+pub fn selectors(local: Ipv4Addr, remote: Ipv4Addr) -> SelectorSet {
+    let net = |host: Ipv4Addr| {
+        let [a, b, ..] = host.octets();
+        vec![Selector::addresses([a, b, 0, 0].into(), [a, b, 255, 255].into())]
+    };
+    SelectorSet { local: net(local), remote: net(remote) }
+}
+
+/// SA parameters as A (`from_a`) or B sees them; both ends derive the key from the SPI.
+pub fn sa(spi: u32, index: u32, at_a: bool, suite: Suite, encapsulated: bool) -> SaParameters {
+    let port = if encapsulated { 4500 } else { 0 };
+    let keymat: Vec<u8> = (0..36u8).map(|i| i ^ spi as u8).collect();
+    let (local, remote, set) = match at_a {
+        true => (OUTER_A, OUTER_B, selectors(HOST_A, HOST_B)),
+        false => (OUTER_B, OUTER_A, selectors(HOST_B, HOST_A)),
+    };
+    SaParameters {
+        spi: Spi(spi),
+        index,
+        policy: POLICY,
+        suite,
+        keymat: KeyMaterial::new(&keymat[..suite.keymat_length()]).unwrap(),
+        local: (local, port).into(),
+        remote: (remote, port).into(),
+        encapsulated,
+        selectors: set,
+        soft_packets: 0,
+        hard_packets: 0,
+    }
+}
+
+pub fn inbound(sa: SaParameters) -> Command {
+    Command::InstallInbound { sa, replay_window: 1024, report_first: false }
+}
+
+pub const TO_B: u32 = 0xb000_0001;
+pub const TO_A: u32 = 0xa000_0001;
+
+/// A and B with a pair of SAs between them, policies and next hops.
+pub fn pair(suite: Suite, encapsulated: bool) -> (Gateway, Gateway) {
+    let mut a = Gateway::new(Ipv4Addr::new(10, 1, 0, 1), OUTER_A);
+    let mut b = Gateway::new(Ipv4Addr::new(10, 2, 0, 1), OUTER_B);
+    for (gateway, at_a) in [(&mut a, true), (&mut b, false)] {
+        let (own, other, outer) = if at_a { (HOST_A, HOST_B, OUTER_B) } else { (HOST_B, HOST_A, OUTER_A) };
+        gateway.apply(Command::SetPolicy {
+            id: POLICY,
+            priority: 10,
+            action: PolicyAction::Protect,
+            selectors: selectors(own, other),
+        });
+        let (spi_in, spi_out) = if at_a { (TO_A, TO_B) } else { (TO_B, TO_A) };
+        gateway.apply(inbound(sa(spi_in, 0, at_a, suite, encapsulated)));
+        gateway.apply(Command::InstallOutbound { sa: sa(spi_out, 1, at_a, suite, encapsulated) });
+        gateway.hop(own, PortId::Inside);
+        gateway.hop(outer, PortId::Outside);
+    }
+    (a, b)
+}
+
+pub fn frame(packet: &[u8]) -> MemoryFrame {
+    let mut octets = vec![0; 14];
+    let repr = ethernet::Repr { destination: INSIDE_MAC, source: HOST_MAC, ethertype: ethernet::IPV4 };
+    repr.emit(&mut octets);
+    octets.extend(packet);
+    octets.resize(octets.len().max(60), 0); // Ethernet's padding
+    MemoryFrame::new(&octets)
+}
+
+pub fn ip(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let repr = ipv4::Repr {
+        traffic_class: 0,
+        identification: 0x1234,
+        dont_fragment: true,
+        more_fragments: false,
+        fragment_offset: 0,
+        ttl: 64,
+        protocol,
+        source,
+        destination,
+        payload_length: payload.len() as u16,
+    };
+    let mut octets = vec![0; ipv4::HEADER_LENGTH];
+    repr.emit(&mut octets);
+    octets.extend(payload);
+    octets
+}
+
+pub fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i * 7 + length) as u8).collect()
+}
+
+pub fn datagram(source: Ipv4Addr, destination: Ipv4Addr, data: &[u8]) -> Vec<u8> {
+    let mut octets = vec![0; 8];
+    octets.extend(data);
+    let repr = udp::Repr { source_port: 4000, destination_port: 5000, payload_length: data.len() as u16 };
+    repr.emit(&mut octets);
+    udp::fill_checksum(&mut octets, source, destination);
+    ip(source, destination, protocol::UDP, &octets)
+}
+
+pub fn segment(source: Ipv4Addr, destination: Ipv4Addr, mss: Option<u16>, data: &[u8]) -> Vec<u8> {
+    let repr = tcp::Repr {
+        source_port: 4000,
+        destination_port: 80,
+        sequence: 5,
+        acknowledgement: 6,
+        flags: if mss.is_some() { tcp::SYN } else { 0x10 },
+        window: 1000,
+        mss,
+    };
+    let mut octets = vec![0; repr.buffer_length()];
+    repr.emit(&mut octets);
+    octets.extend(data);
+    tcp::fill_checksum(&mut octets, source, destination);
+    ip(source, destination, protocol::TCP, &octets)
+}
+
+pub fn echo(source: Ipv4Addr, destination: Ipv4Addr, data: &[u8]) -> Vec<u8> {
+    let mut octets = vec![0; 8];
+    octets.extend(data);
+    icmpv4::Repr::EchoRequest { identifier: 1, sequence: 2 }.emit(&mut octets);
+    ip(source, destination, protocol::ICMP, &octets)
+}
+
+/// The IPv4 packet in a frame, without padding.
+pub fn packet(frame: &MemoryFrame) -> Vec<u8> {
+    let view = ethernet::Frame::new_checked(frame.data()).unwrap();
+    assert_eq!(view.ethertype(), ethernet::IPV4);
+    let packet = ipv4::Packet::new_checked(view.payload()).unwrap();
+    assert!(packet.verify_checksum());
+    view.payload()[..packet.total_length()].to_vec()
+}
+
+/// The packet after two hops: both gateways have decremented its TTL.
+pub fn after_two_hops(mut octets: Vec<u8>) -> Vec<u8> {
+    let mut packet = ipv4::Packet::new_checked(&mut octets[..]).unwrap();
+    packet.decrement_ttl();
+    packet.decrement_ttl();
+    octets
+}
+
+/// An ESP packet with this SPI from A's outer address to B's, with nothing authentic in it.
+pub fn esp_to_b(spi: u32, sequence: u32, encapsulated: bool) -> MemoryFrame {
+    let mut esp = spi.to_be_bytes().to_vec();
+    esp.extend(sequence.to_be_bytes());
+    esp.extend([0x55; 60]);
+    if !encapsulated {
+        return frame(&ip(OUTER_A, OUTER_B, protocol::ESP, &esp));
+    }
+    let mut octets = vec![0; 8];
+    octets.extend(&esp);
+    udp::Repr { source_port: 1024, destination_port: 4500, payload_length: esp.len() as u16 }
+        .emit(&mut octets);
+    frame(&ip(OUTER_A, OUTER_B, protocol::UDP, &octets))
+}
