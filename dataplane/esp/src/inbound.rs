@@ -198,7 +198,8 @@ mod tests {
         let sa = parameters(Suite::Aes128Gcm, false);
         let key = PROVIDER.key(spindle_aead::Algorithm::Aes128Gcm, &[0x42; 16]).unwrap();
         let mut inbound = InboundSa::new(&sa, 64, PROVIDER).unwrap();
-        let cases: [(&[u8], Result<Range<usize>, OpenFault>); 5] = [
+        type Case<'a> = (&'a [u8], Result<Range<usize>, OpenFault>);
+        let cases: [Case<'_>; 5] = [
             (&[9, 9, 1, 2, 2, 4], Ok(16..18)),
             (&[9, 9, 9, 9, 0, 59], Ok(16..20)),
             (&[9, 9, 1, 3, 2, 4], Err(OpenFault::Padding)),
