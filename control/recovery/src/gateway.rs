@@ -593,3 +593,6 @@ fn reason(authority: &Authority) -> String {
         Authority::Local(why) => format!("local: {why}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

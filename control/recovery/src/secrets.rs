@@ -134,6 +134,12 @@ mod tests {
         assert!(decode_secrets(&text).is_err());
     }
 
+    /// RFC 6290 section 9.1: the secret MUST be protected; it must not reach a log.
+    #[test]
+    fn debug_shows_no_secret() {
+        assert_eq!(format!("{:?}", secret(0x5a)), "Secret(..)");
+    }
+
     #[test]
     fn an_anchor_comes_back_and_a_torn_one_is_refused() {
         let anchor = Anchor { id: [0x1f; 16], incarnation: 42 };

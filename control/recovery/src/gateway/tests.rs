@@ -1,0 +1,265 @@
+//! The gateway by itself: its start, what it answers, what it keeps to itself.
+
+use super::*;
+use crate::api::JournalRecord;
+use crate::testing::*;
+use spindle_abi::SaActivity;
+use std::time::Duration;
+
+struct Idle;
+
+impl ActivityReader for Idle {
+    fn activity(&self, _: u32) -> SaActivity {
+        SaActivity::default()
+    }
+}
+
+/// Counts up: enough for tests that need no secrets.
+struct Counting(u8);
+
+impl Random for Counting {
+    fn fill(&mut self, octets: &mut [u8]) {
+        for octet in octets {
+            self.0 = self.0.wrapping_add(1);
+            *octet = self.0;
+        }
+    }
+}
+
+fn gateway(config: Config, former: Vec<JournalRecord>) -> Gateway {
+    Gateway::new(config, boot(former), Box::new(Idle), Box::new(Counting(0)), NOW)
+}
+
+fn all(gateway: &mut Gateway) -> Vec<Output> {
+    std::iter::from_fn(|| gateway.poll()).collect()
+}
+
+fn commands(outputs: &[Output]) -> Vec<(u64, Command)> {
+    let command = |output: &Output| match output {
+        Output::Command { sequence, command } => Some((*sequence, command.clone())),
+        _ => None,
+    };
+    outputs.iter().filter_map(command).collect()
+}
+
+fn sent(outputs: &[Output]) -> Vec<&[u8]> {
+    fn data(output: &Output) -> Option<&[u8]> {
+        match output {
+            Output::Transmit(datagram) => Some(&datagram.data),
+            _ => None,
+        }
+    }
+    outputs.iter().filter_map(data).collect()
+}
+
+fn reports(outputs: &[Output]) -> Vec<&'static str> {
+    let name = |output: &Output| match output {
+        Output::Report(report) => Some(report.name),
+        _ => None,
+    };
+    outputs.iter().filter_map(name).collect()
+}
+
+fn stat(gateway: &Gateway, name: &str) -> u64 {
+    gateway.stats().iter().find(|(n, _)| *n == name).unwrap().1
+}
+
+fn acknowledge(gateway: &mut Gateway, sequence: u64, done: bool) {
+    gateway.handle(NOW, Input::Event(Event::Acknowledged { sequence, done }));
+}
+
+fn esp(spi: u32) -> SpiReport {
+    let (source, destination) = (socket("192.0.2.2:0"), socket("192.0.2.1:0"));
+    SpiReport { spi: Spi(spi), sequence: 1, source, destination, at: NOW }
+}
+
+fn clear(gateway: &mut Gateway, now: Time, header: Header, notifies: Vec<Notify>, remote: SocketAddr) {
+    gateway.unmatched(now, Unmatched::Clear { header, notifies, local: socket(LOCAL), remote });
+    gateway.drain(now);
+}
+
+fn request(spis: IkeSpis) -> Header {
+    Header { spis, next_payload: 46, exchange: 37, response: false, initiator: true, message_id: 1 }
+}
+
+#[test]
+fn it_is_ready_when_the_dataplane_is_and_has_acknowledged_policies_and_former_spis() {
+    let mut config = config();
+    let second = connection("second", Some("192.0.2.3"));
+    config.connections.push(second);
+    config.connections[1].children[0].policy = 2;
+    for ready_first in [true, false] {
+        let former = vec![record(0x100, pair(1)), record(0x200, pair(2))];
+        let mut gateway = gateway(config.clone(), former);
+        let boot = commands(&all(&mut gateway));
+        let policies: Vec<_> = boot
+            .iter()
+            .filter_map(|(_, command)| match command {
+                Command::SetPolicy { id, priority, action, .. } => Some((*id, *priority, *action)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(policies, [(1, 0, PolicyAction::Protect), (2, 1, PolicyAction::Protect)]);
+        let mut former: Vec<u32> = boot
+            .iter()
+            .filter_map(|(_, command)| match command {
+                Command::SetSpiState { spi, state: SpiState::Former } => Some(spi.0),
+                _ => None,
+            })
+            .collect();
+        former.sort();
+        assert_eq!(former, [0x100, 0x200]);
+        assert_eq!(boot.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        if ready_first {
+            gateway.handle(NOW, Input::Event(Event::Ready));
+        }
+        for (sequence, _) in &boot {
+            assert!(!reports(&all(&mut gateway)).contains(&"ready"));
+            acknowledge(&mut gateway, *sequence, true);
+        }
+        if !ready_first {
+            assert!(!reports(&all(&mut gateway)).contains(&"ready"));
+            gateway.handle(NOW, Input::Event(Event::Ready));
+        }
+        assert_eq!(reports(&all(&mut gateway)).iter().filter(|name| **name == "ready").count(), 1);
+        acknowledge(&mut gateway, 1, true);
+        assert!(all(&mut gateway).is_empty(), "an acknowledgement that nobody waits for");
+    }
+}
+
+#[test]
+fn a_refused_command_is_reported_and_does_not_hold_up_the_start() {
+    let mut gateway = gateway(config(), vec![record(0x100, pair(1))]);
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    let boot = commands(&all(&mut gateway));
+    acknowledge(&mut gateway, boot[0].0, true);
+    acknowledge(&mut gateway, boot[1].0, false);
+    assert_eq!(reports(&all(&mut gateway))[..2], ["command-refused", "ready"]);
+    assert_eq!(stat(&gateway, "commands-refused"), 1);
+}
+
+#[test]
+fn a_hundred_thousand_former_spis_are_told_to_the_dataplane_in_no_time() {
+    let records = (0..100_000).map(|n| record(0x1000 + n, pair(n as u8))).collect();
+    let start = std::time::Instant::now();
+    let mut gateway = gateway(config(), records);
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    let mut told = 0;
+    while let Some(output) = gateway.poll() {
+        if let Output::Command { sequence, .. } = output {
+            told += 1;
+            acknowledge(&mut gateway, sequence, true);
+        }
+    }
+    assert_eq!(told, 100_001);
+    assert!(gateway.ready);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// RFC 6290 section 8.2. An event that left the dataplane before it knew the SPI as former counts the same.
+#[test]
+fn esp_on_a_former_spi_is_told_at_once_with_a_token() {
+    for event in [Event::FormerSpi, Event::UnknownSpi] {
+        let mut gateway = gateway(config(), vec![record(0x100, pair(1))]);
+        all(&mut gateway);
+        gateway.handle(NOW, Input::Event(event(esp(0x100))));
+        let outputs = all(&mut gateway);
+        assert_eq!(sent(&outputs).len(), 1);
+        assert_eq!(sent(&outputs)[0].len(), 28 + 12 + 40);
+        assert_eq!(reports(&outputs), ["token-sent"]);
+        assert_eq!(stat(&gateway, "tokens-sent"), 1);
+    }
+}
+
+#[test]
+fn without_the_journal_no_spi_is_former() {
+    let mut gateway = gateway(Config { journal: false, ..config() }, vec![record(0x100, pair(1))]);
+    assert_eq!(commands(&all(&mut gateway)).len(), 1, "its policy alone");
+    gateway.handle(NOW, Input::Event(Event::UnknownSpi(esp(0x100))));
+    assert_eq!(sent(&all(&mut gateway))[0].len(), 28 + 12, "INVALID_SPI without a token");
+}
+
+#[test]
+fn a_former_spi_expires_into_unknown_and_leaves_the_journal() {
+    let one = JournalRecord { hard_expiry: 1_000_010, ..record(0x100, pair(1)) };
+    let mut gateway = gateway(config(), vec![one, record(0x200, pair(2))]);
+    all(&mut gateway);
+    let due = NOW.after(Duration::from_secs(10));
+    assert!(gateway.deadline().is_some_and(|deadline| deadline <= due));
+    gateway.tick(NOW.after(Duration::from_secs(9)));
+    assert!(commands(&all(&mut gateway)).is_empty());
+    gateway.tick(due);
+    let outputs = all(&mut gateway);
+    assert!(outputs.contains(&Output::Journal(JournalWrite::Remove(Spi(0x100)))));
+    let unknown = Command::SetSpiState { spi: Spi(0x100), state: SpiState::Unknown };
+    assert_eq!(commands(&outputs).into_iter().map(|(_, c)| c).collect::<Vec<_>>(), [unknown]);
+    gateway.handle(due, Input::Event(Event::FormerSpi(esp(0x100))));
+    assert_eq!(sent(&all(&mut gateway))[0].len(), 28 + 12, "no token any more");
+}
+
+/// RFC 6290 section 9.2: not more than once for one arriving request, and one request at a time.
+#[test]
+fn one_request_has_one_answer() {
+    let mut gateway = gateway(config(), vec![]);
+    all(&mut gateway);
+    let (local, remote) = (socket(LOCAL), socket(REMOTE));
+    let unmatched =
+        |tombstone| Unmatched::ProtectedRequest { header: request(pair(1)), local, remote, tombstone };
+    gateway.unmatched(NOW, unmatched(false));
+    let outputs = all(&mut gateway);
+    assert_eq!((sent(&outputs).len(), sent(&outputs)[0].len()), (1, 28 + 8 + 40));
+    assert_eq!(reports(&outputs), ["token-sent"]);
+    gateway.unmatched(NOW, unmatched(true));
+    assert_eq!(sent(&all(&mut gateway))[0].len(), 28 + 8, "a tombstone: without a token");
+}
+
+/// RFC 6290 section 3 (logged), 4.5 (no response), 8.2 (no evidence of an attack); RFC 7296 section 1.5 and
+/// 2.21.4 (no response to a notification in clear, no change of any SA).
+#[test]
+fn failed_tokens_are_counted_all_and_logged_within_limits() {
+    let mut gateway = gateway(config(), vec![]);
+    all(&mut gateway);
+    let header = Header { response: true, ..request(pair(1)) };
+    let notify = |kind, data: &[u8]| Notify { kind, protocol: 0, spi: vec![], data: data.to_vec() };
+    for n in 0..1000u32 {
+        let bad = vec![notify(4, &[]), notify(16419, &[1; 32])];
+        let spi = vec![notify(11, &n.to_be_bytes()), notify(16419, &[2; 32])];
+        clear(&mut gateway, NOW, header, bad, socket(REMOTE));
+        clear(&mut gateway, NOW, header, spi, SocketAddr::from((n.to_be_bytes(), 500)));
+    }
+    let outputs = all(&mut gateway);
+    assert_eq!(reports(&outputs), ["token-failed"; 10], "ten a second at most");
+    assert_eq!(outputs.len(), 10, "nothing but reports");
+    assert_eq!(stat(&gateway, "token-checks-failed"), 2000);
+    assert_eq!(stat(&gateway, "token-checks-failed-not-logged"), 1990);
+    assert_eq!(stat(&gateway, "hints-unknown-sa"), 2000);
+}
+
+#[test]
+fn a_gateway_with_other_methods_takes_no_tokens() {
+    let config = Config { methods: vec![Method::Liveness], ..config() };
+    let mut gateway = gateway(config, vec![]);
+    all(&mut gateway);
+    let token = Notify { kind: 16419, protocol: 1, spi: vec![], data: vec![1; 32] };
+    clear(&mut gateway, NOW, request(pair(1)), vec![token], socket(REMOTE));
+    assert!(all(&mut gateway).is_empty());
+    assert_eq!(stat(&gateway, "tokens-ignored"), 1);
+}
+
+#[test]
+fn connections_that_are_down_are_shown_too() {
+    let gateway = gateway(config(), vec![]);
+    let expected = ConnectionStatus { name: "site".into(), ike_sas: 0, child_sas: 0, initiating: false };
+    assert_eq!(gateway.connections(), [expected]);
+}
+
+#[test]
+fn wishes_about_what_is_not_configured_are_refused() {
+    let mut gateway = gateway(config(), vec![]);
+    let unknown = |name: &str| Refused::UnknownConnection(name.into());
+    assert_eq!(gateway.terminate(NOW, "nowhere", None), Err(unknown("nowhere")));
+    assert_eq!(gateway.rekey(NOW, "nowhere", None), Err(unknown("nowhere")));
+    let child = Err(Refused::UnknownChild("site".into(), "nothing".into()));
+    assert_eq!(gateway.rekey(NOW, "site", Some("nothing")), child);
+    assert_eq!(gateway.terminate(NOW, "site", None), Err(Refused::UnknownSa));
+}
