@@ -1,23 +1,20 @@
 //! Crashes a gateway and shows how it comes back, by each method.
 //!
 //! Per method, round-trip time and downtime: a fresh testbed, both gateways up, a packet each few milliseconds from
-//! host A to host B only; gateway B's process group is killed, started again, and recovery is waited for ([`run`]).
+//! host A to host B only; gateway B's process group is killed, started again, and recovery is waited for ([`crash`]).
 //! What was captured and reported becomes a timeline, a table and a JSON file ([`report`]).
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the terminal is where a demonstration goes")]
 
-mod method;
 mod progress;
 mod report;
-mod run;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use method::Method;
 use progress::Progress;
 use report::Series;
-use run::{Plan, crash};
+use spindle_testbed::{Method, Plan, crash};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,8 +89,8 @@ fn demonstrate(arguments: &Arguments) -> Result<bool> {
         for number in 1..=arguments.runs {
             progress.begin(format!("{plan}, run {number}/{}", arguments.runs));
             let keep = arguments.keep.as_ref().map(|folder| folder.join(plan.folder(number)));
-            let run =
-                crash(&plan, keep.as_deref(), &progress).with_context(|| format!("{plan}, run {number}"))?;
+            let run = crash(&plan, keep.as_deref(), &mut |step| progress.step(step))
+                .with_context(|| format!("{plan}, run {number}"))?;
             progress.end(&format!(
                 "recovered {:.1} ms after it was ready, {} packets lost",
                 run.ready_to_recovered() as f64 / 1e6,

@@ -1,9 +1,7 @@
 //! What people and programs are shown: timelines, the table, JSON of schema 1.
 
-use crate::method::Method;
-use crate::run::{Plan, Run};
 use serde::Serialize;
-use spindle_testbed::{Gateway, GatewayEvent};
+use spindle_testbed::{Gateway, GatewayEvent, Method, Plan, Run};
 use std::fmt::Write;
 
 /// All runs of a plan.
@@ -266,7 +264,7 @@ pub(crate) fn too_slow(series: &[Series]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spindle_testbed::{Crash, Delivery, Outage, Timeline};
+    use spindle_testbed::{Counts, Crash, Delivery, Outage, Timeline};
     use std::time::Duration;
 
     const MILLISECOND: u64 = 1_000_000;
@@ -294,7 +292,9 @@ mod tests {
                 lost: 60,
             },
             timeline: Timeline { first_esp: Some(1_601 * MILLISECOND), ..Timeline::default() },
+            exchanges: Vec::new(),
             round_trips: 3,
+            counts: Counts::default(),
             events: [Vec::new(), Vec::new()],
         };
         Series { plan, runs: recovered.iter().map(run).collect() }

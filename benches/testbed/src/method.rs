@@ -1,12 +1,12 @@
 //! The methods that are compared, and what each means in the gateways' configurations.
 
-use spindle_testbed::{Retransmit, Settings};
+use crate::gateway::{Retransmit, Settings};
 use std::fmt;
 use std::time::Duration;
 
 /// How the peer of a crashed gateway learns of the crash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub(crate) enum Method {
+pub enum Method {
     /// Probes that go unanswered (RFC 7296 section 2.4).
     Liveness,
     /// A token in the answer to a probe (RFC 6290).
@@ -27,13 +27,12 @@ impl fmt::Display for Method {
 
 impl Method {
     /// Liveness is made impatient here, or a demonstration would take minutes.
-    pub(crate) const SHORT: Retransmit =
-        Retransmit { timeout: Duration::from_millis(300), base: 1.5, tries: 3 };
+    pub const SHORT: Retransmit = Retransmit { timeout: Duration::from_millis(300), base: 1.5, tries: 3 };
     /// How long a peer may be silent before liveness probes it here.
-    pub(crate) const SHORT_DELAY: Duration = Duration::from_secs(1);
+    pub const SHORT_DELAY: Duration = Duration::from_secs(1);
 
     /// Both gateways' configuration.
-    pub(crate) fn settings(self) -> Settings {
+    pub fn settings(self) -> Settings {
         let usual = Settings { dpd_delay: Duration::from_secs(2), ..Settings::default() };
         match self {
             Method::Liveness => Settings {
@@ -50,7 +49,7 @@ impl Method {
     }
 
     /// Round trips from the first ESP packet at the ready gateway to the first delivered one, where promised.
-    pub(crate) fn promised_round_trips(self) -> Option<u32> {
+    pub fn promised_round_trips(self) -> Option<u32> {
         match self {
             Method::Liveness => None,
             Method::Qcd => Some(4),
@@ -59,7 +58,7 @@ impl Method {
     }
 
     /// How long recovery may take before the demonstration gives up.
-    pub(crate) fn patience(self) -> Duration {
+    pub fn patience(self) -> Duration {
         match self {
             Method::Liveness => Self::SHORT_DELAY + 2 * Self::SHORT.total() + Duration::from_secs(10),
             Method::Qcd | Method::QcdJournal => Duration::from_secs(15),
