@@ -150,7 +150,7 @@ impl Output<MemoryFrame> for Sink {
         self.frames += 1;
     }
     fn event(&mut self, _event: Event) -> bool {
-        self.frames % 3 != 0
+        !self.frames.is_multiple_of(3)
     }
     fn allocate(&mut self, length: usize) -> Option<MemoryFrame> {
         Some(MemoryFrame::new(&vec![0; length]))

@@ -7,15 +7,15 @@ use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Outpu
 use spindle_abi::{Event, PolicyAction, Spi, SpiReport, Time};
 use spindle_esp::{OpenFault, tunnel};
 use spindle_wire::{esp, ethernet, ipv4, protocol, repair, udp};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 /// An ESP packet for us, and where it is in its frame.
 #[derive(Clone, Copy)]
 struct Arrival {
     spi: Spi,
     sequence: u32,
-    source: (Ipv4Addr, u16),
-    destination: (Ipv4Addr, u16),
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
     start: u16,
     end: u16,
     encapsulated: bool,
@@ -24,8 +24,7 @@ struct Arrival {
 
 impl Arrival {
     fn report(&self, at: Time) -> SpiReport {
-        let socket = |(address, port)| SocketAddr::new(IpAddr::V4(address), port);
-        let (source, destination) = (socket(self.source), socket(self.destination));
+        let (source, destination) = (SocketAddr::V4(self.source), SocketAddr::V4(self.destination));
         SpiReport { spi: self.spi, sequence: self.sequence, source, destination, at }
     }
 }
@@ -76,7 +75,8 @@ impl Engine {
                     out.discard(frame, DropReason::UnknownSpi);
                 }
                 Kind::Esp(arrival, Known::Former(slot)) => {
-                    self.spis.note(slot, arrival.report(now));
+                    let ends = (arrival.source, arrival.destination);
+                    self.spis.note(slot, arrival.sequence, ends, now);
                     self.discard(frame, DropReason::FormerSpi, out);
                 }
                 Kind::Esp(_, Known::Larval) => self.discard(frame, DropReason::LarvalSpi, out),
@@ -148,8 +148,8 @@ impl Engine {
         let arrival = Arrival {
             spi: Spi(header.spi()),
             sequence: header.sequence(),
-            source: (source, source_port),
-            destination: (destination, destination_port),
+            source: SocketAddrV4::new(source, source_port),
+            destination: SocketAddrV4::new(destination, destination_port),
             start: start as u16,
             end: (start + payload.len()).min(usize::from(u16::MAX)) as u16,
             encapsulated,

@@ -243,11 +243,12 @@ impl Engine {
     /// Sends urgent events that are due (former SPIs, each at most once in 100 ms; and those for which there was
     /// no room). Bounded; call it every few milliseconds.
     pub fn sweep<F: Frame>(&mut self, now: Time, out: &mut impl Output<F>) {
-        while let Some(event) = self.owed.front() {
-            if !out.event(*event) {
-                return;
+        for _ in 0..SWEEP {
+            match self.owed.front() {
+                None => break,
+                Some(event) if out.event(*event) => drop(self.owed.pop_front()),
+                Some(_) => return,
             }
-            self.owed.pop_front();
         }
         let told = self.spis.sweep(now, SWEEP, |report| out.event(Event::FormerSpi(report)));
         self.counters.add(Counter::FormerSpiReported, told);

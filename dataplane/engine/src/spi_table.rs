@@ -8,6 +8,7 @@ use crate::Refused;
 use spindle_abi::{Spi, SpiReport, SpiState, Time};
 use spindle_aead::prefetch;
 use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 const WIDTH: usize = 16;
@@ -36,26 +37,32 @@ pub(crate) enum Known {
     Former(u32),
 }
 
-#[derive(Clone, Copy, Default)]
-struct Value {
-    slot: u32,
-    state: u8,
-}
-
-const _: () = assert!(size_of::<Value>() == 8);
-
+/// A former SPI and the latest packet on it.
 #[derive(Clone, Copy)]
 struct Former {
-    report: SpiReport,
+    at: Time,
     reported: Option<Time>,
-    pending: bool,
+    spi: Spi,
+    sequence: u32,
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
     queued: bool,
     removed: bool,
 }
 
+const _: () = assert!(size_of::<Former>() == 48);
+
+impl Former {
+    fn report(&self) -> SpiReport {
+        let (source, destination) = (SocketAddr::V4(self.source), SocketAddr::V4(self.destination));
+        SpiReport { spi: self.spi, sequence: self.sequence, source, destination, at: self.at }
+    }
+}
+
 pub(crate) struct SpiTable {
     buckets: Vec<Bucket>,
-    values: Vec<Value>,
+    /// State in the low 8 bits, slot above. (Zeroed words cost nothing until they are used.)
+    values: Vec<u64>,
     /// For each bucket, the SPIs that live further on because it was full.
     passed: Vec<u32>,
     shift: u32,
@@ -74,12 +81,13 @@ impl SpiTable {
         let buckets = (limit * 4 / 3).div_ceil(WIDTH).next_power_of_two().max(2);
         SpiTable {
             buckets: vec![Bucket([EMPTY; WIDTH]); buckets],
-            values: vec![Value::default(); buckets * WIDTH],
+            values: vec![0; buckets * WIDTH],
             passed: vec![0; buckets],
             shift: 32 - buckets.trailing_zeros(),
             count: 0,
             limit,
-            formers: Vec::new(),
+            // Address space only: pages come with use, and growing never copies.
+            formers: Vec::with_capacity(limit),
             free_formers: Vec::new(),
             queue: VecDeque::new(),
         }
@@ -125,8 +133,8 @@ impl SpiTable {
     #[inline]
     pub(crate) fn lookup(&self, spi: Spi) -> Known {
         let Some(at) = self.find(spi) else { return Known::Unknown };
-        let Value { slot, state } = self.values[at];
-        match state {
+        let slot = (self.values[at] >> 8) as u32;
+        match self.values[at] & 0xff {
             1 => Known::Larval,
             2 => Known::Current(slot),
             3 => Known::Retired,
@@ -166,7 +174,7 @@ impl SpiTable {
             self.release(slot);
         }
         let slot = if state == SpiState::Former { self.new_former(spi) } else { index };
-        self.values[at] = Value { slot, state: state as u8 };
+        self.values[at] = u64::from(slot) << 8 | state as u64;
         Ok(())
     }
 
@@ -208,9 +216,17 @@ impl SpiTable {
     }
 
     fn new_former(&mut self, spi: Spi) -> u32 {
-        let nowhere = std::net::SocketAddr::from(([0; 4], 0));
-        let report = SpiReport { spi, sequence: 0, source: nowhere, destination: nowhere, at: Time(0) };
-        let former = Former { report, reported: None, pending: false, queued: false, removed: false };
+        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let former = Former {
+            at: Time(0),
+            reported: None,
+            spi,
+            sequence: 0,
+            source: nowhere,
+            destination: nowhere,
+            queued: false,
+            removed: false,
+        };
         let slot = match self.free_formers.pop() {
             Some(slot) => {
                 self.formers[slot as usize] = former;
@@ -238,10 +254,16 @@ impl SpiTable {
 
     /// ESP came on a former SPI: the latest one is told at the next sweep.
     #[inline]
-    pub(crate) fn note(&mut self, slot: u32, report: SpiReport) {
+    pub(crate) fn note(
+        &mut self,
+        slot: u32,
+        sequence: u32,
+        (source, destination): (SocketAddrV4, SocketAddrV4),
+        at: Time,
+    ) {
         let Some(former) = self.formers.get_mut(slot as usize) else { return };
-        former.report = report;
-        former.pending = true;
+        (former.sequence, former.at) = (sequence, at);
+        (former.source, former.destination) = (source, destination);
         if !former.queued {
             former.queued = true;
             self.queue.push_back(slot);
@@ -264,11 +286,11 @@ impl SpiTable {
                 self.queue.push_back(slot);
                 continue;
             }
-            if !tell(former.report) {
+            if !tell(former.report()) {
                 self.queue.push_front(slot);
                 break;
             }
-            (former.reported, former.pending, former.queued) = (Some(now), false, false);
+            (former.reported, former.queued) = (Some(now), false);
             told += 1;
         }
         told
@@ -285,9 +307,10 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    fn report(spi: u32, sequence: u32) -> SpiReport {
-        let at = std::net::SocketAddr::from(([192, 0, 2, 1], 0));
-        SpiReport { spi: Spi(spi), sequence, source: at, destination: at, at: Time(1) }
+    fn note(table: &mut SpiTable, spi: u32, sequence: u32) {
+        let end = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 0);
+        let slot = slot(table, spi);
+        table.note(slot, sequence, (end, end), Time(1));
     }
 
     fn slot(table: &SpiTable, spi: u32) -> u32 {
@@ -303,7 +326,7 @@ mod tests {
         table.set(Spi(1000), SpiState::Former, 0).unwrap();
         let mut told = Vec::new();
         for millisecond in 0..=250u64 {
-            table.note(slot(&table, 1000), report(1000, millisecond as u32));
+            note(&mut table, 1000, millisecond as u32);
             table.sweep(Time(millisecond * 1_000_000), 10, |r| {
                 told.push(r.sequence);
                 true
@@ -317,7 +340,7 @@ mod tests {
         let mut table = SpiTable::new(100);
         for spi in 1000..1050 {
             table.set(Spi(spi), SpiState::Former, 0).unwrap();
-            table.note(slot(&table, spi), report(spi, 1));
+            note(&mut table, spi, 1);
         }
         table.set(Spi(1001), SpiState::Unknown, 0).unwrap();
         table.set(Spi(1002), SpiState::Current, 7).unwrap();

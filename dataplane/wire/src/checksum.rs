@@ -4,11 +4,12 @@ use std::net::Ipv4Addr;
 
 /// Folds a sum of 16-bit words into 16 bits, the carries added back in.
 #[inline]
-pub fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+pub fn fold(sum: u64) -> u16 {
+    // Each step halves the width, and each leaves at most one carry for the next: no branch is needed.
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// The one's complement sum, not yet folded, of the octets as big-endian words; an odd last octet is padded.
@@ -62,6 +63,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn folding_is_adding_carries_until_there_are_none(sum: u64) {
+            let mut slow = sum;
+            while slow > 0xffff {
+                slow = (slow & 0xffff) + (slow >> 16);
+            }
+            for sum in [sum, sum | 0xffff_ffff_0000_0000, u64::MAX, 0xffff_ffff, 0x1_ffff, 0x1_0000, 0] {
+                prop_assert_eq!(u64::from(fold(sum)) % 0xffff, sum % 0xffff);
+                prop_assert_eq!(fold(sum) == 0, sum == 0);
+            }
+            prop_assert_eq!(u64::from(fold(sum)), slow);
+        }
+
         #[test]
         fn summing_is_as_word_by_word(octets in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut slow = 0u64;
