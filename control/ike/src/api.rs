@@ -262,6 +262,13 @@ pub enum Report {
         /// Why.
         authority: Authority,
     },
+    /// An IKE_SA_INIT request leaves for the first time: by a wish, a packet that waits, or because the SA was lost.
+    Initiating {
+        /// Connection's name.
+        connection: String,
+        /// Our SPI; the responder's is zero.
+        spis: IkeSpis,
+    },
     /// An initiation ended without an IKE SA.
     InitiationFailed {
         /// Connection's name.
@@ -283,9 +290,9 @@ pub enum Report {
         inbound: Spi,
         /// The peer's SPI.
         outbound: Spi,
-        /// Outer addresses and ports as in [`spindle_abi::SaParameters`].
+        /// Our outer address and IKE port (500 or 4500).
         local: SocketAddr,
-        /// The peer's.
+        /// The peer's outer address and IKE port.
         remote: SocketAddr,
         /// ESP in UDP?
         encapsulated: bool,

@@ -1,13 +1,62 @@
-//! The endpoint: all IKE SAs of a gateway, without I/O.
+//! The endpoint: all IKE SAs of a gateway. A datagram is dispatched by our own SPI in its header; what comes of it is
+//! queued as [`Output`].
+//!
+//! An IKE SA is taken out of the table while one of its handlers runs ([`Endpoint::with_sa`]), so a handler may use
+//! the rest of the endpoint, other IKE SAs included. When it returns, the next exchange is started, an IKE SA that
+//! ended is buried, and its timer is set.
 
 use crate::api::*;
+use crate::auth::peer;
+use crate::connect::Connection;
+use crate::cookie::CookieSecrets;
 use crate::random::Random;
-use spindle_abi::{Spi, Time};
+use crate::sa::{IkeSa, State};
+use crate::spi::{ChildSpis, Indices};
+use crate::tombstone::{MessageHash, Tombstones};
+use crate::wire::{self, Protection, View, exchange, notify};
+use spindle_abi::{Command, Spi, Time};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+/// UDP port whose datagrams carry the non-ESP marker (RFC 3948 section 2.2, RFC 7296 section 2.23).
+pub(crate) const NAT_PORT: u16 = 4500;
 
 /// All IKE SAs of a gateway. Datagrams, the dataplane's events, wishes and the time go in; [`Output`]s come out.
 pub struct Endpoint {
-    _config: EndpointConfig,
+    pub(crate) config: EndpointConfig,
+    pub(crate) connections: Vec<Connection>,
+    /// The connection and child of a policy.
+    pub(crate) policies: BTreeMap<u32, (usize, String)>,
+    /// The connections between two identities, ours first.
+    pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
+    tokens: Box<dyn TokenMaker>,
+    pub(crate) activity: Box<dyn ActivityReader>,
+    pub(crate) random: Box<dyn Random>,
+    outputs: VecDeque<Output>,
+    next_id: u64,
+    pub(crate) sas: BTreeMap<IkeSaId, IkeSa>,
+    /// By our own SPI, in whichever position it is.
+    by_spi: BTreeMap<IkeSpi, IkeSaId>,
+    /// Half-open IKE SAs by their IKE_SA_INIT request. RFC 7296 section 2.1: a retransmission is known by the whole
+    /// packet, for peers behind one NAT may choose the same SPI.
+    pub(crate) by_init: BTreeMap<MessageHash, IkeSaId>,
+    pub(crate) half_open: usize,
+    timers: BTreeSet<(Time, IkeSaId)>,
+    pub(crate) tombstones: Tombstones,
+    pub(crate) cookies: CookieSecrets,
+    /// Peers to which INITIAL_CONTACT was sent, or an IKE SA made, in this incarnation: our identity, theirs.
+    pub(crate) contacted: BTreeSet<(Identity, Identity)>,
+    pub(crate) child_spis: ChildSpis,
+    pub(crate) indices: Indices,
+    pub(crate) child_home: BTreeMap<ChildSaId, IkeSaId>,
+    /// Outbound SPIs, present and recently removed. Several peers may choose the same.
+    pub(crate) outbound: BTreeMap<(Spi, ChildSaId), IkeSaId>,
+    pub(crate) recent_outbound: VecDeque<(Time, Spi, ChildSaId)>,
+    /// Inbound SAs that a successor replaced, still receiving for a while.
+    pub(crate) lingering: VecDeque<(Time, Spi, u32)>,
+    /// Answers in clear to messages that are no part of an IKE SA: budget of the current second.
+    pub(crate) clear_answers: (Time, u32),
+    pub(crate) shutting_down: bool,
 }
 
 impl Endpoint {
@@ -18,111 +67,333 @@ impl Endpoint {
         activity: Box<dyn ActivityReader>,
         random: Box<dyn Random>,
     ) -> Endpoint {
-        let _ = (tokens, activity, random);
-        Endpoint { _config: config }
+        let connections: Vec<Connection> =
+            config.connections.iter().enumerate().map(|(number, c)| Connection::new(number, c)).collect();
+        let mut policies = BTreeMap::new();
+        let mut peers: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for (number, connection) in config.connections.iter().enumerate() {
+            peers.entry(peer(connection)).or_default().push(number);
+            policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
+        }
+        Endpoint {
+            config,
+            connections,
+            policies,
+            peers,
+            tokens,
+            activity,
+            random,
+            outputs: VecDeque::new(),
+            next_id: 1,
+            sas: BTreeMap::new(),
+            by_spi: BTreeMap::new(),
+            by_init: BTreeMap::new(),
+            half_open: 0,
+            timers: BTreeSet::new(),
+            tombstones: Tombstones::default(),
+            cookies: CookieSecrets::default(),
+            contacted: BTreeSet::new(),
+            child_spis: ChildSpis::default(),
+            indices: Indices::default(),
+            child_home: BTreeMap::new(),
+            outbound: BTreeMap::new(),
+            recent_outbound: VecDeque::new(),
+            lingering: VecDeque::new(),
+            clear_answers: (Time(0), 0),
+            shutting_down: false,
+        }
     }
 
-    /// Starts what is configured with [`StartAction::Start`].
-    pub fn start(&mut self, _now: Time) {}
-
     /// Takes a datagram of port 500 or 4500.
-    pub fn handle(&mut self, _now: Time, _datagram: Datagram) {}
+    pub fn handle(&mut self, now: Time, datagram: Datagram) {
+        let message = match datagram.local.port() {
+            NAT_PORT => wire::strip_non_esp_marker(&datagram.data),
+            _ => Some(&datagram.data[..]),
+        };
+        let Some(message) = message else { return };
+        let view = match View::parse(message) {
+            Ok(view) => view,
+            Err(wire::Error::MajorVersion { header, .. }) => {
+                return self.refuse_version(now, &header, &datagram);
+            }
+            Err(_) => return,
+        };
+        let header = view.header();
+        match (header.exchange, view.protection()) {
+            (exchange::IKE_SA_INIT, None) if !header.response => {
+                self.receive_init_request(now, &datagram, message, &view);
+            }
+            (exchange::IKE_SA_INIT, None) => {
+                if let Some(&id) = self.by_spi.get(&header.spis.initiator) {
+                    self.with_sa(now, id, |e, sa| {
+                        e.receive_init_response(now, sa, &datagram, message, &view)
+                    });
+                }
+            }
+            (exchange::IKE_SA_INIT, Some(_)) => {}
+            (_, Some(protection)) => self.receive_protected(now, &datagram, message, &view, protection),
+            (_, None) => self.receive_clear(&datagram, &view),
+        }
+    }
+
+    /// A message with an SK payload goes to its IKE SA; a request to none is recovery's to judge.
+    fn receive_protected(
+        &mut self,
+        now: Time,
+        datagram: &Datagram,
+        message: &[u8],
+        view: &View<'_>,
+        protection: Protection,
+    ) {
+        let header = view.header();
+        let own = if header.initiator { header.spis.responder } else { header.spis.initiator };
+        let known = self.by_spi.get(&own).copied();
+        if let Some(id) = known.filter(|id| self.sas.get(id).is_some_and(|sa| sa.spis == header.spis)) {
+            if protection == Protection::Sk {
+                self.with_sa(now, id, |e, sa| e.receive_sealed(now, sa, datagram, message, view));
+            }
+            return;
+        }
+        // RFC 7296 section 2.21.4: a response outside any known IKE SA MUST NOT be answered.
+        if header.response || matches!(protection, Protection::Fragment { number: 2.., .. }) {
+            return;
+        }
+        if let Some(response) = self.tombstones.replay(own, header.message_id, message) {
+            let response = response.to_vec();
+            return self.answer(datagram, &response);
+        }
+        let tombstone = self.tombstones.stands(header.spis);
+        let (local, remote) = (datagram.local, datagram.remote);
+        self.push(Output::Unmatched(Unmatched::ProtectedRequest { header, local, remote, tombstone }));
+    }
+
+    /// A message in clear. RFC 7296 section 2.4, 2.21.4: it changes no SA; section 1.5: it is not answered.
+    fn receive_clear(&mut self, datagram: &Datagram, view: &View<'_>) {
+        let Ok(message) = view.message() else { return };
+        let notifies: Vec<Notify> = notifies(&message.payloads).cloned().collect();
+        let hint = |kind| {
+            matches!(kind, notify::INVALID_IKE_SPI | notify::INVALID_SPI | notify::QUICK_CRASH_DETECTION)
+        };
+        if notifies.iter().any(|n| hint(n.kind)) {
+            let (local, remote) = (datagram.local, datagram.remote);
+            let header = message.header;
+            self.push(Output::Unmatched(Unmatched::Clear { header, notifies, local, remote }));
+        }
+    }
+
+    /// RFC 7296 section 2.5: a higher major version MUST be dropped and SHOULD be told, in clear.
+    fn refuse_version(&mut self, now: Time, header: &Header, datagram: &Datagram) {
+        if header.response || !self.may_answer_in_clear(now) {
+            return;
+        }
+        if let Some(notify) = (wire::Error::MajorVersion { header: *header, version: 3 }).notify() {
+            self.answer_in_clear(datagram, header, vec![wire::Payload::Notify(notify)]);
+        }
+    }
 
     /// Does what is due.
-    pub fn tick(&mut self, _now: Time) {}
+    pub fn tick(&mut self, now: Time) {
+        let due: Vec<IkeSaId> = self.timers.range(..=(now, IkeSaId(u64::MAX))).map(|(_, id)| *id).collect();
+        for id in due {
+            self.with_sa(now, id, |e, sa| e.tick_sa(now, sa));
+        }
+        self.tick_removed(now);
+        self.tombstones.expire(now);
+        self.tick_connections(now);
+    }
+
+    fn tick_sa(&mut self, now: Time, sa: &mut IkeSa) {
+        self.tick_outstanding(now, sa);
+        let is_due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if sa.ended.is_some() {
+            return;
+        }
+        if is_due(sa.expires) {
+            sa.expires = None;
+            match sa.state {
+                State::Rekeyed => self.close(now, sa, Authority::Superseded(Evidence(()))),
+                _ => sa.end(Authority::Timeout(Evidence(())), false),
+            }
+        }
+        if is_due(sa.dpd_at) {
+            self.check_liveness(now, sa);
+        }
+        if is_due(sa.keepalive_at) {
+            self.send_keepalive(now, sa);
+        }
+        if is_due(sa.rekey_at) {
+            sa.rekey_at = None;
+            sa.enqueue(now, crate::exchange::Task::RekeyIke);
+        }
+        let due: Vec<ChildSaId> = sa.children.iter().filter(|c| is_due(c.rekey_at)).map(|c| c.id).collect();
+        for id in due {
+            self.want_child_rekey(now, sa, id);
+        }
+    }
 
     /// What is to be done next, in order.
     pub fn poll(&mut self) -> Option<Output> {
-        None
+        self.outputs.pop_front()
     }
 
     /// When [`Endpoint::tick`] is to be called next.
     pub fn deadline(&self) -> Option<Time> {
-        None
+        let timers = self.timers.first().map(|(at, _)| *at);
+        let connections = self.connections.iter().filter_map(|c| c.retry_at).min();
+        [timers, connections, self.removed_deadline(), self.tombstones.deadline()].into_iter().flatten().min()
     }
 
-    /// Starts an IKE SA of a connection with `child` (or the first one configured) in IKE_AUTH, or, where an IKE SA
-    /// stands, the Child SA on it. `initial_contact`: INITIAL_CONTACT may be sent again in this incarnation (after
-    /// a proof); it is sent only if no other IKE SA to that identity is known.
-    pub fn initiate(
+    // What the handlers use.
+
+    /// Runs a handler on an IKE SA, and what follows from it.
+    pub(crate) fn with_sa<R>(
         &mut self,
-        _now: Time,
-        _connection: &str,
-        _child: Option<&str>,
-        _initial_contact: bool,
-    ) -> Result<(), Refused> {
-        Ok(())
+        now: Time,
+        id: IkeSaId,
+        handler: impl FnOnce(&mut Endpoint, &mut IkeSa) -> R,
+    ) -> Option<R> {
+        let mut sa = self.sas.remove(&id)?;
+        let result = handler(self, &mut sa);
+        self.insert_sa(now, sa);
+        Some(result)
     }
 
-    /// Deletes an IKE SA by an exchange.
-    pub fn terminate_ike(&mut self, _now: Time, _ike: IkeSaId) -> Result<(), Refused> {
-        Ok(())
+    /// Puts an IKE SA, new or taken out, into the table: starts its next exchange, or buries it.
+    pub(crate) fn insert_sa(&mut self, now: Time, mut sa: IkeSa) {
+        self.start_next(now, &mut sa);
+        if let Some(at) = sa.scheduled.take() {
+            self.timers.remove(&(at, sa.id));
+        }
+        if let Some(ending) = sa.ended.take() {
+            return self.bury(now, sa, ending);
+        }
+        sa.scheduled = sa.deadline();
+        if let Some(at) = sa.scheduled {
+            self.timers.insert((at, sa.id));
+        }
+        self.by_spi.insert(sa.own_spi(), sa.id);
+        self.connections[sa.connection.number].sas.insert(sa.id);
+        self.sas.insert(sa.id, sa);
     }
 
-    /// Deletes a Child SA by an exchange.
-    pub fn terminate_child(&mut self, _now: Time, _child: ChildSaId) -> Result<(), Refused> {
-        Ok(())
+    /// Our own SPI names it no more.
+    pub(crate) fn forget_spi(&mut self, spi: &IkeSpi) {
+        self.by_spi.remove(spi);
     }
 
-    /// Rekeys an IKE SA.
-    pub fn rekey_ike(&mut self, _now: Time, _ike: IkeSaId) -> Result<(), Refused> {
-        Ok(())
+    /// An own SPI is used before its IKE SA is in the table: an IKE rekey under way.
+    pub(crate) fn reserve_spi(&mut self, spi: IkeSpi, by: IkeSaId) {
+        self.by_spi.insert(spi, by);
     }
 
-    /// Rekeys a Child SA.
-    pub fn rekey_child(&mut self, _now: Time, _child: ChildSaId) -> Result<(), Refused> {
-        Ok(())
+    /// A new IKE SPI of our own.
+    pub(crate) fn allocate_ike_spi(&mut self) -> IkeSpi {
+        let by_spi = &self.by_spi;
+        crate::spi::ike_spi(&mut *self.random, |spi| by_spi.contains_key(spi))
     }
 
-    /// The dataplane has a packet for this policy and no SA.
-    pub fn acquire(&mut self, _now: Time, _policy: u32) {}
-
-    /// The first packet came on this inbound SA.
-    pub fn first_inbound(&mut self, _now: Time, _spi: Spi) {}
-
-    /// The SA with this index came to a limit.
-    pub fn lifetime(&mut self, _now: Time, _index: u32, _hard: bool) {}
-
-    /// A hint: starts a liveness exchange, or sends the outstanding request again if `again_after` has passed since
-    /// it was last sent (RFC 7296 section 2.4; rate limits are the caller's).
-    pub fn probe(&mut self, _now: Time, _ike: IkeSaId, _again_after: Duration) -> ProbeResult {
-        ProbeResult::NoSuchSa
+    pub(crate) fn by_own_spi(&self, spi: &IkeSpi) -> Option<IkeSaId> {
+        self.by_spi.get(spi).copied()
     }
 
-    /// SPIs of earlier incarnations, never allocated.
-    pub fn avoid_spis(&mut self, _spis: impl Iterator<Item = Spi>) {}
-
-    /// An SPI of an earlier incarnation expired.
-    pub fn release_spi(&mut self, _spi: Spi) {}
-
-    /// Is this one of our own IKE SPIs: half-open, of a rekey under way, established or being deleted?
-    pub fn spi_in_use(&self, _spi: IkeSpi) -> bool {
-        false
+    /// Handles are never used twice.
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
     }
 
-    /// The IKE SA with these SPIs.
-    pub fn find_by_spis(&self, _spis: IkeSpis) -> Option<IkeSaId> {
-        None
+    pub(crate) fn random_u32(&mut self) -> u32 {
+        let mut octets = [0; 4];
+        self.random.fill(&mut octets);
+        u32::from_be_bytes(octets)
     }
 
-    /// The IKE SAs that have, or recently had, an outbound SA with this SPI (several peers may choose the same).
-    pub fn find_by_outbound_spi(&self, _spi: Spi) -> Vec<IkeSaId> {
-        Vec::new()
+    /// A nonce: random, at least half the PRF's key size (RFC 7296 section 2.10).
+    pub(crate) fn nonce(&mut self) -> Vec<u8> {
+        let mut nonce = vec![0; 32];
+        self.random.fill(&mut nonce);
+        nonce
     }
 
-    /// Compares with the tokens stored for an IKE SA, in constant time (RFC 6290 section 5, at most four).
-    pub fn verify_token(&self, _ike: IkeSaId, _token: &[u8]) -> Option<Authority> {
-        None
+    /// Our QCD token of an IKE SA as a payload (RFC 6290 section 4.1: Protocol ID 1, SPI Size 0).
+    pub(crate) fn own_token(&self, spis: IkeSpis) -> Option<wire::Payload> {
+        let data = self.tokens.token(spis)?;
+        let kind = notify::QUICK_CRASH_DETECTION;
+        Some(wire::Payload::Notify(Notify { kind, protocol: wire::protocol::IKE, spi: Vec::new(), data }))
     }
 
-    /// Ends an IKE SA and its Child SAs: silently, but for [`Authority::Local`], which is an exchange.
-    pub fn delete_ike_sa(&mut self, _now: Time, _ike: IkeSaId, _authority: Authority) {}
-
-    /// All IKE SAs, for people.
-    pub fn sas(&self) -> Vec<IkeSaStatus> {
-        Vec::new()
+    pub(crate) fn push(&mut self, output: Output) {
+        self.outputs.push_back(output);
     }
 
-    /// Sends a Delete for every IKE SA and starts none any more.
-    pub fn shut_down(&mut self, _now: Time) {}
+    pub(crate) fn report(&mut self, report: Report) {
+        self.push(Output::Report(report));
+    }
+
+    pub(crate) fn dataplane(&mut self, command: Command) {
+        self.push(Output::Dataplane(command));
+    }
+
+    /// Sends a message to an IKE SA's peer.
+    pub(crate) fn transmit(&mut self, sa: &IkeSa, message: &[u8]) {
+        self.send(sa.local, sa.remote, message);
+    }
+
+    /// Sends a message back to where a datagram came from (RFC 7296 section 2.11).
+    pub(crate) fn answer(&mut self, datagram: &Datagram, message: &[u8]) {
+        self.send(datagram.local, datagram.remote, message);
+    }
+
+    fn send(&mut self, local: std::net::SocketAddr, remote: std::net::SocketAddr, message: &[u8]) {
+        let data = match local.port() {
+            NAT_PORT => wire::add_non_esp_marker(message),
+            _ => message.to_vec(),
+        };
+        self.push(Output::Transmit(Datagram { local, remote, data }));
+    }
+
+    /// RFC 7296 section 2.21.4: the rate of answers to unprotected messages is limited.
+    pub(crate) fn may_answer_in_clear(&mut self, now: Time) -> bool {
+        const PER_SECOND: u32 = 100;
+        if now.since(self.clear_answers.0) >= Duration::from_secs(1) {
+            self.clear_answers = (now, 0);
+        }
+        self.clear_answers.1 += 1;
+        self.clear_answers.1 <= PER_SECOND
+    }
+
+    /// Answers a request in clear, with its SPIs and Message ID.
+    pub(crate) fn answer_in_clear(
+        &mut self,
+        datagram: &Datagram,
+        request: &Header,
+        payloads: Vec<wire::Payload>,
+    ) {
+        let header = Header { response: true, initiator: !request.initiator, ..*request };
+        let message = wire::Message { header, payloads }.emit();
+        self.answer(datagram, &message);
+    }
+}
+
+/// The Notify payloads of a chain.
+pub(crate) fn notifies(payloads: &[wire::Payload]) -> impl Iterator<Item = &Notify> {
+    payloads.iter().filter_map(|p| match p {
+        wire::Payload::Notify(notify) => Some(notify),
+        _ => None,
+    })
+}
+
+/// The Notification Data of the first Notify payload of this type.
+pub(crate) fn find_notify(payloads: &[wire::Payload], kind: u16) -> Option<&Notify> {
+    notifies(payloads).find(|n| n.kind == kind)
+}
+
+/// The first error among the notifications; `None` if there is none (RFC 7296 section 3.10.1).
+pub(crate) fn find_error(payloads: &[wire::Payload]) -> Option<u16> {
+    notifies(payloads).map(|n| n.kind).find(|kind| *kind < notify::STATUS)
+}
+
+/// A Notify payload about the IKE SA or the exchange: no SPI, Protocol ID zero (RFC 7296 section 3.10).
+pub(crate) fn notification(kind: u16, data: Vec<u8>) -> wire::Payload {
+    wire::Payload::Notify(Notify { kind, protocol: 0, spi: Vec::new(), data })
 }

@@ -4,9 +4,26 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod auth;
+mod child;
+mod collision;
+mod connect;
+mod cookie;
+mod create_child;
 pub mod crypto;
 mod endpoint;
+mod exchange;
+mod informational;
+mod init;
+mod narrow;
 pub mod random;
+mod rekey_ike;
+mod retransmit;
+mod sa;
+mod spi;
+mod tombstone;
+mod window;
 pub mod wire;
+mod wishes;
 
 pub use endpoint::Endpoint;

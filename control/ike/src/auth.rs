@@ -1,0 +1,283 @@
+//! IKE_AUTH with pre-shared keys, both roles (RFC 7296 section 1.2, 2.15): identities, AUTH, QCD tokens (RFC 6290
+//! section 4.2), INITIAL_CONTACT, and the first Child SA.
+
+use crate::api::*;
+use crate::child::Sends;
+use crate::connect::Profile;
+use crate::create_child::{ChildOffer, Terms};
+use crate::crypto::{equal, psk_authentication, select_ike};
+use crate::endpoint::{Endpoint, find_error, find_notify, notification};
+use crate::exchange::{Purpose, Task};
+use crate::sa::{IkeSa, State, jittered};
+use crate::window::Request;
+use crate::wire::{Id, Payload, authentication, exchange, notify};
+use spindle_abi::Time;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What the initiator keeps until the response.
+pub(crate) struct Authenticating {
+    pub(crate) child: ChildOffer,
+}
+
+/// How often a NAT's mapping is kept alive (RFC 3948 section 4: 20 seconds by default).
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(20);
+
+impl Endpoint {
+    /// Sends the IKE_AUTH request.
+    pub(crate) fn begin_auth(&mut self, now: Time, sa: &mut IkeSa) {
+        let connection = sa.connection.clone();
+        let first = sa.wanted.pop_first();
+        let profile = first.and_then(|name| connection.child(&name)).or(connection.children.first().cloned());
+        let Some(profile) = profile else {
+            return sa.end(Authority::Local("the connection has no child"), false);
+        };
+        let Some(inbound) = self.allocate_child_spi() else {
+            return sa.end(Authority::Local("no SPI is free"), false);
+        };
+        let child = ChildOffer::first(profile, inbound);
+        let id = Id::new(&connection.local_id);
+        let Some(data) = authentication_data(sa, true, &id) else { return };
+        let mut payloads = vec![Payload::IdInitiator(id)];
+        if self.may_send_initial_contact(sa) {
+            self.contacted.insert(peer(&connection));
+            payloads.push(notification(notify::INITIAL_CONTACT, Vec::new()));
+        }
+        payloads.push(Payload::IdResponder(Id::new(&connection.remote_id)));
+        payloads.push(Payload::Authentication { method: authentication::SHARED_KEY, data });
+        // RFC 6290 section 4.2: after AUTH, before the Child SA's payloads.
+        payloads.extend(self.own_token(sa.spis));
+        payloads.extend(child.payloads());
+        let purpose = Purpose::Auth(Box::new(Authenticating { child }));
+        self.request(now, sa, exchange::IKE_AUTH, &payloads, purpose);
+    }
+
+    /// The response to our IKE_AUTH request.
+    pub(crate) fn receive_auth_response(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        datagram: &Datagram,
+        auth: Authenticating,
+        payloads: &[Payload],
+    ) {
+        let Parts { id_responder, method, data, .. } = Parts::of(payloads);
+        let Some((id, data)) = id_responder.zip(data) else {
+            // RFC 7296 section 2.21.2: without AUTH the error is about the IKE SA.
+            let error = find_error(payloads).unwrap_or(notify::INVALID_SYNTAX);
+            self.release_child_spi(auth.child.inbound);
+            sa.refusal = Some(format!("the peer answers IKE_AUTH with error {error}"));
+            return sa.end(Authority::ProtocolError(Evidence(())), false);
+        };
+        let authentic = id.identity().as_ref() == Some(&sa.connection.remote_id)
+            && method == authentication::SHARED_KEY
+            && authentication_data(sa, false, id).is_some_and(|expected| equal(&expected, data));
+        if !authentic {
+            // RFC 7296 section 2.21.2: the initiator tells in an INFORMATIONAL exchange.
+            self.release_child_spi(auth.child.inbound);
+            sa.refusal = Some("the peer's identity or key is not the configured one".into());
+            sa.state = State::Refused;
+            let failed = [notification(notify::AUTHENTICATION_FAILED, Vec::new())];
+            return self.inform(now, sa, &failed, Purpose::RefuseResponder);
+        }
+        // RFC 7296 section 2.23: where the answer came from is where the peer is.
+        if sa.nat.there && !sa.nat.here {
+            sa.remote = datagram.remote;
+        }
+        self.establish(now, sa);
+        self.store_tokens(sa, payloads);
+        let setup = std::mem::take(&mut sa.setup);
+        self.complete_child(now, sa, auth.child, payloads, (&setup.nonce_i, &setup.nonce_r), Sends::AtOnce);
+        self.settle_duplicates(now, sa);
+    }
+
+    /// An IKE_AUTH request on a half-open IKE SA.
+    pub(crate) fn receive_auth_request(&mut self, now: Time, sa: &mut IkeSa, request: Request<'_>) {
+        let Parts { id_initiator, id_responder, method, data } = Parts::of(&request.payloads);
+        let Some((id, data)) = id_initiator.zip(data) else {
+            return self.reject_syntax(now, sa, &request);
+        };
+        let connection = self.authenticate(sa, id, id_responder, method, data);
+        let Some(connection) = connection else {
+            self.respond_error(sa, &request, notify::AUTHENTICATION_FAILED);
+            return self.refuse(now, sa);
+        };
+        self.connections[sa.connection.number].sas.remove(&sa.id);
+        sa.connection = connection;
+        // RFC 7296 section 2.23: the initiator may have gone to port 4500.
+        (sa.local, sa.remote) = (request.datagram.local, request.datagram.remote);
+        let is_contact = find_notify(&request.payloads, notify::INITIAL_CONTACT).is_some();
+        if is_contact {
+            self.end_older(now, sa);
+        }
+        let id = Id::new(&sa.connection.local_id);
+        let Some(data) = authentication_data(sa, false, &id) else { return };
+        let mut payloads = vec![
+            Payload::IdResponder(id),
+            Payload::Authentication { method: authentication::SHARED_KEY, data },
+        ];
+        payloads.extend(self.own_token(sa.spis));
+        self.establish(now, sa);
+        self.store_tokens(sa, &request.payloads);
+        let setup = std::mem::take(&mut sa.setup);
+        let terms = Terms::first((&setup.nonce_i, &setup.nonce_r));
+        // RFC 7296 section 1.2, 2.21.2: if the Child SA fails, the IKE SA is still created.
+        match self.accept_child(now, sa, &request.payloads, terms) {
+            Ok((_, accepted)) => payloads.extend(accepted),
+            Err(error) => payloads.push(error),
+        }
+        self.respond(sa, &request, &payloads);
+        self.settle_duplicates(now, sa);
+    }
+
+    /// The connection whose peer this is: by addresses, identities, what was negotiated, and the key.
+    fn authenticate(
+        &self,
+        sa: &IkeSa,
+        id: &Id,
+        wanted: Option<&Id>,
+        method: u8,
+        data: &[u8],
+    ) -> Option<Rc<Profile>> {
+        let identity = id.identity()?;
+        let wanted = match wanted {
+            Some(id) => Some(id.identity()?),
+            None => None,
+        };
+        let suite = sa.keys.as_ref()?.ike.suite();
+        let offer = [crate::crypto::IkeProposal::from(suite).to_wire(1, &[])];
+        let matching = self.candidates(sa.local.ip(), sa.remote.ip()).into_iter().find(|c| {
+            c.remote_id == identity
+                && wanted.as_ref().is_none_or(|w| *w == c.local_id)
+                && select_ike(&c.proposals, &offer, None).is_ok()
+        })?;
+        let expected = authentication_with(sa, &matching, true, id)?;
+        (method == authentication::SHARED_KEY && equal(&expected, data)).then_some(matching)
+    }
+
+    /// As responder: this half-open IKE SA failed. It stays only to repeat its answer.
+    pub(crate) fn refuse(&mut self, now: Time, sa: &mut IkeSa) {
+        sa.state = State::Refused;
+        sa.expires = Some(now.after(self.config.half_open_timeout));
+    }
+
+    /// It is authenticated.
+    fn establish(&mut self, now: Time, sa: &mut IkeSa) {
+        if !sa.initiator {
+            self.leave_half_open(sa);
+        }
+        sa.state = State::Established;
+        sa.remote_id = Some(sa.connection.remote_id.clone());
+        self.contacted.insert(peer(&sa.connection));
+        self.start_timers(now, sa);
+        self.note_success(sa.connection.number);
+        self.report(Report::IkeEstablished {
+            ike: sa.id,
+            spis: sa.spis,
+            connection: sa.connection.name.clone(),
+            initiator: sa.initiator,
+        });
+        for name in std::mem::take(&mut sa.wanted) {
+            sa.enqueue(now, Task::CreateChild(name));
+        }
+    }
+
+    /// Timers of an IKE SA that begins its life.
+    pub(crate) fn start_timers(&mut self, now: Time, sa: &mut IkeSa) {
+        sa.established = Some(now);
+        sa.heard = now;
+        sa.expires = None;
+        sa.dpd_at = (!sa.connection.dpd_delay.is_zero()).then(|| now.after(sa.connection.dpd_delay));
+        sa.rekey_at = jittered(now, sa.connection.rekey_time, self.random_u32());
+        sa.keepalive_at = sa.nat.here.then(|| now.after(KEEPALIVE));
+    }
+
+    /// INITIAL_CONTACT is sent in the first IKE_AUTH to an identity in an incarnation (or after a proof that the peer
+    /// lost its SAs), and only where no other IKE SA with it is known, half-open ones included: RFC 7296 section 2.4
+    /// lets it say that this is the only one.
+    fn may_send_initial_contact(&self, sa: &IkeSa) -> bool {
+        let first = !self.contacted.contains(&peer(&sa.connection));
+        (first || sa.initial_contact) && self.same_peer(sa).is_empty()
+    }
+
+    /// INITIAL_CONTACT came: the peer has no IKE SA that was made before this one's IKE_SA_INIT (RFC 7296 section
+    /// 2.4: it is authenticated here).
+    fn end_older(&mut self, now: Time, sa: &IkeSa) {
+        for id in self.same_peer(sa) {
+            self.with_sa(now, id, |_, other| {
+                if other.established.is_some_and(|at| at < sa.created) {
+                    other.end(Authority::InitialContact(Evidence(())), false);
+                }
+            });
+        }
+    }
+
+    /// Both sides may have initiated at once. Of two IKE SAs of one peer whose making overlapped, one by each side,
+    /// the one with the lowest nonce is deleted by its creator, as after simultaneous rekeys (RFC 7296 section 2.8.1).
+    fn settle_duplicates(&mut self, now: Time, sa: &mut IkeSa) {
+        for id in self.same_peer(sa) {
+            let lost = self.with_sa(now, id, |e, other| {
+                let both = other.is_established() && sa.is_established();
+                let overlap = other.established > Some(sa.created) && sa.established > Some(other.created);
+                let crossed = other.initiator != sa.initiator && !other.by_rekey && !sa.by_rekey;
+                if !(both && overlap && crossed) {
+                    return false;
+                }
+                let other_lost = other.lowest_nonce < sa.lowest_nonce;
+                if other_lost && other.initiator {
+                    e.close(now, other, Authority::Superseded(Evidence(())));
+                }
+                !other_lost && sa.initiator
+            });
+            if lost == Some(true) {
+                self.close(now, sa, Authority::Superseded(Evidence(())));
+            }
+        }
+    }
+}
+
+/// The payloads that matter to authentication; absent ones are `None`.
+struct Parts<'a> {
+    id_initiator: Option<&'a Id>,
+    id_responder: Option<&'a Id>,
+    method: u8,
+    data: Option<&'a [u8]>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(payloads: &'a [Payload]) -> Parts<'a> {
+        let mut parts = Parts { id_initiator: None, id_responder: None, method: 0, data: None };
+        for payload in payloads {
+            match payload {
+                Payload::IdInitiator(id) => parts.id_initiator = Some(id),
+                Payload::IdResponder(id) => parts.id_responder = Some(id),
+                Payload::Authentication { method, data } => {
+                    parts.method = *method;
+                    parts.data = Some(data);
+                }
+                _ => {}
+            }
+        }
+        parts
+    }
+}
+
+/// Who speaks with whom.
+pub(crate) fn peer(connection: &ConnectionConfig) -> (Identity, Identity) {
+    (connection.local_id.clone(), connection.remote_id.clone())
+}
+
+/// AUTH of the original initiator or responder with the IKE SA's connection.
+fn authentication_data(sa: &IkeSa, initiator: bool, id: &Id) -> Option<Vec<u8>> {
+    authentication_with(sa, &sa.connection, initiator, id)
+}
+
+/// RFC 7296 section 2.15: the signer's IKE_SA_INIT message, the other side's nonce, prf(SK_p, ID).
+fn authentication_with(sa: &IkeSa, connection: &Profile, initiator: bool, id: &Id) -> Option<Vec<u8>> {
+    let keys = sa.keys.as_ref()?;
+    let setup = &sa.setup;
+    let (message, nonce) =
+        if initiator { (&setup.request, &setup.nonce_r) } else { (&setup.response, &setup.nonce_i) };
+    let octets = keys.ike.signed_octets(initiator, message, nonce, id.body());
+    Some(psk_authentication(keys.ike.suite().prf, &connection.psk.0, &octets).to_vec())
+}

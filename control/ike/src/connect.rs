@@ -1,0 +1,374 @@
+//! Connections: which IKE SA serves one, when one is started, and started again after it was lost.
+
+use crate::api::*;
+use crate::crypto::{EspProposal, IkeProposal, parse_esp, parse_ike};
+use crate::endpoint::{Endpoint, NAT_PORT};
+use crate::exchange::{Purpose, Task};
+use crate::sa::{ChildState, Ending, IkeSa, State};
+use spindle_abi::Time;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A connection's configuration, its proposals parsed.
+pub(crate) struct Profile {
+    config: ConnectionConfig,
+    /// Its place among the connections.
+    pub(crate) number: usize,
+    pub(crate) proposals: Vec<IkeProposal>,
+    pub(crate) children: Vec<Rc<ChildProfile>>,
+}
+
+/// A child's configuration, its proposals parsed.
+pub(crate) struct ChildProfile {
+    config: ChildConfig,
+    pub(crate) proposals: Vec<EspProposal>,
+}
+
+impl Deref for Profile {
+    type Target = ConnectionConfig;
+    fn deref(&self) -> &ConnectionConfig {
+        &self.config
+    }
+}
+
+impl Deref for ChildProfile {
+    type Target = ChildConfig;
+    fn deref(&self) -> &ChildConfig {
+        &self.config
+    }
+}
+
+impl Profile {
+    /// The child with this name.
+    pub(crate) fn child(&self, name: &str) -> Option<Rc<ChildProfile>> {
+        self.children.iter().find(|c| c.name == name).cloned()
+    }
+
+    /// The children that start with the gateway.
+    fn started(&self) -> BTreeSet<String> {
+        let all = self.start_action == StartAction::Start;
+        let starts = |c: &&Rc<ChildProfile>| c.start_action == StartAction::Start;
+        let mut names: BTreeSet<String> =
+            self.children.iter().filter(starts).map(|c| c.name.clone()).collect();
+        if all && names.is_empty() {
+            names.extend(self.children.first().map(|c| c.name.clone()));
+        }
+        names
+    }
+}
+
+/// A connection and what is under way for it.
+pub(crate) struct Connection {
+    pub(crate) profile: Rc<Profile>,
+    /// Its IKE SAs, those of rekeys and half-open ones included.
+    pub(crate) sas: BTreeSet<IkeSaId>,
+    /// When it is initiated again, for these children.
+    pub(crate) retry_at: Option<Time>,
+    waiting: BTreeSet<String>,
+    /// Initiations that failed since the last success, and when the last one did.
+    failures: u32,
+    failed_at: Time,
+}
+
+/// Back-off after the first failed initiation; it doubles up to the other one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// Back-off at most while traffic waits.
+const TRAFFIC_BACKOFF: Duration = Duration::from_secs(2);
+/// A Child SA that sent so recently has traffic.
+const RECENT: Duration = Duration::from_secs(10);
+
+impl Connection {
+    pub(crate) fn new(number: usize, config: &ConnectionConfig) -> Connection {
+        // The configuration's reader has checked the notation; what is wrong nevertheless is never offered.
+        let children = config.children.iter().map(|child| {
+            let proposals = child.proposals.iter().filter_map(|p| parse_esp(p).ok()).collect();
+            Rc::new(ChildProfile { config: child.clone(), proposals })
+        });
+        let profile = Profile {
+            number,
+            proposals: config.proposals.iter().filter_map(|p| parse_ike(p).ok()).collect(),
+            children: children.collect(),
+            config: config.clone(),
+        };
+        Connection {
+            profile: Rc::new(profile),
+            sas: BTreeSet::new(),
+            retry_at: None,
+            waiting: BTreeSet::new(),
+            failures: 0,
+            failed_at: Time(0),
+        }
+    }
+
+    fn backoff(&self) -> Duration {
+        let doublings = self.failures.saturating_sub(1).min(16);
+        (FIRST_BACKOFF * (1 << doublings)).min(LAST_BACKOFF)
+    }
+}
+
+impl Endpoint {
+    /// Starts what is configured with [`StartAction::Start`].
+    pub fn start(&mut self, now: Time) {
+        for number in 0..self.connections.len() {
+            let profile = &self.connections[number].profile;
+            let names = profile.started();
+            if !names.is_empty() && profile.remote.is_some() {
+                let _ = self.want(now, number, names, false);
+            }
+        }
+    }
+
+    /// Sees to it that these children come to be: on the connection's IKE SA, or on a new one.
+    pub(crate) fn want(
+        &mut self,
+        now: Time,
+        number: usize,
+        names: BTreeSet<String>,
+        initial_contact: bool,
+    ) -> Result<(), Refused> {
+        if self.shutting_down {
+            return Ok(());
+        }
+        let connection = &self.connections[number];
+        let find = |usable: &dyn Fn(&IkeSa) -> bool| {
+            connection.sas.iter().rev().find(|id| self.sas.get(id).is_some_and(usable)).copied()
+        };
+        if let Some(id) = find(&IkeSa::is_established) {
+            self.with_sa(now, id, |_, sa| {
+                for name in names {
+                    sa.enqueue(now, Task::CreateChild(name));
+                }
+            });
+            return Ok(());
+        }
+        if let Some(id) = find(&|sa| sa.initiator && sa.state == State::Connecting) {
+            self.with_sa(now, id, |_, sa| sa.wanted.extend(names));
+            return Ok(());
+        }
+        self.start_ike(now, number, names, initial_contact)
+    }
+
+    fn start_ike(
+        &mut self,
+        now: Time,
+        number: usize,
+        names: BTreeSet<String>,
+        initial_contact: bool,
+    ) -> Result<(), Refused> {
+        let connection = &mut self.connections[number];
+        connection.retry_at = None;
+        let profile = connection.profile.clone();
+        let remote = profile.remote.ok_or_else(|| Refused::NoRemote(profile.name.clone()))?;
+        if self.sas.len() >= self.config.max_ike_sas {
+            return Err(Refused::TooMany);
+        }
+        let waiting = std::mem::take(&mut self.connections[number].waiting);
+        let port = if profile.remote_port == NAT_PORT { NAT_PORT } else { 500 };
+        let ends = (SocketAddr::new(profile.local, port), SocketAddr::new(remote, profile.remote_port));
+        let spis = IkeSpis { initiator: self.allocate_ike_spi(), responder: [0; 8] };
+        let id = IkeSaId(self.next_id());
+        let mut sa = IkeSa::new(id, profile, spis, true, ends, now);
+        sa.initial_contact = initial_contact;
+        sa.wanted = names;
+        sa.wanted.extend(waiting);
+        self.report(Report::Initiating { connection: sa.connection.name.clone(), spis });
+        self.begin_init(now, &mut sa);
+        self.insert_sa(now, sa);
+        Ok(())
+    }
+
+    /// The dataplane has a packet for this policy and no SA. While such packets come, back-off is short.
+    pub fn acquire(&mut self, now: Time, policy: u32) {
+        let Some((number, name)) = self.policies.get(&policy).cloned() else { return };
+        let serves = |sa: &IkeSa| {
+            let mut children = sa.children.iter().filter(|c| c.state == ChildState::Installed);
+            children.any(|c| c.config.name == name && (c.outbound_installed || c.pending_outbound.is_some()))
+        };
+        let connection = &mut self.connections[number];
+        if connection.sas.iter().any(|id| self.sas.get(id).is_some_and(serves)) {
+            return;
+        }
+        if let Some(at) = connection.retry_at {
+            connection.waiting.insert(name);
+            let soon = connection.failed_at.after(TRAFFIC_BACKOFF.min(connection.backoff()));
+            connection.retry_at = Some(at.min(soon.max(now)));
+            return;
+        }
+        let connecting = connection
+            .sas
+            .iter()
+            .rev()
+            .copied()
+            .find(|id| self.sas.get(id).is_some_and(|sa| sa.initiator && sa.state == State::Connecting));
+        if let Some(id) = connecting {
+            self.with_sa(now, id, |_, sa| {
+                sa.wanted.insert(name);
+                let init = |o: &&mut crate::exchange::Outstanding| matches!(o.purpose, Purpose::Init(_));
+                if let Some(outstanding) = sa.outstanding.as_mut().filter(init) {
+                    let soon = outstanding.schedule.sent().after(TRAFFIC_BACKOFF);
+                    outstanding.schedule.hasten(soon.max(now));
+                }
+            });
+            return;
+        }
+        let failed = (connection.failures > 0).then(|| connection.failed_at.after(TRAFFIC_BACKOFF));
+        match failed.filter(|at| *at > now) {
+            Some(at) => {
+                connection.waiting.insert(name);
+                connection.retry_at = Some(at);
+            }
+            None => drop(self.want(now, number, BTreeSet::from([name]), false)),
+        }
+    }
+
+    /// Initiations whose time has come.
+    pub(crate) fn tick_connections(&mut self, now: Time) {
+        for number in 0..self.connections.len() {
+            let connection = &mut self.connections[number];
+            if connection.retry_at.take_if(|at| *at <= now).is_some() {
+                let names = std::mem::take(&mut connection.waiting);
+                let _ = self.want(now, number, names, false);
+            }
+        }
+    }
+
+    /// An IKE SA of this connection is authenticated.
+    pub(crate) fn note_success(&mut self, number: usize) {
+        self.connections[number].failures = 0;
+    }
+
+    /// The end of an IKE SA: its Child SAs, its SPIs, its secrets; and what comes after it.
+    pub(crate) fn bury(&mut self, now: Time, mut sa: IkeSa, ending: Ending) {
+        self.connections[sa.connection.number].sas.remove(&sa.id);
+        if sa.is_half_open_responder() {
+            self.leave_half_open(&mut sa);
+        }
+        let error = match sa.outstanding.as_ref().map(|o| &o.purpose) {
+            Some(Purpose::Init(initiation)) => initiation.error,
+            _ => None,
+        };
+        let first = match sa.outstanding.as_ref().map(|o| &o.purpose) {
+            Some(Purpose::Auth(auth)) => Some(auth.child.profile.name.clone()),
+            _ => None,
+        };
+        sa.wanted.extend(first);
+        if let Some(outstanding) = sa.outstanding.take() {
+            self.abandon(now, &mut sa, outstanding.purpose);
+        }
+        let again = self.lost_children(now, &sa, &ending.authority);
+        for child in std::mem::take(&mut sa.children) {
+            self.outbound.remove(&(child.outbound, child.id));
+            self.discard_child(now, child, false);
+        }
+        for key in std::mem::take(&mut sa.recent_outbound) {
+            self.outbound.remove(&key);
+        }
+        self.forget_spi(&sa.own_spi());
+        if ending.exchanged {
+            let (last, until) = (sa.last_response.take(), now.after(self.config.tombstone_lifetime));
+            self.tombstones.insert(sa.own_spi(), sa.spis, last, until, self.config.max_tombstones);
+        }
+        let (number, connection) = (sa.connection.number, sa.connection.name.clone());
+        if sa.established.is_some() {
+            let authority = ending.authority.clone();
+            self.report(Report::IkeDeleted { ike: sa.id, spis: sa.spis, connection, authority });
+            self.restore(now, number, again, &ending.authority);
+        } else if sa.initiator {
+            let why = |error: u16| format!("the peer answers IKE_SA_INIT with error {error}");
+            let reason = sa.refusal.take().or(error.map(why)).unwrap_or_else(|| match ending.authority {
+                Authority::Local(reason) => reason.into(),
+                _ => "no answer".into(),
+            });
+            self.report(Report::InitiationFailed { connection, reason });
+            let local = matches!(ending.authority, Authority::Local(_));
+            self.note_failure(now, number, std::mem::take(&mut sa.wanted), local);
+        }
+    }
+
+    /// What an exchange that will not end has taken.
+    pub(crate) fn abandon(&mut self, now: Time, sa: &mut IkeSa, purpose: Purpose) {
+        match purpose {
+            Purpose::Auth(auth) => self.release_child_spi(auth.child.inbound),
+            Purpose::CreateChild(offer) => self.release_child_spi(offer.inbound),
+            Purpose::RekeyIke(offer) => {
+                self.forget_spi(&offer.spi);
+                // RFC 7296 section 2.8.2: the peer did not see that the rekeys crossed; its own stands.
+                if let Some(collision) = offer.collision {
+                    self.inherit(now, sa, collision.theirs);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The children that are to be made again.
+    fn lost_children(&self, now: Time, sa: &IkeSa, authority: &Authority) -> BTreeSet<String> {
+        if matches!(authority, Authority::Local(_) | Authority::Superseded(_)) {
+            return BTreeSet::new();
+        }
+        let started = sa.connection.started();
+        let lost =
+            matches!(authority, Authority::Token(_) | Authority::Timeout(_) | Authority::ProtocolError(_));
+        let wanted = sa.children.iter().filter(|c| c.state != ChildState::Deleting).filter(|c| {
+            let last = self.activity.activity(c.outbound_index).last;
+            let traffic = last != Time(0) && now.since(last) < RECENT;
+            started.contains(&c.config.name) || lost && traffic && c.config.start_action == StartAction::Trap
+        });
+        wanted.map(|c| c.config.name.clone()).chain(started.iter().cloned()).collect()
+    }
+
+    /// Starts what was lost: at once where the peer lost it, a little later where it took leave.
+    fn restore(&mut self, now: Time, number: usize, names: BTreeSet<String>, authority: &Authority) {
+        if names.is_empty() || self.connections[number].profile.remote.is_none() {
+            return;
+        }
+        match authority {
+            Authority::Token(_) => drop(self.want(now, number, names, true)),
+            Authority::Timeout(_) | Authority::ProtocolError(_) => drop(self.want(now, number, names, false)),
+            _ => {
+                let connection = &mut self.connections[number];
+                connection.waiting.extend(names);
+                connection.retry_at.get_or_insert(now.after(FIRST_BACKOFF));
+            }
+        }
+    }
+
+    /// An initiation failed; what is configured to be started is tried again, ever more seldom.
+    fn note_failure(&mut self, now: Time, number: usize, wanted: BTreeSet<String>, local: bool) {
+        if local || self.shutting_down {
+            return;
+        }
+        let started = self.connections[number].profile.started();
+        let jitter = Duration::from_millis(u64::from(self.random_u32() % 250));
+        let connection = &mut self.connections[number];
+        connection.failures = connection.failures.saturating_add(1);
+        connection.failed_at = now;
+        if !started.is_empty() {
+            connection.waiting.extend(started.into_iter().chain(wanted));
+            let at = now.after(connection.backoff() + jitter);
+            connection.retry_at.get_or_insert(at);
+        }
+    }
+
+    /// It is half-open no more.
+    pub(crate) fn leave_half_open(&mut self, sa: &mut IkeSa) {
+        if let Some(hash) = sa.init_hash.take() {
+            self.by_init.remove(&hash);
+            self.half_open = self.half_open.saturating_sub(1);
+        }
+    }
+
+    /// The other IKE SAs with the same peer, half-open ones included.
+    pub(crate) fn same_peer(&self, sa: &IkeSa) -> Vec<IkeSaId> {
+        let numbers = self.peers.get(&crate::auth::peer(&sa.connection)).map_or(&[][..], |n| n);
+        let ids = numbers.iter().flat_map(|n| &self.connections[*n].sas).copied();
+        let counts = |id: &IkeSaId| {
+            *id != sa.id && self.sas.get(id).is_some_and(|other| other.state != State::Refused)
+        };
+        ids.filter(counts).collect()
+    }
+}

@@ -1,0 +1,418 @@
+//! Child SAs: what is offered and agreed on, in IKE_AUTH and in CREATE_CHILD_SA (RFC 7296 section 1.3.1, 1.3.3), both
+//! roles. Crossing rekeys are settled in `collision`.
+
+use crate::api::*;
+use crate::child::{Agreed, Sends};
+use crate::collision::ChildCollision;
+use crate::connect::ChildProfile;
+use crate::crypto::{EspProposal, Group, PrivateKey, Secret, select_esp};
+use crate::endpoint::{Endpoint, find_error, find_notify, notification};
+use crate::exchange::{Purpose, Task};
+use crate::init::{is_single, key_exchange, wanted_group};
+use crate::narrow::{is_subset, narrow};
+use crate::sa::{ChildState, IkeSa};
+use crate::window::Request;
+use crate::wire::{Payload, Proposal, exchange, notify, protocol};
+use spindle_abi::{Selector, SelectorSet, Spi, Time};
+use std::rc::Rc;
+
+/// What the initiator of a Child SA keeps until the response.
+pub(crate) struct ChildOffer {
+    pub(crate) profile: Rc<ChildProfile>,
+    pub(crate) inbound: Spi,
+    /// Empty in IKE_AUTH, which uses IKE_SA_INIT's.
+    pub(crate) nonce: Vec<u8>,
+    key: Option<PrivateKey>,
+    pub(crate) replaces: Option<ChildSaId>,
+    /// In CREATE_CHILD_SA, not IKE_AUTH.
+    create: bool,
+    /// The peer rekeyed the same Child SA meanwhile.
+    pub(crate) collision: Option<ChildCollision>,
+}
+
+/// What the responder of a Child SA brings to it, besides the request.
+pub(crate) struct Terms<'a> {
+    nonces: (&'a [u8], &'a [u8]),
+    create: bool,
+    replaces: Option<ChildSaId>,
+    sends: Sends,
+}
+
+impl<'a> Terms<'a> {
+    /// The first Child SA, in IKE_AUTH.
+    pub(crate) fn first(nonces: (&'a [u8], &'a [u8])) -> Terms<'a> {
+        Terms { nonces, create: false, replaces: None, sends: Sends::AtOnce }
+    }
+}
+
+impl ChildOffer {
+    /// The first Child SA of an IKE SA, in IKE_AUTH: without key exchange, with IKE_SA_INIT's nonces.
+    pub(crate) fn first(profile: Rc<ChildProfile>, inbound: Spi) -> ChildOffer {
+        ChildOffer {
+            profile,
+            inbound,
+            nonce: Vec::new(),
+            key: None,
+            replaces: None,
+            create: false,
+            collision: None,
+        }
+    }
+
+    /// SA, Ni, KEi, TSi, TSr.
+    pub(crate) fn payloads(&self) -> Vec<Payload> {
+        let spi = self.inbound.0.to_be_bytes();
+        let proposals = (1..).zip(&self.profile.proposals);
+        let offer = proposals.map(|(number, p)| p.to_wire(number, spi, self.create)).collect();
+        let mut payloads = vec![Payload::Sa(offer)];
+        if self.create {
+            payloads.push(Payload::Nonce(self.nonce.clone()));
+            payloads.extend(self.key.as_ref().map(key_exchange));
+        }
+        payloads.push(Payload::TsInitiator(self.profile.selectors.local.clone()));
+        payloads.push(Payload::TsResponder(self.profile.selectors.remote.clone()));
+        payloads
+    }
+}
+
+/// The payloads that make a Child SA.
+pub(crate) struct ChildParts<'a> {
+    pub(crate) offer: Option<&'a [Proposal]>,
+    pub(crate) nonce: Option<&'a [u8]>,
+    pub(crate) key: Option<(u16, &'a [u8])>,
+    ts_initiator: Option<&'a [Selector]>,
+    ts_responder: Option<&'a [Selector]>,
+}
+
+impl<'a> ChildParts<'a> {
+    pub(crate) fn of(payloads: &'a [Payload]) -> ChildParts<'a> {
+        let mut parts =
+            ChildParts { offer: None, nonce: None, key: None, ts_initiator: None, ts_responder: None };
+        for payload in payloads {
+            match payload {
+                Payload::Sa(proposals) => parts.offer = Some(proposals),
+                Payload::Nonce(nonce) => parts.nonce = Some(nonce),
+                Payload::KeyExchange { group, data } => parts.key = Some((*group, data)),
+                Payload::TsInitiator(selectors) => parts.ts_initiator = Some(selectors),
+                Payload::TsResponder(selectors) => parts.ts_responder = Some(selectors),
+                _ => {}
+            }
+        }
+        parts
+    }
+}
+
+impl Endpoint {
+    /// Starts CREATE_CHILD_SA for the child with this name.
+    pub(crate) fn create_child(&mut self, now: Time, sa: &mut IkeSa, name: &str) {
+        let exists = sa.children.iter().any(|c| c.config.name == name && c.state == ChildState::Installed);
+        let Some(profile) = sa.connection.child(name).filter(|_| !exists) else { return };
+        self.request_child(now, sa, profile, None, None);
+    }
+
+    /// Starts the rekey of a Child SA.
+    pub(crate) fn begin_child_rekey(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
+        let Some(child) = sa.child(id).filter(|c| c.state == ChildState::Installed) else { return };
+        let profile = child.config.clone();
+        self.request_child(now, sa, profile, Some(id), None);
+    }
+
+    fn request_child(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        profile: Rc<ChildProfile>,
+        replaces: Option<ChildSaId>,
+        group: Option<Group>,
+    ) {
+        let Some(inbound) = self.allocate_child_spi() else { return };
+        let group = group.or(profile.proposals.first().and_then(|p| p.groups.first().copied()));
+        let key = group.map(|group| PrivateKey::generate(group, &mut *self.random));
+        let nonce = self.nonce();
+        let offer = ChildOffer { profile, inbound, nonce, key, replaces, create: true, collision: None };
+        let mut payloads = Vec::new();
+        if let Some(old) = replaces.and_then(|id| sa.child(id)) {
+            // RFC 7296 section 1.3.3: the SPI is the one that we expect in inbound packets.
+            let spi = old.inbound.0.to_be_bytes().to_vec();
+            let (kind, protocol) = (notify::REKEY_SA, protocol::ESP);
+            payloads.push(Payload::Notify(Notify { kind, protocol, spi, data: Vec::new() }));
+        }
+        payloads.extend(offer.payloads());
+        let purpose = Purpose::CreateChild(Box::new(offer));
+        self.request(now, sa, exchange::CREATE_CHILD_SA, &payloads, purpose);
+    }
+
+    /// The response to our CREATE_CHILD_SA request for a Child SA.
+    pub(crate) fn receive_child_response(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        offer: ChildOffer,
+        payloads: &[Payload],
+    ) {
+        if let Some(error) = find_error(payloads) {
+            self.release_child_spi(offer.inbound);
+            return self.child_refused(now, sa, &offer, error, payloads);
+        }
+        sa.refused_since = None;
+        sa.ke_retries = 0;
+        let Some(nonce) = ChildParts::of(payloads).nonce else {
+            self.release_child_spi(offer.inbound);
+            return self.close(now, sa, Authority::ProtocolError(Evidence(())));
+        };
+        let nonce_i = offer.nonce.clone();
+        match offer.replaces {
+            None => {
+                self.complete_child(now, sa, offer, payloads, (&nonce_i, nonce), Sends::AtOnce);
+            }
+            Some(old) => self.complete_child_rekey(now, sa, old, offer, payloads, (&nonce_i, nonce)),
+        }
+    }
+
+    /// RFC 7296 section 2.25, 1.3: what the peer's error means for our wish.
+    fn child_refused(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        offer: &ChildOffer,
+        error: u16,
+        payloads: &[Payload],
+    ) {
+        let name = offer.profile.name.clone();
+        if offer.collision.is_some() {
+            return self.yield_to_peers_rekey(sa, offer);
+        }
+        let task = match offer.replaces {
+            Some(old) => Task::RekeyChild(old),
+            None => Task::CreateChild(name.clone()),
+        };
+        match error {
+            notify::TEMPORARY_FAILURE => self.try_later(now, sa, task),
+            notify::INVALID_KE_PAYLOAD => {
+                let wanted = find_notify(payloads, error).and_then(wanted_group);
+                let offered = |g: &Group| offer.profile.proposals.iter().any(|p| p.groups.contains(g));
+                let other = |g: &Group| offer.key.as_ref().is_some_and(|k| k.group() != *g);
+                let retry = wanted.filter(offered).filter(other).filter(|_| sa.ke_retries < 3);
+                if let Some(group) = retry {
+                    sa.ke_retries += 1;
+                    self.request_child(now, sa, offer.profile.clone(), offer.replaces, Some(group));
+                }
+            }
+            // RFC 7296 section 2.25: the Child SA is silently deleted and made anew; unless its end is known here, by
+            // a rekey or Delete of the peer's that crossed ours (section 2.8.1).
+            notify::CHILD_SA_NOT_FOUND => {
+                let Some(old) = offer.replaces.and_then(|old| sa.child(old)) else { return };
+                if old.state == ChildState::Installed {
+                    let old = old.id;
+                    self.remove_child(now, sa, old, false);
+                    sa.enqueue(now, Task::CreateChild(name));
+                }
+            }
+            error => {
+                tracing::warn!(connection = sa.connection.name, name, error, "the peer refuses the Child SA");
+                if let Some(old) = offer.replaces.and_then(|old| sa.child(old)) {
+                    // Tried again well before the sequence numbers end.
+                    let later = old.config.rekey_time / 10;
+                    old.rekey_at = (!later.is_zero()).then(|| now.after(later));
+                }
+            }
+        }
+    }
+
+    /// As initiator: installs what the response agreed to. `None` if it is none of what was offered.
+    pub(crate) fn complete_child(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        offer: ChildOffer,
+        payloads: &[Payload],
+        nonces: (&[u8], &[u8]),
+        sends: Sends,
+    ) -> Option<ChildSaId> {
+        let parts = ChildParts::of(payloads);
+        let group = offer.key.as_ref().map(PrivateKey::group);
+        let chosen = parts.offer.and_then(|o| chosen_esp(&offer.profile.proposals, o, group, offer.create));
+        let selectors = parts
+            .ts_initiator
+            .zip(parts.ts_responder)
+            .map(|(local, remote)| SelectorSet { local: local.to_vec(), remote: remote.to_vec() });
+        let valid = selectors.filter(|s| is_subset(s, &offer.profile.selectors)).zip(chosen);
+        let agreed = valid.and_then(|(selectors, (suite, outbound))| {
+            let shared = agree(offer.key.as_ref().filter(|_| suite.group.is_some()), parts.key)?;
+            let keys = sa.keys.as_ref()?.ike.child(
+                suite.encryption,
+                shared.as_ref().map(|s| s.as_slice()),
+                nonces.0,
+                nonces.1,
+            );
+            Some(Agreed {
+                config: offer.profile.clone(),
+                inbound: offer.inbound,
+                outbound,
+                selectors,
+                suite: suite.encryption,
+                proposal: suite.to_string(),
+                inbound_keys: keys.responder,
+                outbound_keys: keys.initiator,
+                replaces: offer.replaces,
+            })
+        });
+        let Some(agreed) = agreed else {
+            let error = find_error(payloads);
+            tracing::warn!(connection = sa.connection.name, ?error, "no Child SA came of the exchange");
+            self.release_child_spi(offer.inbound);
+            // The peer has installed what we cannot use (RFC 7296 section 2.9: its choice must be a subset).
+            if error.is_none() && parts.offer.is_some() {
+                sa.enqueue(now, Task::DeleteSpi(offer.inbound));
+            }
+            return None;
+        };
+        self.install_child(now, sa, agreed, sends)
+    }
+
+    /// A CREATE_CHILD_SA request: a new Child SA, the rekey of one, or of the IKE SA.
+    pub(crate) fn receive_create_child_request(&mut self, now: Time, sa: &mut IkeSa, request: Request<'_>) {
+        let parts = ChildParts::of(&request.payloads);
+        let Some((offer, nonce)) = parts.offer.zip(parts.nonce) else {
+            return self.reject_syntax(now, sa, &request);
+        };
+        let nonce_i = nonce.to_vec();
+        if offer.iter().any(|p| p.protocol == protocol::IKE) {
+            return self.receive_ike_rekey_request(now, sa, request);
+        }
+        if parts.ts_initiator.is_none() || parts.ts_responder.is_none() {
+            return self.reject_syntax(now, sa, &request);
+        }
+        // RFC 7296 section 2.25.2: TEMPORARY_FAILURE while the IKE SA is being rekeyed or closed.
+        if !sa.is_established() || sa.rekeying() {
+            return self.respond_error(sa, &request, notify::TEMPORARY_FAILURE);
+        }
+        let rekey = find_notify(&request.payloads, notify::REKEY_SA);
+        let replaces = match rekey.map(|n| self.rekey_target(sa, n)).transpose() {
+            Ok(replaces) => replaces,
+            Err(error) => return self.respond(sa, &request, &[error]),
+        };
+        let nonce_r = self.nonce();
+        let sends = if replaces.is_some() { Sends::OnceUsed } else { Sends::AtOnce };
+        let terms = Terms { nonces: (&nonce_i, &nonce_r), create: true, replaces, sends };
+        let result = self.accept_child(now, sa, &request.payloads, terms);
+        match (result, replaces) {
+            (Ok((theirs, accepted)), Some(old)) => {
+                self.note_child_rekeyed_by_peer(sa, old, theirs, nonce_i.min(nonce_r));
+                self.respond(sa, &request, &accepted);
+            }
+            (Ok((_, accepted)), None) => self.respond(sa, &request, &accepted),
+            (Err(error), _) => self.respond(sa, &request, &[error]),
+        }
+    }
+
+    /// The Child SA that a REKEY_SA notification names, or the error to answer with (RFC 7296 section 2.25.1).
+    fn rekey_target(&self, sa: &mut IkeSa, notify: &Notify) -> Result<ChildSaId, Payload> {
+        let spi = <[u8; 4]>::try_from(&notify.spi[..]).ok().map(|s| Spi(u32::from_be_bytes(s)));
+        let child = spi.filter(|_| notify.protocol == protocol::ESP).and_then(|s| sa.child_by_outbound(s));
+        match child {
+            Some(child) if child.state == ChildState::Installed => Ok(child.id),
+            Some(_) => Err(notification(notify::TEMPORARY_FAILURE, Vec::new())),
+            // The SPI that was not found is named.
+            None => Err(Payload::Notify(Notify {
+                kind: notify::CHILD_SA_NOT_FOUND,
+                protocol: notify.protocol,
+                spi: notify.spi.clone(),
+                data: Vec::new(),
+            })),
+        }
+    }
+
+    /// As responder: narrows, chooses, installs. The payloads of the answer, or the error.
+    pub(crate) fn accept_child(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        payloads: &[Payload],
+        terms: Terms<'_>,
+    ) -> Result<(ChildSaId, Vec<Payload>), Payload> {
+        let error = |kind| notification(kind, Vec::new());
+        let parts = ChildParts::of(payloads);
+        let (Some(offer), Some(remote), Some(local)) = (parts.offer, parts.ts_initiator, parts.ts_responder)
+        else {
+            return Err(error(notify::TS_UNACCEPTABLE));
+        };
+        if sa.children.len() >= self.config.max_children {
+            return Err(error(notify::NO_ADDITIONAL_SAS));
+        }
+        let wish = SelectorSet { local: local.to_vec(), remote: remote.to_vec() };
+        let old = terms.replaces.and_then(|id| sa.child(id)).map(|c| c.config.clone());
+        let profiles = old.map_or_else(|| sa.connection.children.clone(), |c| vec![c]);
+        // The profile that leaves the whole wish is better than one that narrows it (RFC 7296 section 2.9).
+        let narrowed = || profiles.iter().filter_map(|c| Some((c, narrow(&wish, &c.selectors)?)));
+        let best = narrowed().find(|(_, s)| *s == wish).or_else(|| narrowed().next());
+        let Some((profile, selectors)) = best else { return Err(error(notify::TS_UNACCEPTABLE)) };
+        let preferred = parts.key.and_then(|(group, _)| Group::from_id(group));
+        let Ok((suite, chosen)) = select_esp(&profile.proposals, offer, preferred, terms.create) else {
+            return Err(error(notify::NO_PROPOSAL_CHOSEN));
+        };
+        let Some(outbound) = usable_spi(chosen) else { return Err(error(notify::NO_PROPOSAL_CHOSEN)) };
+        // RFC 7296 section 1.3: the group of KE must be the chosen one.
+        if suite.group.is_some() && suite.group != preferred {
+            let group = suite.group.map_or(0, Group::id).to_be_bytes().to_vec();
+            return Err(notification(notify::INVALID_KE_PAYLOAD, group));
+        }
+        let key = suite.group.map(|group| PrivateKey::generate(group, &mut *self.random));
+        let Some(shared) = agree(key.as_ref(), parts.key) else { return Err(error(notify::INVALID_SYNTAX)) };
+        let no_more = || error(notify::NO_ADDITIONAL_SAS);
+        let inbound = self.allocate_child_spi().ok_or_else(no_more)?;
+        let (nonce_i, nonce_r) = terms.nonces;
+        let shared = shared.as_ref().map(|s| s.as_slice());
+        let Some(keys) = sa.keys.as_ref().map(|k| k.ike.child(suite.encryption, shared, nonce_i, nonce_r))
+        else {
+            return Err(no_more());
+        };
+        let answer = EspProposal::from(suite).to_wire(chosen.number, inbound.0.to_be_bytes(), terms.create);
+        let mut accepted = vec![Payload::Sa(vec![answer])];
+        if terms.create {
+            accepted.push(Payload::Nonce(nonce_r.to_vec()));
+            accepted.extend(key.as_ref().map(key_exchange));
+        }
+        accepted.push(Payload::TsInitiator(selectors.remote.clone()));
+        accepted.push(Payload::TsResponder(selectors.local.clone()));
+        let agreed = Agreed {
+            config: profile.clone(),
+            inbound,
+            outbound,
+            selectors,
+            suite: suite.encryption,
+            proposal: suite.to_string(),
+            inbound_keys: keys.initiator,
+            outbound_keys: keys.responder,
+            replaces: terms.replaces,
+        };
+        let id = self.install_child(now, sa, agreed, terms.sends).ok_or_else(no_more)?;
+        Ok((id, accepted))
+    }
+}
+
+/// The sender's inbound SPI in a proposal, which must not be a reserved one (RFC 4303 section 2.1).
+fn usable_spi(proposal: &Proposal) -> Option<Spi> {
+    let spi = u32::from_be_bytes(<[u8; 4]>::try_from(&proposal.spi[..]).ok()?);
+    (spi >= 256).then_some(Spi(spi))
+}
+
+/// The single proposal of a response, if it is a choice from ours, and the responder's SPI.
+fn chosen_esp(
+    ours: &[EspProposal],
+    response: &[Proposal],
+    group: Option<Group>,
+    create: bool,
+) -> Option<(crate::crypto::EspSuite, Spi)> {
+    let [proposal] = response else { return None };
+    let (suite, _) = select_esp(ours, response, group, create).ok()?;
+    let fits = is_single(proposal) && (suite.group.is_none() || suite.group == group);
+    Some((suite, usable_spi(proposal).filter(|_| fits)?))
+}
+
+/// The shared secret of an optional key exchange: `None` if there should be one and it fails.
+fn agree(key: Option<&PrivateKey>, peer: Option<(u16, &[u8])>) -> Option<Option<Secret>> {
+    let Some(key) = key else { return Some(None) };
+    let (group, data) = peer?;
+    (group == key.group().id()).then(|| key.agree(data).ok()).flatten().map(Some)
+}

@@ -1,0 +1,183 @@
+//! Our requests: what waits, what is outstanding, how it is sent, sent again, given up. The window is 1 (RFC 7296
+//! section 2.3): one request at a time.
+
+use crate::api::*;
+use crate::auth::Authenticating;
+use crate::create_child::ChildOffer;
+use crate::endpoint::Endpoint;
+use crate::init::Initiation;
+use crate::rekey_ike::IkeOffer;
+use crate::retransmit::{Due, Schedule};
+use crate::sa::{IkeSa, State};
+use crate::wire::{Delete, Payload, exchange};
+use spindle_abi::{Spi, Time};
+use std::time::Duration;
+
+/// An exchange that waits for its turn.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Task {
+    /// A Child SA of the child with this name.
+    CreateChild(String),
+    RekeyChild(ChildSaId),
+    DeleteChild(ChildSaId),
+    /// Of a Child SA that the peer has and we have not.
+    DeleteSpi(Spi),
+    RekeyIke,
+    DeleteIke,
+    /// An empty INFORMATIONAL.
+    Liveness,
+    /// Our QCD token, after an IKE rekey that we initiated (RFC 6290 section 4.3).
+    SendToken,
+}
+
+/// What an outstanding request is for, and what its response needs.
+pub(crate) enum Purpose {
+    Init(Box<Initiation>),
+    Auth(Box<Authenticating>),
+    CreateChild(Box<ChildOffer>),
+    RekeyIke(Box<IkeOffer>),
+    DeleteChildren(Vec<ChildSaId>),
+    DeleteIke,
+    /// Liveness or a token: any response will do.
+    Informational,
+    /// The responder's AUTH is wrong; it is told (RFC 7296 section 2.21.2).
+    RefuseResponder,
+}
+
+/// Our request that is not answered yet.
+pub(crate) struct Outstanding {
+    pub(crate) message_id: u32,
+    /// From the IKE header on; sent again bit by bit (RFC 7296 section 2.1).
+    pub(crate) octets: Vec<u8>,
+    pub(crate) purpose: Purpose,
+    pub(crate) schedule: Schedule,
+}
+
+/// RFC 7296 section 2.25: not at once, and after several minutes of it the IKE SA is closed.
+const TEMPORARY: Duration = Duration::from_secs(180);
+
+impl Endpoint {
+    /// Seals and sends a request; its response comes to `purpose`.
+    pub(crate) fn request(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        exchange: u8,
+        payloads: &[Payload],
+        purpose: Purpose,
+    ) {
+        let message_id = sa.send_id;
+        let Some(octets) = self.seal(sa, exchange, false, message_id, payloads) else {
+            return sa.end(Authority::Local("no keys"), false);
+        };
+        // RFC 7296 section 2.2: Message IDs MUST NOT wrap; the SA is rekeyed or closed before.
+        sa.send_id = sa.send_id.saturating_add(1);
+        if sa.send_id > u32::MAX / 2 {
+            sa.enqueue(now, Task::RekeyIke);
+        }
+        self.transmit(sa, &octets);
+        let schedule = Schedule::new(sa.connection.retransmission, now);
+        sa.outstanding = Some(Outstanding { message_id, octets, purpose, schedule });
+    }
+
+    /// An INFORMATIONAL request.
+    pub(crate) fn inform(&mut self, now: Time, sa: &mut IkeSa, payloads: &[Payload], purpose: Purpose) {
+        self.request(now, sa, exchange::INFORMATIONAL, payloads, purpose);
+    }
+
+    /// Starts the next exchange that is due, if none is outstanding.
+    pub(crate) fn start_next(&mut self, now: Time, sa: &mut IkeSa) {
+        while sa.outstanding.is_none() && sa.ended.is_none() {
+            let may = |task: &Task| match sa.state {
+                State::Connecting | State::Refused => false,
+                State::Established => true,
+                State::Rekeyed | State::Deleting(_) => *task == Task::DeleteIke,
+            };
+            let due = |(at, task): &(Time, Task)| *at <= now && may(task);
+            let first = sa.queue.iter().position(|t| t.1 == Task::DeleteIke && due(t));
+            let Some(position) = first.or_else(|| sa.queue.iter().position(due)) else { return };
+            let (_, task) = sa.queue.remove(position);
+            match task {
+                Task::CreateChild(name) => self.create_child(now, sa, &name),
+                Task::RekeyChild(child) => self.begin_child_rekey(now, sa, child),
+                Task::DeleteChild(child) => self.begin_child_delete(now, sa, child),
+                Task::DeleteSpi(spi) => {
+                    let delete = [Payload::Delete(Delete::Esp(vec![spi]))];
+                    self.inform(now, sa, &delete, Purpose::Informational);
+                }
+                Task::RekeyIke => self.begin_ike_rekey(now, sa),
+                Task::DeleteIke => self.begin_ike_delete(now, sa),
+                Task::Liveness => self.inform(now, sa, &[], Purpose::Informational),
+                Task::SendToken => {
+                    if let Some(token) = self.own_token(sa.spis) {
+                        self.inform(now, sa, &[token], Purpose::Informational);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Retransmissions and giving up. RFC 7296 section 2.1: the requester retransmits until it is answered or the
+    /// IKE SA is deemed to have failed; then all state of it is discarded.
+    pub(crate) fn tick_outstanding(&mut self, now: Time, sa: &mut IkeSa) {
+        let Some(outstanding) = &mut sa.outstanding else { return };
+        match outstanding.schedule.due(now) {
+            Due::Nothing => {}
+            Due::Retransmit { first } => {
+                let octets = outstanding.octets.clone();
+                self.transmit(sa, &octets);
+                if first && sa.established.is_some() {
+                    self.report(Report::Suspected { ike: sa.id });
+                }
+            }
+            Due::Failed => {
+                let authority = match &sa.state {
+                    State::Deleting(authority) => authority.clone(),
+                    State::Rekeyed => Authority::Superseded(Evidence(())),
+                    _ => Authority::Timeout(Evidence(())),
+                };
+                sa.end(authority, false);
+            }
+        }
+    }
+
+    /// Sends the outstanding request again at once, on a hint.
+    pub(crate) fn send_again(&mut self, now: Time, sa: &mut IkeSa, again_after: Duration) -> ProbeResult {
+        let Some(outstanding) = &mut sa.outstanding else {
+            sa.queue.insert(0, (now, Task::Liveness));
+            return ProbeResult::Started;
+        };
+        if now.since(outstanding.schedule.sent()) < again_after {
+            return ProbeResult::TooSoon;
+        }
+        outstanding.schedule.sent_again(now);
+        let octets = outstanding.octets.clone();
+        self.transmit(sa, &octets);
+        ProbeResult::SentAgain
+    }
+
+    /// The peer answered TEMPORARY_FAILURE: `task` is tried again after some seconds, with jitter, for some minutes.
+    pub(crate) fn try_later(&mut self, now: Time, sa: &mut IkeSa, task: Task) {
+        let since = *sa.refused_since.get_or_insert(now);
+        if now.since(since) > TEMPORARY {
+            return self.close(now, sa, Authority::Local("the peer answers TEMPORARY_FAILURE for minutes"));
+        }
+        let jitter = Duration::from_millis(u64::from(self.random_u32() % 2000));
+        sa.enqueue(now.after(Duration::from_secs(1) + jitter), task);
+    }
+
+    /// Closes an IKE SA by a Delete exchange.
+    pub(crate) fn close(&mut self, now: Time, sa: &mut IkeSa, authority: Authority) {
+        if matches!(sa.state, State::Deleting(_)) {
+            return;
+        }
+        if matches!(sa.state, State::Connecting | State::Refused) {
+            return sa.end(authority, false);
+        }
+        if sa.state == State::Established {
+            sa.state = State::Deleting(authority);
+        }
+        sa.expires = None;
+        sa.enqueue(now, Task::DeleteIke);
+    }
+}

@@ -1,0 +1,381 @@
+//! IKE_SA_INIT, both roles (RFC 7296 section 1.2): proposals, key exchange and nonces in clear; with COOKIE (2.6),
+//! INVALID_KE_PAYLOAD (1.2, 2.6.1) and NAT detection (2.23).
+//!
+//! Nothing here is authenticated. So an error in answer to our request is believed only after further tries (2.21.1),
+//! and nothing but our own half-open IKE SA is touched.
+
+use crate::api::*;
+use crate::connect::Profile;
+use crate::crypto::{Group, IkeKeys, IkeProposal, IkeSuite, PrivateKey, nat_detection_hash, select_ike};
+use crate::endpoint::{Endpoint, NAT_PORT, find_error, find_notify, notification, notifies};
+use crate::exchange::{Outstanding, Purpose};
+use crate::retransmit::Schedule;
+use crate::sa::{IkeSa, Nat, SaKeys, Setup};
+use crate::tombstone::{LastResponse, message_hash};
+use crate::wire::{Message, Payload, Proposal, View, exchange, notify};
+use spindle_abi::Time;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+/// What the initiator keeps until the response.
+pub(crate) struct Initiation {
+    key: PrivateKey,
+    nonce: Vec<u8>,
+    cookie: Option<Vec<u8>>,
+    /// COOKIE and INVALID_KE_PAYLOAD answers followed.
+    restarts: u32,
+    /// The last error that was answered, by whomever.
+    pub(crate) error: Option<u16>,
+}
+
+/// RFC 7296 section 2.6: the number of cookie rounds is bounded, the same for key exchange rounds.
+const MAX_RESTARTS: u32 = 6;
+/// Retransmissions that still follow after an unauthenticated error (section 2.21.1).
+const TRIES_AFTER_ERROR: u32 = 2;
+
+impl Endpoint {
+    /// Begins an IKE SA as initiator.
+    pub(crate) fn begin_init(&mut self, now: Time, sa: &mut IkeSa) {
+        let Some(group) = sa.connection.proposals.first().and_then(|p| p.groups.first().copied()) else {
+            return sa.end(Authority::Local("no usable proposal"), false);
+        };
+        let key = PrivateKey::generate(group, &mut *self.random);
+        let nonce = self.nonce();
+        let initiation = Initiation { key, nonce, cookie: None, restarts: 0, error: None };
+        self.send_init_request(now, sa, initiation);
+    }
+
+    fn send_init_request(&mut self, now: Time, sa: &mut IkeSa, initiation: Initiation) {
+        let proposals = &sa.connection.proposals;
+        let offer = (1..).zip(proposals).map(|(number, p)| p.to_wire(number, &[])).collect();
+        // RFC 7296 section 2.6: the cookie comes first, all else stays as it was.
+        let mut payloads: Vec<Payload> = Vec::new();
+        payloads.extend(initiation.cookie.clone().map(|cookie| notification(notify::COOKIE, cookie)));
+        payloads.extend([
+            Payload::Sa(offer),
+            key_exchange(&initiation.key),
+            Payload::Nonce(initiation.nonce.clone()),
+        ]);
+        payloads.extend(nat_detection(sa.spis, sa.local, sa.remote, sa.connection.force_encapsulation));
+        let header = Header {
+            spis: sa.spis,
+            next_payload: 0,
+            exchange: exchange::IKE_SA_INIT,
+            response: false,
+            initiator: true,
+            message_id: 0,
+        };
+        let octets = Message { header, payloads }.emit();
+        sa.setup = Setup { request: octets.clone(), nonce_i: initiation.nonce.clone(), ..Setup::default() };
+        sa.send_id = 1;
+        self.transmit(sa, &octets);
+        sa.outstanding = Some(Outstanding {
+            message_id: 0,
+            octets,
+            purpose: Purpose::Init(Box::new(initiation)),
+            schedule: Schedule::new(sa.connection.retransmission, now),
+        });
+    }
+
+    /// A response to our IKE_SA_INIT request, perhaps.
+    pub(crate) fn receive_init_response(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        datagram: &Datagram,
+        octets: &[u8],
+        view: &View<'_>,
+    ) {
+        let header = view.header();
+        let ours = sa.initiator && sa.spis.initiator == header.spis.initiator;
+        let is_init = |o: &mut Outstanding| matches!(o.purpose, Purpose::Init(_));
+        if !ours || header.initiator || header.message_id != 0 {
+            return;
+        }
+        let Ok(message) = view.message() else { return };
+        let Some(mut outstanding) = sa.outstanding.take_if(is_init) else { return };
+        let Purpose::Init(initiation) = &mut outstanding.purpose else { return };
+        if let Some(agreed) = agree(sa, initiation, &message) {
+            return self.finish_init(now, sa, datagram, octets, agreed);
+        }
+        if restart(sa, initiation, &message.payloads, &mut *self.random) {
+            let Purpose::Init(initiation) = outstanding.purpose else { return };
+            return self.send_init_request(now, sa, *initiation);
+        }
+        // RFC 7296 section 2.21.1: an error in clear may be forged; the true answer may still come.
+        if let Some(error) = find_error(&message.payloads) {
+            initiation.error = Some(error);
+            outstanding.schedule.limit(TRIES_AFTER_ERROR);
+        }
+        sa.outstanding = Some(outstanding);
+    }
+
+    fn finish_init(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        datagram: &Datagram,
+        octets: &[u8],
+        agreed: AgreedInit,
+    ) {
+        sa.spis = agreed.spis;
+        sa.lowest_nonce = sa.setup.nonce_i.clone().min(agreed.nonce.clone());
+        let keys = IkeKeys::new(agreed.suite, &agreed.shared, &sa.setup.nonce_i, &agreed.nonce, sa.spis);
+        sa.keys = Some(SaKeys::new(keys, true));
+        sa.setup.response = octets.to_vec();
+        sa.setup.nonce_r = agreed.nonce;
+        sa.nat = detect_nat(agreed.spis, datagram, &agreed.payloads);
+        // RFC 7296 section 2.23: with a NAT in between, all goes on at port 4500.
+        if sa.nat.encapsulates() || sa.connection.force_encapsulation {
+            sa.nat.there |= sa.connection.force_encapsulation && !sa.nat.here;
+            sa.local.set_port(NAT_PORT);
+            if sa.remote.port() == 500 {
+                sa.remote.set_port(NAT_PORT);
+            }
+        }
+        self.begin_auth(now, sa);
+    }
+
+    /// An IKE_SA_INIT request, of anyone.
+    pub(crate) fn receive_init_request(
+        &mut self,
+        now: Time,
+        datagram: &Datagram,
+        octets: &[u8],
+        view: &View<'_>,
+    ) {
+        let header = view.header();
+        let valid = header.initiator && header.spis.responder == [0; 8] && header.message_id == 0;
+        if !valid || self.shutting_down {
+            return;
+        }
+        let hash = message_hash(octets);
+        if let Some(id) = self.by_init.get(&hash) {
+            let last = self.sas.get(id).and_then(|sa| sa.last_response.as_ref());
+            if let Some(response) = last.filter(|r| r.message_id == 0).map(|r| r.response.clone()) {
+                self.answer(datagram, &response);
+            }
+            return;
+        }
+        if self.half_open >= self.config.max_half_open || self.sas.len() >= self.config.max_ike_sas {
+            return;
+        }
+        let result = view.message().map_err(|error| error.notify());
+        let answer = result.and_then(|message| self.accept_init(now, datagram, octets, &message));
+        if let Err(Some(notify)) = answer {
+            if self.may_answer_in_clear(now) {
+                self.answer_in_clear(datagram, &header, vec![Payload::Notify(notify)]);
+            }
+        }
+    }
+
+    /// Creates a half-open IKE SA and answers; or says which notification to answer with, if any.
+    fn accept_init(
+        &mut self,
+        now: Time,
+        datagram: &Datagram,
+        octets: &[u8],
+        message: &Message,
+    ) -> Result<(), Option<Notify>> {
+        let error = |kind, data| Some(Notify { kind, protocol: 0, spi: Vec::new(), data });
+        let syntax = || error(notify::INVALID_SYNTAX, Vec::new());
+        let parts = Parts::of(&message.payloads).ok_or_else(syntax)?;
+        let (remote, spi) = (datagram.remote, &message.header.spis.initiator);
+        if self.half_open >= self.config.cookie_threshold {
+            let shown = find_notify(&message.payloads, notify::COOKIE);
+            let random = &mut *self.random;
+            let valid =
+                shown.is_some_and(|c| self.cookies.verify(now, random, remote, spi, parts.nonce, &c.data));
+            // RFC 7296 section 2.6: a wrong cookie is as none.
+            if !valid {
+                let cookie = self.cookies.make(now, &mut *self.random, remote, spi, parts.nonce);
+                let request = &message.header;
+                self.answer_in_clear(datagram, request, vec![notification(notify::COOKIE, cookie)]);
+                return Err(None);
+            }
+        }
+        let candidates = self.candidates(datagram.local.ip(), datagram.remote.ip());
+        let group = Group::from_id(parts.group);
+        let chosen = candidates.iter().find_map(|connection| {
+            let (suite, offer) = select_ike(&connection.proposals, parts.offer, group).ok()?;
+            Some((connection.clone(), suite, offer.number))
+        });
+        let Some((connection, suite, number)) = chosen else {
+            return Err(error(notify::NO_PROPOSAL_CHOSEN, Vec::new()));
+        };
+        // RFC 7296 section 1.2: the group that we want, in two octets.
+        if Some(suite.group) != group {
+            return Err(error(notify::INVALID_KE_PAYLOAD, suite.group.id().to_be_bytes().to_vec()));
+        }
+        let key = PrivateKey::generate(suite.group, &mut *self.random);
+        let shared = key.agree(parts.key).map_err(|_| syntax())?;
+        let spis = IkeSpis { initiator: *spi, responder: self.allocate_ike_spi() };
+        let id = IkeSaId(self.next_id());
+        let mut sa = IkeSa::new(id, connection, spis, false, (datagram.local, remote), now);
+        let nonce = self.nonce();
+        sa.nat = detect_nat(message.header.spis, datagram, &message.payloads);
+        sa.nat.there |= sa.connection.force_encapsulation && !sa.nat.here;
+        sa.keys = Some(SaKeys::new(IkeKeys::new(suite, &shared, parts.nonce, &nonce, spis), false));
+        let chosen = IkeProposal::from(suite).to_wire(number, &[]);
+        let mut payloads = vec![Payload::Sa(vec![chosen]), key_exchange(&key), Payload::Nonce(nonce.clone())];
+        payloads.extend(nat_detection(spis, sa.local, sa.remote, sa.connection.force_encapsulation));
+        let header = Header { spis, response: true, initiator: false, ..message.header };
+        let response = Message { header, payloads }.emit();
+        self.answer(datagram, &response);
+        sa.setup = Setup {
+            request: octets.to_vec(),
+            response: response.clone(),
+            nonce_i: parts.nonce.to_vec(),
+            nonce_r: nonce,
+        };
+        sa.lowest_nonce = sa.setup.nonce_i.clone().min(sa.setup.nonce_r.clone());
+        let request = message_hash(octets);
+        sa.last_response = Some(LastResponse { message_id: 0, request, response });
+        sa.receive_id = 1;
+        sa.expires = Some(now.after(self.config.half_open_timeout));
+        sa.init_hash = Some(request);
+        self.by_init.insert(request, id);
+        self.half_open += 1;
+        self.insert_sa(now, sa);
+        Ok(())
+    }
+
+    /// The connections that a peer at this address may have, the most specific first.
+    pub(crate) fn candidates(&self, local: std::net::IpAddr, remote: std::net::IpAddr) -> Vec<Rc<Profile>> {
+        let serves = |c: &&Rc<Profile>, exact: bool| {
+            c.local == local && if exact { c.remote == Some(remote) } else { c.remote.is_none() }
+        };
+        let profiles = || self.connections.iter().map(|c| &c.profile);
+        let exact = profiles().filter(|c| serves(c, true));
+        exact.chain(profiles().filter(|c| serves(c, false))).cloned().collect()
+    }
+}
+
+/// The payloads that an IKE_SA_INIT message must have.
+struct Parts<'a> {
+    offer: &'a [Proposal],
+    group: u16,
+    key: &'a [u8],
+    nonce: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    fn of(payloads: &'a [Payload]) -> Option<Parts<'a>> {
+        let (mut offer, mut key, mut nonce) = (None, None, None);
+        for payload in payloads {
+            match payload {
+                Payload::Sa(proposals) if offer.is_none() => offer = Some(proposals),
+                Payload::KeyExchange { group, data } if key.is_none() => key = Some((*group, data)),
+                Payload::Nonce(octets) if nonce.is_none() => nonce = Some(octets),
+                _ => {}
+            }
+        }
+        let (group, key) = key?;
+        Some(Parts { offer: offer?, group, key, nonce: nonce? })
+    }
+}
+
+struct AgreedInit {
+    suite: IkeSuite,
+    shared: crate::crypto::Secret,
+    nonce: Vec<u8>,
+    spis: IkeSpis,
+    payloads: Vec<Payload>,
+}
+
+/// Is this the answer that completes the exchange? Its choice must be one of ours (RFC 7296 section 2.7).
+fn agree(sa: &IkeSa, initiation: &Initiation, message: &Message) -> Option<AgreedInit> {
+    let parts = Parts::of(&message.payloads)?;
+    let spis = message.header.spis;
+    let group = initiation.key.group();
+    let (suite, _) = chosen_ike(&sa.connection.proposals, parts.offer, group)?;
+    if spis.responder == [0; 8] || parts.group != group.id() {
+        return None;
+    }
+    let shared = initiation.key.agree(parts.key).ok()?;
+    let payloads = message.payloads.clone();
+    Some(AgreedInit { suite, shared, nonce: parts.nonce.to_vec(), spis, payloads })
+}
+
+/// The single proposal of a response, if it is a choice from ours: one transform of each type (section 3.3.6).
+pub(crate) fn chosen_ike<'a>(
+    ours: &[IkeProposal],
+    response: &'a [Proposal],
+    group: Group,
+) -> Option<(IkeSuite, &'a Proposal)> {
+    let [proposal] = response else { return None };
+    let (suite, _) = select_ike(ours, response, Some(group)).ok()?;
+    (suite.group == group && is_single(proposal)).then_some((suite, proposal))
+}
+
+/// Does a proposal hold at most one transform of each type?
+pub(crate) fn is_single(proposal: &Proposal) -> bool {
+    let kinds: Vec<u8> = proposal.transforms.iter().map(|t| t.kind).collect();
+    (1..kinds.len()).all(|i| !kinds[..i].contains(&kinds[i]))
+}
+
+/// Does this answer ask for another request, with a COOKIE or another group? If so, `initiation` is that request's.
+fn restart(
+    sa: &IkeSa,
+    initiation: &mut Initiation,
+    payloads: &[Payload],
+    random: &mut dyn crate::random::Random,
+) -> bool {
+    if initiation.restarts >= MAX_RESTARTS {
+        return false;
+    }
+    if let Some(notify) = find_notify(payloads, notify::INVALID_KE_PAYLOAD) {
+        let Some(group) = wanted_group(notify) else { return false };
+        // RFC 7296 section 1.2: the wanted group must be one that we offered. Another one would be a downgrade.
+        let offered = sa.connection.proposals.iter().any(|p| p.groups.contains(&group));
+        if !offered || group == initiation.key.group() {
+            return false;
+        }
+        initiation.key = PrivateKey::generate(group, random);
+    } else if let Some(notify) = find_notify(payloads, notify::COOKIE) {
+        // RFC 7296 section 2.6: 1 to 64 octets.
+        let new = initiation.cookie.as_ref() != Some(&notify.data);
+        if !(1..=64).contains(&notify.data.len()) || !new {
+            return false;
+        }
+        initiation.cookie = Some(notify.data.clone());
+    } else {
+        return false;
+    }
+    initiation.restarts += 1;
+    true
+}
+
+/// The group that an INVALID_KE_PAYLOAD notification asks for (RFC 7296 section 1.3).
+pub(crate) fn wanted_group(notify: &Notify) -> Option<Group> {
+    Group::from_id(u16::from_be_bytes(<[u8; 2]>::try_from(&notify.data[..]).ok()?))
+}
+
+pub(crate) fn key_exchange(key: &PrivateKey) -> Payload {
+    Payload::KeyExchange { group: key.group().id(), data: key.public().to_vec() }
+}
+
+/// NAT_DETECTION_SOURCE_IP and NAT_DETECTION_DESTINATION_IP (RFC 7296 section 2.23). To force UDP encapsulation the
+/// source is given as one that cannot be ours, so that the peer sees a NAT as well.
+fn nat_detection(spis: IkeSpis, local: SocketAddr, remote: SocketAddr, force: bool) -> [Payload; 2] {
+    let source = if force { SocketAddr::from(([0, 0, 0, 0], 0)) } else { local };
+    let data = |address| nat_detection_hash(spis, address).to_vec();
+    [
+        notification(notify::NAT_DETECTION_SOURCE_IP, data(source)),
+        notification(notify::NAT_DETECTION_DESTINATION_IP, data(remote)),
+    ]
+}
+
+/// RFC 7296 section 2.23: the peer is behind a NAT if none of its source hashes is its address as seen here; we are
+/// if the destination hash isn't our own address. Without these payloads the peer knows no NAT traversal.
+fn detect_nat(spis: IkeSpis, datagram: &Datagram, payloads: &[Payload]) -> Nat {
+    let hashes = |kind| notifies(payloads).filter(move |n| n.kind == kind).map(|n| &n.data);
+    let differs = |kind, address| {
+        let expected = nat_detection_hash(spis, address);
+        hashes(kind).next().is_some() && hashes(kind).all(|data| data[..] != expected)
+    };
+    Nat {
+        here: differs(notify::NAT_DETECTION_DESTINATION_IP, datagram.local),
+        there: differs(notify::NAT_DETECTION_SOURCE_IP, datagram.remote),
+    }
+}

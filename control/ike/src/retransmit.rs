@@ -1,0 +1,127 @@
+//! When a request is sent again (RFC 7296 section 2.1, 2.4).
+
+use crate::api::Retransmission;
+use spindle_abi::Time;
+use std::time::Duration;
+
+/// The schedule of one outstanding request.
+#[derive(Clone, Debug)]
+pub(crate) struct Schedule {
+    settings: Retransmission,
+    /// Retransmissions on schedule so far.
+    tries: u32,
+    sent: Time,
+    next: Time,
+}
+
+/// What [`Schedule::due`] asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Due {
+    /// Nothing yet.
+    Nothing,
+    /// Send it again; `first` is for the first time.
+    Retransmit {
+        /// The first retransmission?
+        first: bool,
+    },
+    /// The last interval has passed.
+    Failed,
+}
+
+impl Schedule {
+    /// An interval is never longer than this.
+    const LONGEST: Duration = Duration::from_secs(3600);
+
+    /// For a request that is sent at `now`.
+    pub(crate) fn new(settings: Retransmission, now: Time) -> Schedule {
+        let mut schedule = Schedule { settings, tries: 0, sent: now, next: now };
+        schedule.next = now.after(schedule.interval());
+        schedule
+    }
+
+    /// The interval after the retransmission with number `tries`. RFC 7296 section 2.4: intervals MUST grow
+    /// exponentially.
+    fn interval(&self) -> Duration {
+        let base = if self.settings.base >= 1.0 { self.settings.base } else { 1.0 };
+        let factor = base.powi(self.tries.min(64) as i32);
+        let seconds = self.settings.timeout.as_secs_f64() * factor;
+        Duration::from_secs_f64(seconds.clamp(0.001, Self::LONGEST.as_secs_f64()))
+    }
+
+    /// What is due now; counts a retransmission as made.
+    pub(crate) fn due(&mut self, now: Time) -> Due {
+        if now < self.next {
+            return Due::Nothing;
+        }
+        if self.tries >= self.settings.tries {
+            return Due::Failed;
+        }
+        self.tries += 1;
+        self.sent = now;
+        self.next = now.after(self.interval());
+        Due::Retransmit { first: self.tries == 1 }
+    }
+
+    /// When something is due.
+    pub(crate) fn next(&self) -> Time {
+        self.next
+    }
+
+    /// When it was last sent.
+    pub(crate) fn sent(&self) -> Time {
+        self.sent
+    }
+
+    /// It is sent now, out of schedule; the schedule goes on as it was.
+    pub(crate) fn sent_again(&mut self, now: Time) {
+        self.sent = now;
+    }
+
+    /// At most so many retransmissions more.
+    pub(crate) fn limit(&mut self, more: u32) {
+        self.settings.tries = self.settings.tries.min(self.tries.saturating_add(more));
+    }
+
+    /// The next one is due at `at`, if that is sooner.
+    pub(crate) fn hasten(&mut self, at: Time) {
+        self.next = self.next.min(at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 7296 section 2.4: retransmission times MUST increase exponentially.
+    #[test]
+    fn intervals_grow_until_the_request_is_given_up() {
+        let settings = Retransmission { timeout: Duration::from_secs(1), base: 2.0, tries: 3 };
+        let mut schedule = Schedule::new(settings, Time(0));
+        let mut at = Vec::new();
+        loop {
+            let now = schedule.next();
+            match schedule.due(now) {
+                Due::Retransmit { first } => {
+                    assert_eq!(first, at.is_empty());
+                    at.push(now.0 / 1_000_000_000);
+                }
+                Due::Failed => {
+                    assert_eq!(now.0 / 1_000_000_000, 15);
+                    break;
+                }
+                Due::Nothing => unreachable!("it is due"),
+            }
+        }
+        assert_eq!(at, [1, 3, 7]);
+    }
+
+    #[test]
+    fn sending_out_of_schedule_does_not_move_it() {
+        let settings = Retransmission { timeout: Duration::from_secs(1), base: 2.0, tries: 3 };
+        let mut schedule = Schedule::new(settings, Time(0));
+        let next = schedule.next();
+        schedule.sent_again(Time(5));
+        assert_eq!((schedule.sent(), schedule.next()), (Time(5), next));
+        assert_eq!(schedule.due(Time(6)), Due::Nothing);
+    }
+}

@@ -1,0 +1,344 @@
+//! The state of one IKE SA and of its Child SAs. Plain data; the exchanges (`init`, `auth`, `create_child`, …) change
+//! it, and what they leave in `ended` and `queue` is carried out by the endpoint when they return.
+
+use crate::api::*;
+use crate::connect::{ChildProfile, Profile};
+use crate::crypto::IkeKeys;
+use crate::exchange::{Outstanding, Purpose, Task};
+use crate::tombstone::{LastResponse, MessageHash};
+use crate::wire::{OpeningKey, SealingKey};
+use spindle_abi::{SaParameters, SelectorSet, Spi, Time};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// Where an IKE SA is in its life.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    /// Not yet authenticated.
+    Connecting,
+    /// As responder: authentication failed. Only repeats its answer until it expires.
+    Refused,
+    /// In use.
+    Established,
+    /// An IKE rekey succeeded; the new one has the Child SAs. Whoever initiated the rekey deletes this one.
+    Rekeyed,
+    /// Our Delete is queued or outstanding.
+    Deleting(Authority),
+}
+
+/// Why and how an IKE SA ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Ending {
+    pub(crate) authority: Authority,
+    /// By a Delete that both sides know of; leaves a tombstone.
+    pub(crate) exchanged: bool,
+}
+
+/// What NAT detection found (RFC 7296 section 2.23).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Nat {
+    /// We are behind a NAT.
+    pub(crate) here: bool,
+    /// The peer is behind a NAT.
+    pub(crate) there: bool,
+}
+
+impl Nat {
+    /// ESP goes in UDP, IKE to port 4500.
+    pub(crate) fn encapsulates(self) -> bool {
+        self.here || self.there
+    }
+}
+
+/// What the AUTH payloads sign: kept from IKE_SA_INIT until IKE_AUTH is over (RFC 7296 section 2.15).
+#[derive(Clone, Default)]
+pub(crate) struct Setup {
+    /// The IKE_SA_INIT request, from its IKE header on.
+    pub(crate) request: Vec<u8>,
+    /// The IKE_SA_INIT response.
+    pub(crate) response: Vec<u8>,
+    pub(crate) nonce_i: Vec<u8>,
+    pub(crate) nonce_r: Vec<u8>,
+}
+
+/// The keys of an IKE SA, ready for use in our role.
+pub(crate) struct SaKeys {
+    pub(crate) ike: IkeKeys,
+    pub(crate) sealing: SealingKey,
+    pub(crate) opening: OpeningKey,
+}
+
+impl SaKeys {
+    /// `initiator`: we are the IKE SA's original initiator.
+    pub(crate) fn new(ike: IkeKeys, initiator: bool) -> SaKeys {
+        SaKeys { sealing: ike.sealing(initiator), opening: ike.opening(initiator), ike }
+    }
+}
+
+/// One IKE SA.
+pub(crate) struct IkeSa {
+    pub(crate) id: IkeSaId,
+    pub(crate) connection: Rc<Profile>,
+    pub(crate) spis: IkeSpis,
+    /// Are we the original initiator?
+    pub(crate) initiator: bool,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) nat: Nat,
+    pub(crate) state: State,
+    pub(crate) ended: Option<Ending>,
+    /// From the end of IKE_SA_INIT on.
+    pub(crate) keys: Option<SaKeys>,
+    pub(crate) setup: Setup,
+    /// Of the IKE_SA_INIT request, while half-open as responder.
+    pub(crate) init_hash: Option<MessageHash>,
+    /// The lower nonce of the exchange that created it, to settle duplicates.
+    pub(crate) lowest_nonce: Vec<u8>,
+    /// Came from an IKE rekey, so it is no duplicate of another one.
+    pub(crate) by_rekey: bool,
+    /// When its first message was sent or received.
+    pub(crate) created: Time,
+    pub(crate) established: Option<Time>,
+    pub(crate) remote_id: Option<Identity>,
+    /// Message ID of our next request (RFC 7296 section 2.2).
+    pub(crate) send_id: u32,
+    /// Message ID of the peer's next request.
+    pub(crate) receive_id: u32,
+    pub(crate) outstanding: Option<Outstanding>,
+    pub(crate) last_response: Option<LastResponse>,
+    /// Exchanges to come, none before its time.
+    pub(crate) queue: Vec<(Time, Task)>,
+    /// Children to be created once it is established.
+    pub(crate) wanted: BTreeSet<String>,
+    /// INITIAL_CONTACT may be sent although it was before in this incarnation.
+    pub(crate) initial_contact: bool,
+    pub(crate) children: Vec<ChildSa>,
+    /// Outbound SPIs of Child SAs removed lately.
+    pub(crate) recent_outbound: Vec<(Spi, ChildSaId)>,
+    /// The peer's QCD tokens for this IKE SA, newest first (RFC 6290 section 5: several may be kept).
+    pub(crate) tokens: Vec<Zeroizing<Vec<u8>>>,
+    /// When an authenticated IKE message last came.
+    pub(crate) heard: Time,
+    pub(crate) dpd_at: Option<Time>,
+    pub(crate) rekey_at: Option<Time>,
+    /// Half-open, refused and rekeyed IKE SAs end then.
+    pub(crate) expires: Option<Time>,
+    pub(crate) keepalive_at: Option<Time>,
+    /// TEMPORARY_FAILURE since then (RFC 7296 section 2.25).
+    pub(crate) refused_since: Option<Time>,
+    /// INVALID_KE_PAYLOAD answers followed since the last success.
+    pub(crate) ke_retries: u32,
+    /// Why the initiation failed, for people.
+    pub(crate) refusal: Option<String>,
+    /// Its timer, as the endpoint has it.
+    pub(crate) scheduled: Option<Time>,
+}
+
+/// RFC 6290 section 4.5: at least four tokens; as many are kept of one peer.
+pub(crate) const TOKENS: usize = 4;
+
+impl IkeSa {
+    /// A new one that knows no more than its ends.
+    pub(crate) fn new(
+        id: IkeSaId,
+        connection: Rc<Profile>,
+        spis: IkeSpis,
+        initiator: bool,
+        (local, remote): (SocketAddr, SocketAddr),
+        now: Time,
+    ) -> IkeSa {
+        IkeSa {
+            id,
+            connection,
+            spis,
+            initiator,
+            local,
+            remote,
+            nat: Nat::default(),
+            state: State::Connecting,
+            ended: None,
+            keys: None,
+            setup: Setup::default(),
+            init_hash: None,
+            lowest_nonce: Vec::new(),
+            by_rekey: false,
+            created: now,
+            established: None,
+            remote_id: None,
+            send_id: 0,
+            receive_id: 0,
+            outstanding: None,
+            last_response: None,
+            queue: Vec::new(),
+            wanted: BTreeSet::new(),
+            initial_contact: false,
+            children: Vec::new(),
+            recent_outbound: Vec::new(),
+            tokens: Vec::new(),
+            heard: now,
+            dpd_at: None,
+            rekey_at: None,
+            expires: None,
+            keepalive_at: None,
+            refused_since: None,
+            ke_retries: 0,
+            refusal: None,
+            scheduled: None,
+        }
+    }
+
+    /// The SPI that we chose.
+    pub(crate) fn own_spi(&self) -> IkeSpi {
+        if self.initiator { self.spis.initiator } else { self.spis.responder }
+    }
+
+    /// Authenticated and not on its way out: exchanges may begin on it.
+    pub(crate) fn is_established(&self) -> bool {
+        self.state == State::Established && self.ended.is_none()
+    }
+
+    /// Is a half-open one of a peer that initiated.
+    pub(crate) fn is_half_open_responder(&self) -> bool {
+        !self.initiator && matches!(self.state, State::Connecting | State::Refused)
+    }
+
+    /// It is over; the first reason stands.
+    pub(crate) fn end(&mut self, authority: Authority, exchanged: bool) {
+        self.ended.get_or_insert(Ending { authority, exchanged });
+    }
+
+    /// Adds a task if the same one isn't waiting.
+    pub(crate) fn enqueue(&mut self, not_before: Time, task: Task) {
+        if !self.queue.iter().any(|(_, t)| *t == task) {
+            self.queue.push((not_before, task));
+        }
+    }
+
+    /// Its Child SA with this handle.
+    pub(crate) fn child(&mut self, id: ChildSaId) -> Option<&mut ChildSa> {
+        self.children.iter_mut().find(|c| c.id == id)
+    }
+
+    /// Its Child SA with this outbound SPI.
+    pub(crate) fn child_by_outbound(&mut self, spi: Spi) -> Option<&mut ChildSa> {
+        self.children.iter_mut().find(|c| c.outbound == spi)
+    }
+
+    /// Stores a token that the peer sent under protection (RFC 6290 section 4.4: in any exchange; section 5: 16 to
+    /// 128 octets). `true` if it is new.
+    pub(crate) fn store_token(&mut self, token: &[u8]) -> bool {
+        if !(16..=128).contains(&token.len()) || self.holds_token(token) {
+            return false;
+        }
+        self.tokens.insert(0, Zeroizing::new(token.to_vec()));
+        self.tokens.truncate(TOKENS);
+        true
+    }
+
+    /// Compares with every stored token in constant time.
+    pub(crate) fn holds_token(&self, token: &[u8]) -> bool {
+        let mut found = subtle::Choice::from(0);
+        for stored in &self.tokens {
+            found |= stored.ct_eq(token);
+        }
+        found.into()
+    }
+
+    /// Is an exchange of ours under way that creates, rekeys or closes a Child SA (RFC 7296 section 2.25)?
+    pub(crate) fn child_exchange_under_way(&self) -> bool {
+        let purpose = self.outstanding.as_ref().map(|o| &o.purpose);
+        matches!(purpose, Some(Purpose::CreateChild(_) | Purpose::DeleteChildren(_)))
+    }
+
+    /// Is our own IKE rekey outstanding?
+    pub(crate) fn rekeying(&self) -> bool {
+        matches!(self.outstanding.as_ref().map(|o| &o.purpose), Some(Purpose::RekeyIke(_)))
+    }
+
+    /// Is the Child SA with this handle being rekeyed by us?
+    pub(crate) fn rekeying_child(&self, id: ChildSaId) -> bool {
+        match self.outstanding.as_ref().map(|o| &o.purpose) {
+            Some(Purpose::CreateChild(offer)) => offer.replaces == Some(id),
+            _ => false,
+        }
+    }
+
+    /// An authenticated message came: RFC 7296 section 2.4's evidence.
+    pub(crate) fn note_heard(&mut self, now: Time) {
+        self.heard = now;
+        if self.dpd_at.is_some() {
+            self.dpd_at = Some(now.after(self.connection.dpd_delay));
+        }
+    }
+
+    /// When it next has something to do.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        let outstanding = self.outstanding.as_ref().map(|o| o.schedule.next());
+        let queue = match (&self.outstanding, &self.state) {
+            (Some(_), _) | (None, State::Connecting | State::Refused) => None,
+            _ => self.queue.iter().map(|(at, _)| *at).min(),
+        };
+        let children = match self.state {
+            State::Established => self.children.iter().filter_map(|c| c.rekey_at).min(),
+            _ => None,
+        };
+        let own = match self.state {
+            State::Established => [self.dpd_at, self.rekey_at, self.keepalive_at],
+            _ => [None; 3],
+        };
+        own.into_iter().chain([outstanding, queue, children, self.expires]).flatten().min()
+    }
+
+    /// The state's name for people.
+    pub(crate) fn state_name(&self) -> &'static str {
+        match self.state {
+            State::Connecting | State::Refused => "connecting",
+            State::Established if self.rekeying() => "rekeying",
+            State::Established => "established",
+            State::Rekeyed | State::Deleting(_) => "deleting",
+        }
+    }
+}
+
+/// Where a Child SA is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ChildState {
+    /// In use.
+    Installed,
+    /// Its successor is installed; it is to be deleted by the rekey's initiator.
+    Rekeyed,
+    /// Our Delete is queued or outstanding.
+    Deleting,
+}
+
+/// One Child SA: an inbound and an outbound ESP SA.
+pub(crate) struct ChildSa {
+    pub(crate) id: ChildSaId,
+    pub(crate) config: Rc<ChildProfile>,
+    pub(crate) inbound: Spi,
+    pub(crate) outbound: Spi,
+    pub(crate) inbound_index: u32,
+    pub(crate) outbound_index: u32,
+    pub(crate) proposal: String,
+    pub(crate) selectors: SelectorSet,
+    pub(crate) state: ChildState,
+    pub(crate) installed: Time,
+    pub(crate) rekey_at: Option<Time>,
+    pub(crate) encapsulated: bool,
+    /// The outbound SA where it waits for the peer to use the new SA first.
+    pub(crate) pending_outbound: Option<Box<SaParameters>>,
+    pub(crate) outbound_installed: bool,
+    /// The Child SA that this one replaces.
+    pub(crate) replaces: Option<ChildSaId>,
+}
+
+/// A soft lifetime, jittered downwards by up to a tenth, so that both sides seldom rekey at once (RFC 7296 section
+/// 2.8.1). `random` is any number. `None` if the lifetime is zero, which is never.
+pub(crate) fn jittered(now: Time, lifetime: Duration, random: u32) -> Option<Time> {
+    let share = f64::from(random) / f64::from(u32::MAX);
+    (!lifetime.is_zero()).then(|| now.after(lifetime.mul_f64(1.0 - share / 10.0)))
+}

@@ -1,0 +1,206 @@
+//! What the operator, the dataplane and recovery ask of the endpoint, and what they may see of it.
+
+use crate::api::*;
+use crate::endpoint::Endpoint;
+use crate::exchange::Task;
+use crate::sa::{ChildState, IkeSa};
+use spindle_abi::{Spi, Time};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+impl Endpoint {
+    /// Starts an IKE SA of a connection with `child` (or the first one configured) in IKE_AUTH, or, where an IKE SA
+    /// stands, the Child SA on it. `initial_contact`: INITIAL_CONTACT may be sent again in this incarnation (after
+    /// a proof); it is sent only if no other IKE SA to that identity is known.
+    pub fn initiate(
+        &mut self,
+        now: Time,
+        connection: &str,
+        child: Option<&str>,
+        initial_contact: bool,
+    ) -> Result<(), Refused> {
+        let number = self.connections.iter().position(|c| c.profile.name == connection);
+        let number = number.ok_or_else(|| Refused::UnknownConnection(connection.into()))?;
+        let profile = &self.connections[number].profile;
+        let child = match child {
+            Some(name) => profile.child(name),
+            None => profile.children.first().cloned(),
+        };
+        let unknown = || Refused::UnknownChild(connection.into(), child_name(child.as_deref()));
+        let name = child.as_ref().map(|c| c.name.clone()).ok_or_else(unknown)?;
+        self.want(now, number, BTreeSet::from([name]), initial_contact)
+    }
+
+    /// Deletes an IKE SA by an exchange.
+    pub fn terminate_ike(&mut self, now: Time, ike: IkeSaId) -> Result<(), Refused> {
+        let authority = Authority::Local("terminated by the operator");
+        self.with_sa(now, ike, |e, sa| e.close(now, sa, authority)).ok_or(Refused::UnknownSa)
+    }
+
+    /// Deletes a Child SA by an exchange.
+    pub fn terminate_child(&mut self, now: Time, child: ChildSaId) -> Result<(), Refused> {
+        self.on_child(now, child, |_, sa, child| sa.enqueue(now, Task::DeleteChild(child)))
+    }
+
+    /// Rekeys an IKE SA.
+    pub fn rekey_ike(&mut self, now: Time, ike: IkeSaId) -> Result<(), Refused> {
+        let wish = self.with_sa(now, ike, |_, sa| {
+            sa.is_established().then(|| sa.enqueue(now, Task::RekeyIke)).ok_or(Refused::UnknownSa)
+        });
+        wish.ok_or(Refused::UnknownSa)?
+    }
+
+    /// Rekeys a Child SA.
+    pub fn rekey_child(&mut self, now: Time, child: ChildSaId) -> Result<(), Refused> {
+        self.on_child(now, child, |e, sa, child| e.want_child_rekey(now, sa, child))
+    }
+
+    fn on_child(
+        &mut self,
+        now: Time,
+        child: ChildSaId,
+        wish: impl FnOnce(&mut Endpoint, &mut IkeSa, ChildSaId),
+    ) -> Result<(), Refused> {
+        let ike = self.child_home.get(&child).copied().ok_or(Refused::UnknownSa)?;
+        let done = self.with_sa(now, ike, |e, sa| {
+            let there =
+                sa.is_established() && sa.child(child).is_some_and(|c| c.state == ChildState::Installed);
+            there.then(|| wish(e, sa, child)).ok_or(Refused::UnknownSa)
+        });
+        done.ok_or(Refused::UnknownSa)?
+    }
+
+    /// A Child SA is to be rekeyed as soon as its turn comes.
+    pub(crate) fn want_child_rekey(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
+        let Some(child) = sa.child(id) else { return };
+        child.rekey_at = None;
+        if child.state == ChildState::Installed && !sa.rekeying_child(id) {
+            sa.enqueue(now, Task::RekeyChild(id));
+        }
+    }
+
+    /// The first packet came on this inbound SA, which a rekey of the peer's made: its outbound half is used from
+    /// now on.
+    pub fn first_inbound(&mut self, now: Time, spi: Spi) {
+        let Some(child) = self.child_spis.child(spi) else { return };
+        let Some(ike) = self.child_home.get(&child).copied() else { return };
+        self.with_sa(now, ike, |e, sa| e.switch_outbound(sa, child));
+    }
+
+    /// The SA with this index came to a limit of packets: it is rekeyed.
+    pub fn lifetime(&mut self, now: Time, index: u32, _hard: bool) {
+        let Some(child) = self.indices.child(index) else { return };
+        let Some(ike) = self.child_home.get(&child).copied() else { return };
+        self.with_sa(now, ike, |e, sa| e.want_child_rekey(now, sa, child));
+    }
+
+    /// A hint: starts a liveness exchange, or sends the outstanding request again if `again_after` has passed since
+    /// it was last sent (RFC 7296 section 2.4; rate limits are the caller's).
+    pub fn probe(&mut self, now: Time, ike: IkeSaId, again_after: Duration) -> ProbeResult {
+        let usable =
+            |sa: &IkeSa| sa.established.is_some() && (sa.outstanding.is_some() || sa.is_established());
+        if !self.sas.get(&ike).is_some_and(usable) {
+            return ProbeResult::NoSuchSa;
+        }
+        let result = self.with_sa(now, ike, |e, sa| e.send_again(now, sa, again_after));
+        result.unwrap_or(ProbeResult::NoSuchSa)
+    }
+
+    /// SPIs of earlier incarnations, never allocated.
+    pub fn avoid_spis(&mut self, spis: impl Iterator<Item = Spi>) {
+        self.child_spis.avoid(spis);
+    }
+
+    /// An SPI of an earlier incarnation expired.
+    pub fn release_spi(&mut self, spi: Spi) {
+        self.child_spis.forget(spi);
+    }
+
+    /// Is this one of our own IKE SPIs: half-open, of a rekey under way, established or being deleted?
+    pub fn spi_in_use(&self, spi: IkeSpi) -> bool {
+        self.by_own_spi(&spi).is_some()
+    }
+
+    /// The IKE SA with these SPIs.
+    pub fn find_by_spis(&self, spis: IkeSpis) -> Option<IkeSaId> {
+        let known = [spis.initiator, spis.responder].into_iter().filter_map(|spi| self.by_own_spi(&spi));
+        known.into_iter().find(|id| self.sas.get(id).is_some_and(|sa| sa.spis == spis))
+    }
+
+    /// The IKE SAs that have, or recently had, an outbound SA with this SPI (several peers may choose the same).
+    pub fn find_by_outbound_spi(&self, spi: Spi) -> Vec<IkeSaId> {
+        let range = (spi, ChildSaId(0))..=(spi, ChildSaId(u64::MAX));
+        let mut found: Vec<IkeSaId> = self.outbound.range(range).map(|(_, ike)| *ike).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Compares with the tokens stored for an IKE SA, in constant time (RFC 6290 section 5, at most four).
+    pub fn verify_token(&self, ike: IkeSaId, token: &[u8]) -> Option<Authority> {
+        let sa = self.sas.get(&ike).filter(|_| self.config.token_taker)?;
+        sa.holds_token(token).then_some(Authority::Token(Evidence(())))
+    }
+
+    /// Ends an IKE SA and its Child SAs: silently, but for [`Authority::Local`], which is an exchange.
+    pub fn delete_ike_sa(&mut self, now: Time, ike: IkeSaId, authority: Authority) {
+        self.with_sa(now, ike, |e, sa| match authority {
+            Authority::Local(_) => e.close(now, sa, authority),
+            authority => sa.end(authority, false),
+        });
+    }
+
+    /// All IKE SAs, for people.
+    pub fn sas(&self) -> Vec<IkeSaStatus> {
+        self.sas.values().map(status).collect()
+    }
+
+    /// Sends a Delete for every IKE SA and starts none any more.
+    pub fn shut_down(&mut self, now: Time) {
+        self.shutting_down = true;
+        let all: Vec<IkeSaId> = self.sas.keys().copied().collect();
+        for id in all {
+            self.with_sa(now, id, |e, sa| e.close(now, sa, Authority::Local("the gateway ends")));
+        }
+    }
+}
+
+fn child_name(child: Option<&crate::connect::ChildProfile>) -> String {
+    child.map_or_else(String::new, |c| c.name.clone())
+}
+
+fn status(sa: &IkeSa) -> IkeSaStatus {
+    let children = sa.children.iter().map(|c| ChildSaStatus {
+        id: c.id,
+        name: c.config.name.clone(),
+        policy: c.config.policy,
+        inbound: c.inbound,
+        outbound: c.outbound,
+        inbound_index: c.inbound_index,
+        outbound_index: c.outbound_index,
+        proposal: c.proposal.clone(),
+        selectors: c.selectors.clone(),
+        state: match c.state {
+            ChildState::Installed if sa.rekeying_child(c.id) => "rekeying",
+            ChildState::Installed => "installed",
+            ChildState::Rekeyed => "rekeyed",
+            ChildState::Deleting => "deleting",
+        },
+        installed: c.installed,
+        encapsulated: c.encapsulated,
+    });
+    IkeSaStatus {
+        id: sa.id,
+        connection: sa.connection.name.clone(),
+        spis: sa.spis,
+        state: sa.state_name(),
+        initiator: sa.initiator,
+        local: sa.local,
+        remote: sa.remote,
+        remote_id: sa.remote_id.clone(),
+        proposal: sa.keys.as_ref().map_or_else(String::new, |k| k.ike.suite().to_string()),
+        established: sa.established,
+        token_held: !sa.tokens.is_empty(),
+        children: children.collect(),
+    }
+}
