@@ -262,13 +262,6 @@ pub enum Report {
         /// Why.
         authority: Authority,
     },
-    /// An IKE_SA_INIT request leaves for the first time: by a wish, a packet that waits, or because the SA was lost.
-    Initiating {
-        /// Connection's name.
-        connection: String,
-        /// Our SPI; the responder's is zero.
-        spis: IkeSpis,
-    },
     /// An initiation ended without an IKE SA.
     InitiationFailed {
         /// Connection's name.

@@ -175,7 +175,6 @@ impl Endpoint {
         sa.initial_contact = initial_contact;
         sa.wanted = names;
         sa.wanted.extend(waiting);
-        self.report(Report::Initiating { connection: sa.connection.name.clone(), spis });
         self.begin_init(now, &mut sa);
         self.insert_sa(now, sa);
         Ok(())
