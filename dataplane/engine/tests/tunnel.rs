@@ -106,8 +106,11 @@ fn too_big_with_df_is_told_to_the_sender_with_the_mtu_that_fits() {
     let mut about_error = error.clone();
     about_error.resize(1500, 0);
     let about_error = ip(HOST_A, HOST_B, protocol::ICMP, &about_error[20..]);
-    a.process(PortId::Inside, [frame(&about_error)]);
+    let mut later_fragment = big.clone();
+    ipv4::Packet::new_checked(&mut later_fragment[..]).unwrap().set_fragment(true, true, 100);
+    a.process(PortId::Inside, [frame(&about_error), frame(&later_fragment)]);
     assert!(a.take_sent(PortId::Inside).is_empty());
+    assert_eq!(a.dropped(DropReason::TooBig), 3);
     a.process(PortId::Inside, (0..100).map(|_| frame(&big)));
     assert_eq!(a.take_sent(PortId::Inside).len(), 15);
 }
