@@ -1,1 +1,109 @@
-//! To be written.
+//! A deterministic world in which two whole gateways live: control plane, dataplane and disk of each, a network
+//! between them, and an attacker on it.
+//!
+//! Everything that happens follows from one seed: [`run`] draws a scenario, lets the clock jump from one thing due
+//! to the next, and has every step judged by an oracle that knows all secrets. Nothing here sleeps, and no thread,
+//! clock or random number of the machine has any influence; the same seed gives the same world. A [`Failure`]
+//! prints its seed and how to see it again.
+//!
+//! Data flows as on real machines: host → dataplane → network → dataplane → host; control → commands → dataplane →
+//! events → control; control → journal → disk. Only the clocks, the wires and the disks are not real.
+
+#![forbid(unsafe_code)]
+
+mod attacker;
+mod disk;
+mod machine;
+mod network;
+mod oracle;
+mod random;
+mod scenario;
+mod world;
+
+use network::Packet;
+use spindle_abi::Time;
+use std::fmt;
+use std::time::Duration;
+
+/// What a world has seen.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Summary {
+    /// Things that happened.
+    pub steps: u64,
+    /// Starts of gateways.
+    pub boots: u64,
+    /// Their deaths.
+    pub crashes: u64,
+    /// IKE SAs authenticated, counted at both ends.
+    pub established: u64,
+    /// IKE SAs rekeyed, counted at both ends.
+    pub ike_rekeys: u64,
+    /// Tokens shown in clear.
+    pub tokens_shown: u64,
+    /// Tokens that matched.
+    pub proofs: u64,
+    /// The attacker's packets.
+    pub strikes: u64,
+    /// Hosts' packets.
+    pub packets_sent: u64,
+    /// Those that arrived.
+    pub packets_delivered: u64,
+    /// From the last disturbance until both gateways agreed.
+    pub recovered_in: Duration,
+    /// Of all that was sent outside, and when: the same in every run of a seed.
+    pub digest: u64,
+}
+
+impl Summary {
+    fn hash(&mut self, now: Time, packet: &Packet) {
+        let octets = match packet {
+            Packet::Ike { data, .. } => data,
+            Packet::Esp(octets) => octets,
+        };
+        // FNV-1a: enough to notice a difference.
+        for octet in now.0.to_be_bytes().iter().chain(octets) {
+            self.digest = (self.digest ^ u64::from(*octet)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+
+    /// Adds another world's, but for what cannot be added.
+    pub fn add(&mut self, other: &Summary) {
+        self.steps += other.steps;
+        self.boots += other.boots;
+        self.crashes += other.crashes;
+        self.established += other.established;
+        self.ike_rekeys += other.ike_rekeys;
+        self.tokens_shown += other.tokens_shown;
+        self.proofs += other.proofs;
+        self.strikes += other.strikes;
+        self.packets_sent += other.packets_sent;
+        self.packets_delivered += other.packets_delivered;
+        self.recovered_in = self.recovered_in.max(other.recovered_in);
+    }
+}
+
+/// What went wrong in a world.
+#[derive(Debug)]
+pub struct Failure {
+    /// When.
+    pub at: Time,
+    /// What.
+    pub what: String,
+    /// All that happened, if a trace was asked for.
+    pub trace: String,
+    /// The scenario.
+    pub scenario: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at {:.6} s: {}", self.at.0 as f64 / 1e9, self.what)
+    }
+}
+
+/// Plays the world of this seed; with `trace`, a failure tells all that happened before it.
+pub fn run(seed: u64, trace: bool) -> Result<Summary, Failure> {
+    let mut world = world::World::new(seed, trace);
+    world.play()?;
+    Ok(world.summary)
+}

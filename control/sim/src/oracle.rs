@@ -1,0 +1,308 @@
+//! What must hold after every step. The oracle knows the gateways' secrets and sees all that is sent.
+
+use crate::machine::{MARKER, Machine, inside_number};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use spindle_abi::{Command, Spi, SpiState, Time};
+use spindle_ike::api::{Datagram, IkeSpis};
+use spindle_ike::wire::Payload;
+use spindle_ike::wire::{Message, View, notify};
+use spindle_recovery::api::{Boot, JournalRecord, JournalWrite};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// IKE SAs that one gateway may hold here at most: one peer, rekeys, exchanges under way, COOKIE-less half-open ones.
+const MAX_IKE_SAS: usize = 200;
+/// Child SAs of one IKE SA at most.
+const MAX_CHILDREN: usize = 16;
+
+type Token = [u8; 32];
+
+/// What the oracle knows of one gateway.
+#[derive(Default)]
+struct Known {
+    /// Of all lives; a secret once used is never forgotten.
+    secrets: Vec<[u8; 32]>,
+    maker_id: Vec<u8>,
+    incarnation: u64,
+    /// Whose tokens it has shown in clear.
+    shown: BTreeMap<IkeSpis, Time>,
+    /// IKE SPI pairs that it holds.
+    held: BTreeSet<IkeSpis>,
+    /// What must be in the journal, whatever happens.
+    durable: BTreeMap<Spi, JournalRecord>,
+    /// Handed to a commit that has not returned.
+    uncertain: BTreeSet<Spi>,
+    /// SPIs of earlier incarnations, in the journal at the start.
+    former: BTreeSet<Spi>,
+}
+
+/// The judge.
+pub(crate) struct Oracle {
+    known: [Known; 2],
+    /// Tokens of every pair that was ever seen.
+    tokens: BTreeMap<Token, (usize, IkeSpis)>,
+    pairs: BTreeSet<IkeSpis>,
+    /// Inside packets: who sent it, and did it arrive?
+    packets: BTreeMap<u64, (usize, bool)>,
+    pub(crate) tokens_shown: u64,
+}
+
+fn token(secret: &[u8; 32], maker_id: &[u8], spis: IkeSpis) -> Token {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    mac.update(b"qcd1");
+    mac.update(&(maker_id.len() as u64).to_be_bytes());
+    mac.update(maker_id);
+    mac.update(&spis.initiator);
+    mac.update(&spis.responder);
+    mac.finalize().into_bytes().into()
+}
+
+impl Oracle {
+    pub(crate) fn new() -> Oracle {
+        Oracle {
+            known: Default::default(),
+            tokens: BTreeMap::new(),
+            pairs: BTreeSet::new(),
+            packets: BTreeMap::new(),
+            tokens_shown: 0,
+        }
+    }
+
+    /// A gateway died: it holds nothing.
+    pub(crate) fn died(&mut self, side: usize) {
+        self.known[side].held.clear();
+    }
+
+    /// A gateway took a token as proof that its peer lost this IKE SA.
+    pub(crate) fn proved(&self, side: usize, spis: Option<IkeSpis>) -> Result<(), String> {
+        match spis {
+            Some(spis) if self.known[1 - side].held.contains(&spis) => {
+                Err(format!("takes for proven the loss of {spis:?}, which its peer holds"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A gateway started. RFC 6290 section 5.1: a token once made can be made again.
+    pub(crate) fn booted(
+        &mut self,
+        side: usize,
+        boot: &Boot,
+        journal: bool,
+        wall_clock: u64,
+    ) -> Result<(), String> {
+        let known = &mut self.known[side];
+        let secrets: Vec<[u8; 32]> = boot.secrets.iter().map(|s| *s.0).collect();
+        if let Some(lost) = known.secrets.iter().find(|s| !secrets.contains(s)) {
+            return Err(format!(
+                "the secret {:02x}{:02x}.. is lost: its tokens cannot be made again",
+                lost[0], lost[1]
+            ));
+        }
+        if secrets.is_empty() || !boot.anchor_matches {
+            return Err("a power cut or a kill left a state that makes no tokens".into());
+        }
+        if !known.maker_id.is_empty() && known.maker_id != boot.maker_id {
+            return Err("the maker id changed: earlier tokens cannot be made again".into());
+        }
+        if boot.incarnation <= known.incarnation {
+            return Err(format!("incarnation {} after {}", boot.incarnation, known.incarnation));
+        }
+        if journal {
+            for (spi, record) in known.durable.iter().filter(|(spi, _)| !known.uncertain.contains(spi)) {
+                if record.hard_expiry > wall_clock && !boot.former.contains(record) {
+                    return Err(format!("the journal lost {spi}, which was committed"));
+                }
+            }
+        }
+        // What stands there now is what counts from here on.
+        known.durable = boot.former.iter().map(|r| (r.spi, r.clone())).collect();
+        known.uncertain.clear();
+        known.former = boot.former.iter().map(|r| r.spi).collect();
+        known.secrets = secrets;
+        known.maker_id = boot.maker_id.clone();
+        known.incarnation = boot.incarnation;
+        known.held.clear();
+        for spis in self.pairs.clone() {
+            self.learn(side, spis);
+        }
+        for record in &boot.former {
+            self.saw(record.parent);
+            record.earlier_parent.into_iter().for_each(|spis| self.saw(spis));
+        }
+        Ok(())
+    }
+
+    /// A group commit began.
+    pub(crate) fn committing(&mut self, side: usize, writes: &[JournalWrite]) {
+        for write in writes {
+            self.known[side].uncertain.insert(match write {
+                JournalWrite::Put(record) => record.spi,
+                JournalWrite::Remove(spi) => *spi,
+            });
+        }
+    }
+
+    /// It returned: it must survive everything.
+    pub(crate) fn committed(&mut self, side: usize, writes: Vec<JournalWrite>) {
+        let known = &mut self.known[side];
+        known.uncertain.clear();
+        for write in writes {
+            match write {
+                JournalWrite::Put(record) => {
+                    known.durable.insert(record.spi, record);
+                }
+                JournalWrite::Remove(spi) => {
+                    known.durable.remove(&spi);
+                    known.former.remove(&spi);
+                }
+            }
+        }
+    }
+
+    fn learn(&mut self, side: usize, spis: IkeSpis) {
+        for secret in &self.known[side].secrets {
+            self.tokens.insert(token(secret, &self.known[side].maker_id, spis), (side, spis));
+        }
+    }
+
+    /// A pair stood in a header, or in a gateway's memory.
+    pub(crate) fn saw(&mut self, spis: IkeSpis) {
+        if self.pairs.insert(spis) {
+            (0..2).for_each(|side| self.learn(side, spis));
+        }
+    }
+
+    /// A gateway sends: no token in clear belongs to an IKE SA that it holds. Returns the tokens that were shown.
+    pub(crate) fn transmitted(
+        &mut self,
+        now: Time,
+        side: usize,
+        datagram: &Datagram,
+    ) -> Result<usize, String> {
+        let octets = if datagram.local.port() == 4500 {
+            spindle_ike::wire::strip_non_esp_marker(&datagram.data)
+                .ok_or("IKE on port 4500 without its marker")?
+        } else {
+            &datagram.data
+        };
+        let view = View::parse(octets).map_err(|e| format!("sends a message that does not parse: {e}"))?;
+        let spis = view.header().spis;
+        if spis.initiator != [0; 8] && spis.responder != [0; 8] {
+            self.saw(spis);
+        }
+        if view.protection().is_some() {
+            return Ok(0);
+        }
+        let message: Message =
+            view.message().map_err(|e| format!("sends a message that does not parse: {e}"))?;
+        let mut shown = 0;
+        for payload in message.payloads {
+            let Payload::Notify(notify) = payload else { continue };
+            if notify.kind != notify::QUICK_CRASH_DETECTION {
+                continue;
+            }
+            let maker = Token::try_from(notify.data.as_slice()).ok().and_then(|t| self.tokens.get(&t));
+            let Some((maker, spis)) = maker.copied() else {
+                return Err(format!(
+                    "shows a token of a pair that nobody ever saw, in a message for {spis:?}"
+                ));
+            };
+            if maker != side {
+                return Err(format!("shows another gateway's token, of {spis:?}"));
+            }
+            if self.known[side].held.contains(&spis) {
+                return Err(format!("shows in clear the token of {spis:?}, which it holds"));
+            }
+            self.known[side].shown.insert(spis, now);
+            self.tokens_shown += 1;
+            shown += 1;
+        }
+        Ok(shown)
+    }
+
+    /// A gateway commands its dataplane: no SPI of an earlier incarnation is given out while the journal holds it.
+    pub(crate) fn commanded(&mut self, side: usize, command: &Command) -> Result<(), String> {
+        let former = &self.known[side].former;
+        match command {
+            Command::InstallInbound { sa, .. } if former.contains(&sa.spi) => {
+                Err(format!("installs {}, an SPI of an earlier incarnation", sa.spi))
+            }
+            Command::SetSpiState { spi, state: SpiState::Larval } if former.contains(spi) => {
+                Err(format!("allocates {spi}, an SPI of an earlier incarnation"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// After every step of a gateway: what it holds, no token of which has ever been shown, and how much that is.
+    pub(crate) fn stepped(&mut self, side: usize, machine: &Machine) -> Result<(), String> {
+        let Some(running) = &machine.running else {
+            self.known[side].held.clear();
+            return Ok(());
+        };
+        let sas = running.gateway.sas();
+        if sas.len() > MAX_IKE_SAS {
+            return Err(format!("holds {} IKE SAs", sas.len()));
+        }
+        let mut held = BTreeSet::new();
+        for sa in sas {
+            if sa.children.len() > MAX_CHILDREN {
+                return Err(format!("holds {} Child SAs of {:?}", sa.children.len(), sa.spis));
+            }
+            if sa.spis.responder == [0; 8] {
+                continue;
+            }
+            if let Some(at) = self.known[side].shown.get(&sa.spis) {
+                return Err(format!(
+                    "holds {:?} ({}), whose token it showed at {} ns",
+                    sa.spis, sa.state, at.0
+                ));
+            }
+            self.saw(sa.spis);
+            held.insert(sa.spis);
+        }
+        self.known[side].held = held;
+        Ok(())
+    }
+
+    /// A host sent this packet.
+    pub(crate) fn host_sent(&mut self, side: usize, number: u64) {
+        self.packets.insert(number, (side, false));
+    }
+
+    /// Did it arrive?
+    pub(crate) fn arrived(&self, number: u64) -> bool {
+        self.packets.get(&number).is_some_and(|(_, arrived)| *arrived)
+    }
+
+    /// A gateway delivers a packet inside: one that the other side's host sent, and only once.
+    pub(crate) fn delivered(&mut self, side: usize, packet: &[u8]) -> Result<u64, String> {
+        let number = inside_number(packet).ok_or("delivers inside what no host sent")?;
+        match self.packets.get_mut(&number) {
+            Some((sender, arrived)) if *sender != side && !*arrived => {
+                *arrived = true;
+                Ok(number)
+            }
+            Some((sender, _)) if *sender == side => Err(format!("gives packet {number} back to its sender")),
+            Some(_) => Err(format!("delivers packet {number} twice")),
+            None => Err(format!("delivers packet {number}, which no host sent")),
+        }
+    }
+
+    /// A dataplane sends outside: ESP, and nothing of the inside in clear.
+    pub(crate) fn sent_outside(&self, packet: &[u8], outside: [[u8; 4]; 2]) -> Result<(), String> {
+        if packet.windows(MARKER.len()).any(|window| window == MARKER) {
+            return Err("sends an inside packet in clear".into());
+        }
+        let addresses = [&packet[12..16], &packet[16..20]];
+        if !addresses.iter().all(|address| outside.iter().any(|outer| outer == address)) {
+            return Err("shows an inside address outside".into());
+        }
+        match packet[9] {
+            50 => Ok(()),
+            17 if packet[20..22] == 4500u16.to_be_bytes() => Ok(()),
+            protocol => Err(format!("sends IP protocol {protocol} outside")),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What happens in a world, drawn from its seed.
+
+use crate::network::Conditions;
+use crate::random::Dice;
+use spindle_abi::{Selector, SelectorSet, Time};
+use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use spindle_ike::wire::exchange;
+use spindle_recovery::api::{Config, Limits, Method};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// The one connection of each gateway, and its Child SA.
+pub(crate) const CONNECTION: &str = "peer";
+pub(crate) const CHILD: &str = "net";
+
+/// Outer addresses.
+pub(crate) const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+/// A host behind each gateway.
+pub(crate) const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 1, 0, 10), Ipv4Addr::new(10, 2, 0, 10)];
+
+const NAMES: [&str; 2] = ["a", "b"];
+
+/// How a gateway dies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Death {
+    /// `kill -9`: the disk's cache survives.
+    Kill,
+    /// The machine loses power.
+    Power,
+    /// The machine loses power within one of its next writes.
+    PowerInWrite,
+}
+
+/// One thing that happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Action {
+    /// A gateway dies, and starts again after a while; with `again`, it dies again that long after that.
+    Crash { side: usize, death: Death, down: Duration, again: Option<Duration> },
+    /// It does so at its `skip`th message of this kind from now on, before that leaves or after.
+    CrashAt {
+        side: usize,
+        exchange: u8,
+        response: bool,
+        skip: usize,
+        before: bool,
+        death: Death,
+        down: Duration,
+    },
+    /// A gateway rekeys its IKE SA, or its Child SA.
+    Rekey { side: usize, ike: bool },
+    /// An operator's command.
+    Initiate { side: usize },
+    /// An operator's command.
+    Terminate { side: usize },
+    /// Nothing reaches a gateway for a while.
+    CutOff { side: usize, for_: Duration },
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Scenario {
+    pub(crate) conditions: Conditions,
+    pub(crate) configs: [Config; 2],
+    /// Sorted by time.
+    pub(crate) actions: Vec<(Time, Action)>,
+    /// Between two packets of the host behind each gateway; `None`: it has nothing to send.
+    pub(crate) traffic: [Option<Duration>; 2],
+    /// Between two strikes of the attacker, on average.
+    pub(crate) attack_interval: Duration,
+    /// From when on nothing is disturbed any more.
+    pub(crate) calm: Time,
+    /// Between control and dataplane.
+    pub(crate) ring_delay: Duration,
+}
+
+fn milliseconds(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+impl Scenario {
+    /// The scenario of this seed.
+    pub(crate) fn draw(dice: &mut Dice) -> Scenario {
+        let delay = milliseconds(dice.one(&[0, 1, 10, 10, 50]));
+        let conditions = Conditions {
+            delay: delay + Duration::from_micros(50),
+            jitter: dice.one(&[Duration::ZERO, delay / 10, delay * 2]),
+            loss: dice.one(&[0, 0, 2, 10, 25]),
+            duplication: dice.one(&[0, 0, 5, 20]),
+        };
+        let calm = Time(0).after(dice.between(milliseconds(4_000), milliseconds(16_000)));
+        let mut actions = Vec::new();
+        for _ in 0..1 + dice.below(5) {
+            let at = Time(0).after(dice.between(Duration::ZERO, calm.since(Time(0))));
+            Self::draw_action(dice, at, &mut actions);
+        }
+        actions.sort_by_key(|(at, _)| *at);
+        let interval = milliseconds(dice.one(&[20, 100, 400]));
+        let traffic = dice.one(&[
+            [Some(interval), None],
+            [None, Some(interval)],
+            [Some(interval); 2],
+            [Some(interval); 2],
+        ]);
+        Scenario {
+            conditions,
+            configs: Self::draw_configs(dice),
+            actions,
+            traffic,
+            attack_interval: milliseconds(dice.one(&[20, 100, 1000])),
+            calm,
+            ring_delay: Duration::from_micros(dice.one(&[0, 20, 500])),
+        }
+    }
+
+    fn draw_action(dice: &mut Dice, at: Time, actions: &mut Vec<(Time, Action)>) {
+        let side = dice.below(2);
+        let death = dice.one(&[Death::Kill, Death::Power, Death::PowerInWrite]);
+        let down = milliseconds(dice.one(&[0, 50, 300, 1000, 6000]));
+        match dice.below(12) {
+            0..=2 => {
+                let again = dice.one(&[None, None, Some(5), Some(60), Some(400)]).map(milliseconds);
+                actions.push((at, Action::Crash { side, death, down, again }));
+            }
+            3..=5 => {
+                let exchange = dice.one(&[
+                    exchange::IKE_SA_INIT,
+                    exchange::IKE_AUTH,
+                    exchange::CREATE_CHILD_SA,
+                    exchange::CREATE_CHILD_SA,
+                    exchange::INFORMATIONAL,
+                ]);
+                let (response, before) = (dice.percent(50), dice.percent(50));
+                let skip = dice.one(&[0, 0, 0, 1, 2]);
+                actions.push((at, Action::CrashAt { side, exchange, response, skip, before, death, down }));
+                if exchange == exchange::CREATE_CHILD_SA {
+                    let by = dice.below(2);
+                    actions
+                        .push((at.after(milliseconds(1)), Action::Rekey { side: by, ike: dice.percent(60) }));
+                }
+            }
+            6 | 7 => actions.push((at, Action::Rekey { side, ike: dice.percent(50) })),
+            8 | 9 => {
+                // Both at once, or nearly so.
+                let apart = milliseconds(dice.one(&[1, 20]));
+                let gap = dice.between(Duration::ZERO, apart);
+                let (first, second) = (dice.percent(50), dice.percent(50));
+                actions.push((at, Action::Rekey { side, ike: first }));
+                actions.push((at.after(gap), Action::Rekey { side: 1 - side, ike: second }));
+            }
+            10 => {
+                let for_ = dice.between(milliseconds(10), milliseconds(5000));
+                actions.push((at, Action::CutOff { side, for_ }));
+                if dice.percent(50) {
+                    actions.push((at, Action::CutOff { side: 1 - side, for_ }));
+                }
+            }
+            _ if dice.percent(50) => actions.push((at, Action::Terminate { side })),
+            _ => {
+                actions.push((at, Action::Initiate { side }));
+                actions.push((at, Action::Initiate { side: 1 - side }));
+            }
+        }
+    }
+
+    fn draw_configs(dice: &mut Dice) -> [Config; 2] {
+        let ike = dice.one(&[
+            "chacha20poly1305-prfsha256-x25519",
+            "aes128gcm16-prfsha256-x25519",
+            "aes128gcm16-prfsha256-x25519",
+            "aes256gcm16-prfsha384-ecp256",
+        ]);
+        let esp = dice.one(&["aes128gcm16", "chacha20poly1305", "aes256gcm16-x25519"]);
+        let force_encapsulation = dice.percent(30);
+        let soft = |dice: &mut Dice| milliseconds(dice.one(&[0, 0, 0, 1500, 4000]));
+        let starts = dice.one(&[
+            [StartAction::Trap, StartAction::Trap],
+            [StartAction::Start, StartAction::Trap],
+            [StartAction::Trap, StartAction::Start],
+            [StartAction::Start, StartAction::Start],
+        ]);
+        let journal = dice.percent(70);
+        let methods =
+            if dice.percent(80) { vec![Method::Qcd, Method::Liveness] } else { vec![Method::Liveness] };
+        std::array::from_fn(|side| {
+            let identity = |side: usize| Identity::Fqdn(format!("{}.example", NAMES[side]));
+            let network = |side: usize| {
+                let [a, b, c, _] = HOSTS[side].octets();
+                vec![Selector::addresses(
+                    Ipv4Addr::from([a, b, c, 0]).into(),
+                    Ipv4Addr::from([a, b, c, 255]).into(),
+                )]
+            };
+            let child = ChildConfig {
+                name: CHILD.into(),
+                policy: 1,
+                selectors: SelectorSet { local: network(side), remote: network(1 - side) },
+                proposals: vec![esp.into()],
+                rekey_time: soft(dice),
+                replay_window: 64,
+                start_action: starts[side],
+            };
+            let connection = ConnectionConfig {
+                name: CONNECTION.into(),
+                local: OUTSIDE[side].into(),
+                remote: Some(OUTSIDE[1 - side].into()),
+                remote_port: 500,
+                local_id: identity(side),
+                remote_id: identity(1 - side),
+                psk: Psk(b"simulated".to_vec().into()),
+                proposals: vec![ike.into()],
+                force_encapsulation,
+                dpd_delay: milliseconds(dice.one(&[1000, 5000])),
+                retransmission: Retransmission { timeout: milliseconds(300), base: 1.5, tries: 5 },
+                rekey_time: soft(dice),
+                start_action: starts[side],
+                children: vec![child],
+            };
+            Config {
+                name: NAMES[side].into(),
+                connections: vec![connection],
+                methods: methods.clone(),
+                token_maker: dice.percent(90),
+                token_taker: dice.percent(90),
+                journal,
+                limits: Limits::default(),
+                cookie_threshold: dice.one(&[0, 4, 64]),
+            }
+        })
+    }
+}

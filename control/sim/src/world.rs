@@ -1,0 +1,668 @@
+//! The world: one clock that jumps to the next thing due, and everything that happens at it.
+
+use crate::attacker::Attacker;
+use crate::machine::{Machine, Verdicts, inside_packet};
+use crate::network::{Network, Packet};
+use crate::oracle::Oracle;
+use crate::random::Dice;
+use crate::scenario::{Action, CONNECTION, Death, HOSTS, OUTSIDE, Scenario};
+use crate::{Failure, Summary};
+use spindle_abi::{Command, Event, SpiState, Time};
+use spindle_engine::PortId;
+use spindle_ike::api::Datagram;
+use spindle_ike::wire::View;
+use spindle_recovery::api::{Input, Output};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Seconds since 1970 at the world's beginning.
+const EPOCH: u64 = 1_700_000_000;
+/// Group commits of the journal happen within this time.
+const GROUP_COMMIT: Duration = Duration::from_millis(100);
+/// Between two sweeps of a dataplane that may owe events.
+const SWEEP: Duration = Duration::from_millis(20);
+/// A dataplane is swept this long after the last packet from outside.
+const SWEEP_AFTER: Duration = Duration::from_millis(200);
+/// How long the gateways may take to agree once nothing disturbs them.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long they must stay agreed.
+const STEADY: Duration = Duration::from_secs(2);
+/// Steps without the clock moving at most.
+const MAX_STEPS_AT_ONCE: u32 = 20_000;
+/// Things under way at most.
+const MAX_QUEUE: usize = 20_000;
+
+enum Due {
+    Arrive(usize, Packet),
+    Command { side: usize, life: u64, sequence: u64, command: Box<Command> },
+    Told { side: usize, life: u64, event: Event },
+    Commit { side: usize, life: u64 },
+    Sweep { side: usize, life: u64 },
+    Boot(usize),
+    PowerGone { side: usize, life: u64 },
+    Host(usize),
+    Strike,
+    Act(Action),
+}
+
+/// Ordered by time, then by number.
+struct Entry {
+    at: Time,
+    number: u64,
+    due: Due,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        self.number == other.number
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+/// A crash that waits for its moment.
+struct Trap {
+    side: usize,
+    exchange: u8,
+    response: bool,
+    skip: usize,
+    before: bool,
+    death: Death,
+    down: Duration,
+}
+
+pub(crate) struct World {
+    now: Time,
+    queue: BinaryHeap<Reverse<Entry>>,
+    number: u64,
+    machines: [Machine; 2],
+    network: Network,
+    attacker: Attacker,
+    oracle: Oracle,
+    scenario: Scenario,
+    dice: Dice,
+    traps: Vec<Trap>,
+    /// Until when each dataplane is swept.
+    sweep_until: [Time; 2],
+    /// How long each machine stays down after what kills it next.
+    down: [Duration; 2],
+    packets: u64,
+    calm: bool,
+    pub(crate) summary: Summary,
+    trace: Option<String>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, trace: bool) -> World {
+        let scenario = Scenario::draw(&mut Dice::new(seed, 0));
+        let machine = |side: usize| {
+            let random = Dice::new(seed, 10 + side as u64);
+            Machine::new(OUTSIDE[side], scenario.configs[side].clone(), random)
+        };
+        let mut world = World {
+            now: Time(1),
+            queue: BinaryHeap::new(),
+            number: 0,
+            machines: [machine(0), machine(1)],
+            network: Network::new(scenario.conditions.clone()),
+            attacker: Attacker::new(Dice::new(seed, 2), OUTSIDE),
+            oracle: Oracle::new(),
+            dice: Dice::new(seed, 1),
+            traps: Vec::new(),
+            sweep_until: [Time(0); 2],
+            down: [Duration::ZERO; 2],
+            packets: 0,
+            calm: false,
+            summary: Summary::default(),
+            trace: trace.then(String::new),
+            scenario,
+        };
+        world.trace(|_| String::from("scenario"));
+        for side in 0..2 {
+            let delay = world.dice.between(Duration::ZERO, Duration::from_millis(300));
+            world.schedule(delay, Due::Boot(side));
+            world.schedule(delay, Due::Host(side));
+        }
+        for (at, action) in world.scenario.actions.clone() {
+            world.schedule(at.since(Time(0)), Due::Act(action));
+        }
+        world.schedule(Duration::ZERO, Due::Strike);
+        world
+    }
+
+    /// Plays the scenario to its end.
+    pub(crate) fn play(&mut self) -> Result<(), Failure> {
+        self.run().map_err(|what| Failure {
+            at: self.now,
+            what,
+            trace: self.trace.take().unwrap_or_default(),
+            scenario: format!("{:#?}", self.scenario),
+        })
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        self.run_until(self.scenario.calm)?;
+        self.calm_down();
+        let end = self.now.after(PATIENCE);
+        let mut agreed_since = None;
+        while agreed_since.is_none_or(|since| self.now < Time::after(since, STEADY)) {
+            if self.now >= end {
+                return Err(format!(
+                    "no agreement {PATIENCE:?} after the last disturbance: {}",
+                    self.disagreement().unwrap_or("not steady".into())
+                ));
+            }
+            self.run_until(self.now.after(Duration::from_millis(250)))?;
+            match self.disagreement() {
+                None => agreed_since = agreed_since.or(Some(self.now)),
+                Some(_) => agreed_since = None,
+            }
+        }
+        self.summary.recovered_in = self.now.since(self.scenario.calm).saturating_sub(STEADY);
+        // And now traffic passes.
+        let numbers = [0, 1].map(|side| self.host_sends(side));
+        let numbers = [numbers[0].clone()?, numbers[1].clone()?];
+        self.run_until(self.now.after(
+            self.scenario.conditions.delay + self.scenario.conditions.jitter + Duration::from_millis(5),
+        ))?;
+        for (side, number) in numbers.into_iter().enumerate() {
+            if !self.oracle.arrived(number) {
+                return Err(format!(
+                    "both agree, and packet {number} of the host behind {side} does not arrive"
+                ));
+            }
+        }
+        self.summary.tokens_shown = self.oracle.tokens_shown;
+        Ok(())
+    }
+
+    /// What the gateways disagree about; `None` if nothing.
+    fn disagreement(&self) -> Option<String> {
+        let sas = [0, 1].map(|side| self.machines[side].running.as_ref().map(|r| r.gateway.sas()));
+        let [Some(a), Some(b)] = sas else { return Some("a gateway is down".into()) };
+        if a.len() != 1 || b.len() != 1 {
+            let short = |sas: &[spindle_ike::api::IkeSaStatus]| {
+                sas.iter().map(|sa| format!("{:?} {}", sa.spis, sa.state)).collect::<Vec<_>>().join(", ")
+            };
+            return Some(format!("a holds [{}], b holds [{}]", short(&a), short(&b)));
+        }
+        let (a, b) = (&a[0], &b[0]);
+        if a.spis != b.spis
+            || a.state != "established"
+            || b.state != "established"
+            || a.initiator == b.initiator
+        {
+            return Some(format!("a: {:?} {}, b: {:?} {}", a.spis, a.state, b.spis, b.state));
+        }
+        let mut ours: Vec<_> = a.children.iter().map(|c| (c.inbound, c.outbound)).collect();
+        let mut theirs: Vec<_> = b.children.iter().map(|c| (c.outbound, c.inbound)).collect();
+        ours.sort();
+        theirs.sort();
+        if ours != theirs || ours.is_empty() {
+            return Some(format!("Child SAs: a {ours:?}, b (swapped) {theirs:?}"));
+        }
+        for (side, sa) in [a, b].into_iter().enumerate() {
+            let running = self.machines[side].running.as_ref()?;
+            if let Some(child) =
+                sa.children.iter().find(|c| running.spi_state(c.inbound) != SpiState::Current)
+            {
+                return Some(format!("{side} has {} and its dataplane has not", child.inbound));
+            }
+        }
+        None
+    }
+
+    fn calm_down(&mut self) {
+        self.trace(|_| "calm".into());
+        self.network.heal();
+        self.traps.clear();
+        self.machines.iter_mut().for_each(|machine| machine.disk.put_fuse_out());
+        self.calm = true;
+        // Both hosts send now, so that a tunnel that is to be trapped comes up.
+        for side in 0..2 {
+            self.scenario.traffic[side] = Some(Duration::from_millis(250));
+            self.schedule(Duration::ZERO, Due::Host(side));
+        }
+    }
+
+    fn run_until(&mut self, end: Time) -> Result<(), String> {
+        let (mut at_once, mut last) = (0, Time(0));
+        loop {
+            let due = self.queue.peek().map(|Reverse(entry)| entry.at);
+            let deadline = |side: usize| {
+                let running = self.machines[side].running.as_ref()?;
+                running.gateway.deadline().map(|at| (at.max(self.now), side))
+            };
+            let tick = [deadline(0), deadline(1)].into_iter().flatten().min();
+            let next = [due, tick.map(|(at, _)| at)].into_iter().flatten().min();
+            let Some(next) = next.filter(|next| *next <= end) else {
+                self.now = self.now.max(end);
+                return Ok(());
+            };
+            self.now = next;
+            at_once = if next == last { at_once + 1 } else { 0 };
+            last = next;
+            self.summary.steps += 1;
+            if at_once > MAX_STEPS_AT_ONCE {
+                return Err("does not come to rest".into());
+            }
+            if self.queue.len() > MAX_QUEUE {
+                return Err("sends without measure".into());
+            }
+            match tick {
+                Some((at, side)) if due.is_none_or(|due| at < due) => {
+                    let running = self.machines[side].running.as_mut().expect("it has a deadline");
+                    running.gateway.tick(next);
+                    self.settle(side)?;
+                }
+                _ => {
+                    let Reverse(entry) = self.queue.pop().expect("it was peeked at");
+                    self.happen(entry.due)?;
+                }
+            }
+            for side in 0..2 {
+                if self.machines[side].disk.is_dark() {
+                    self.die(side, Death::Power);
+                }
+            }
+        }
+    }
+
+    fn schedule(&mut self, after: Duration, due: Due) {
+        self.schedule_at(self.now.after(after), due);
+    }
+
+    fn schedule_at(&mut self, at: Time, due: Due) {
+        self.number += 1;
+        self.queue.push(Reverse(Entry { at, number: self.number, due }));
+    }
+
+    fn trace(&mut self, line: impl FnOnce(&World) -> String) {
+        if self.trace.is_some() {
+            let line = line(self);
+            let at = self.now.0 as f64 / 1e9;
+            let text = self.trace.as_mut().expect("checked above");
+            writeln!(text, "{at:13.6}  {line}").expect("writing to a string");
+        }
+    }
+
+    /// Is the process that this was meant for still the one that runs?
+    fn alive(&self, side: usize, life: u64) -> bool {
+        self.machines[side].running.is_some() && self.machines[side].life == life
+    }
+
+    fn happen(&mut self, due: Due) -> Result<(), String> {
+        match due {
+            Due::Arrive(side, packet) => self.arrive(side, packet),
+            Due::Command { side, life, sequence, command } if self.alive(side, life) => {
+                let running = self.machines[side].running.as_mut().expect("alive");
+                let done = running.apply(self.now, *command);
+                self.tell(side, Event::Acknowledged { sequence, done });
+                Ok(())
+            }
+            Due::Told { side, life, event } if self.alive(side, life) => {
+                self.trace(|_| format!("{side} is told {event:?}"));
+                let running = self.machines[side].running.as_mut().expect("alive");
+                running.gateway.handle(self.now, Input::Event(event));
+                self.settle(side)
+            }
+            Due::Commit { side, life } if self.alive(side, life) => self.commit(side),
+            Due::Sweep { side, life } if self.alive(side, life) => {
+                let verdicts = self.machines[side].running.as_mut().expect("alive").sweep(self.now);
+                self.carry_out(side, verdicts)?;
+                if self.now < self.sweep_until[side] {
+                    self.schedule(SWEEP, Due::Sweep { side, life });
+                } else {
+                    self.sweep_until[side] = Time(0);
+                }
+                Ok(())
+            }
+            Due::Boot(side) => self.boot(side),
+            Due::PowerGone { side, life } if self.alive(side, life) => {
+                // The fuse of a machine that wrote nothing burns down all the same.
+                self.die(side, Death::Power);
+                Ok(())
+            }
+            Due::Host(side) => {
+                if let Some(interval) = self.scenario.traffic[side] {
+                    self.host_sends(side)?;
+                    self.schedule(interval, Due::Host(side));
+                }
+                Ok(())
+            }
+            Due::Strike => {
+                if !self.calm {
+                    let packet = self.attacker.strikes();
+                    self.inject(packet, Duration::ZERO);
+                    let gap = self.dice.between(Duration::ZERO, self.scenario.attack_interval * 2);
+                    self.schedule(gap, Due::Strike);
+                }
+                Ok(())
+            }
+            Due::Act(action) => self.act(action),
+            _ => Ok(()),
+        }
+    }
+
+    fn boot(&mut self, side: usize) -> Result<(), String> {
+        if self.machines[side].running.is_some() {
+            return Ok(());
+        }
+        let wall_clock = EPOCH + self.now.0 / 1_000_000_000;
+        match self.machines[side].boot(self.now, wall_clock) {
+            Ok(boot) => {
+                self.trace(|_| {
+                    format!(
+                        "{side} starts, incarnation {}, {} former SPIs",
+                        boot.incarnation,
+                        boot.former.len()
+                    )
+                });
+                self.summary.boots += 1;
+                self.oracle.booted(side, &boot, self.scenario.configs[side].journal, wall_clock)?;
+                for record in &boot.former {
+                    self.attacker.learns_spi(side, record.spi.0);
+                }
+                self.tell(side, Event::Ready);
+                self.settle(side)
+            }
+            // The power went within the start; the next one comes.
+            Err(_) if self.machines[side].disk.is_dark() => Ok(()),
+            Err(error) => Err(format!("gateway {side} does not start: {error}")),
+        }
+    }
+
+    /// Control hears of it after the ring's delay.
+    fn tell(&mut self, side: usize, event: Event) {
+        // The noise ring is lossy.
+        if !event.is_urgent() && self.dice.percent(10) {
+            return;
+        }
+        let life = self.machines[side].life;
+        self.schedule(self.scenario.ring_delay, Due::Told { side, life, event });
+    }
+
+    fn commit(&mut self, side: usize) -> Result<(), String> {
+        let running = self.machines[side].running.as_mut().expect("alive");
+        let writes = running.pending.clone();
+        self.oracle.committing(side, &writes);
+        let running = self.machines[side].running.as_mut().expect("alive");
+        if running.commit() {
+            self.oracle.committed(side, writes);
+        } else if !self.machines[side].disk.is_dark() {
+            return Err(format!("gateway {side} cannot commit to its journal"));
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, side: usize, packet: Packet) -> Result<(), String> {
+        let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
+        match packet {
+            Packet::Ike { source, destination, data } => {
+                let datagram = Datagram { local: destination, remote: source, data };
+                running.gateway.handle(self.now, Input::Datagram(datagram));
+                self.settle(side)
+            }
+            Packet::Esp(octets) => {
+                let verdicts = running.process(self.now, PortId::Outside, &octets);
+                if self.sweep_until[side] == Time(0) {
+                    let life = self.machines[side].life;
+                    self.schedule(SWEEP, Due::Sweep { side, life });
+                }
+                self.sweep_until[side] = self.now.after(SWEEP_AFTER);
+                self.carry_out(side, verdicts)
+            }
+        }
+    }
+
+    fn host_sends(&mut self, side: usize) -> Result<u64, String> {
+        self.packets += 1;
+        let number = self.packets;
+        self.oracle.host_sent(side, number);
+        self.summary.packets_sent += 1;
+        let packet = inside_packet(HOSTS[side], HOSTS[1 - side], number);
+        if let Some(running) = self.machines[side].running.as_mut() {
+            let verdicts = running.process(self.now, PortId::Inside, &packet);
+            self.carry_out(side, verdicts)?;
+        }
+        Ok(number)
+    }
+
+    fn carry_out(&mut self, side: usize, verdicts: Verdicts) -> Result<(), String> {
+        for packet in verdicts.inside {
+            self.oracle.delivered(side, &packet)?;
+            self.summary.packets_delivered += 1;
+        }
+        for packet in verdicts.outside {
+            self.oracle.sent_outside(&packet, OUTSIDE.map(|a| a.octets()))?;
+            self.send(Packet::Esp(packet));
+        }
+        for event in verdicts.events {
+            self.tell(side, event);
+        }
+        Ok(())
+    }
+
+    /// Carries out what a gateway wants done, and has it judged.
+    fn settle(&mut self, side: usize) -> Result<(), String> {
+        self.oracle.stepped(side, &self.machines[side])?;
+        loop {
+            let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
+            let Some(output) = running.gateway.poll() else { break };
+            match output {
+                Output::Transmit(datagram) => self.transmit(side, datagram)?,
+                Output::Command { sequence, command } => {
+                    self.trace(|_| format!("{side} commands {}", brief(&command)));
+                    self.oracle.commanded(side, &command)?;
+                    match &command {
+                        Command::SetSpiState { spi, .. } => self.attacker.learns_spi(side, spi.0),
+                        Command::InstallInbound { sa, .. } => self.attacker.learns_spi(side, sa.spi.0),
+                        _ => {}
+                    }
+                    let life = self.machines[side].life;
+                    let command = Box::new(command);
+                    self.schedule(self.scenario.ring_delay, Due::Command { side, life, sequence, command });
+                }
+                Output::Journal(write) => {
+                    running.pending.push(write);
+                    if running.pending.len() == 1 {
+                        let life = self.machines[side].life;
+                        let after = self.dice.between(Duration::ZERO, GROUP_COMMIT);
+                        self.schedule(after, Due::Commit { side, life });
+                    }
+                }
+                Output::Report(report) => {
+                    self.trace(|_| {
+                        format!(
+                            "{side} reports {} {:?} {:?} {}",
+                            report.name, report.spis, report.spi, report.detail
+                        )
+                    });
+                    match report.name {
+                        "proof" => {
+                            self.summary.proofs += 1;
+                            self.oracle.proved(side, report.spis)?;
+                        }
+                        "ike-established" => self.summary.established += 1,
+                        "ike-rekeyed" => self.summary.ike_rekeys += 1,
+                        _ => {}
+                    }
+                }
+            }
+        }
+        self.oracle.stepped(side, &self.machines[side])
+    }
+
+    fn transmit(&mut self, side: usize, datagram: Datagram) -> Result<(), String> {
+        let shown = self.oracle.transmitted(self.now, side, &datagram)?;
+        let packet = Packet::sent(&datagram);
+        let header =
+            packet.ike_message().and_then(|message| View::parse(message).ok()).map(|view| view.header());
+        self.trace(|_| {
+            let header = header.expect("judged already");
+            let kind = if header.response { "response" } else { "request" };
+            let SpisBrief(spis) = SpisBrief::from(header.spis);
+            let tokens = if shown > 0 { " with a token" } else { "" };
+            format!(
+                "{side} sends {} {kind} {} of {spis} to {}{tokens}",
+                exchange_name(header.exchange),
+                header.message_id,
+                datagram.remote
+            )
+        });
+        let trap = self.traps.iter_mut().position(|trap| {
+            let matches = header
+                .is_some_and(|h| (trap.side, trap.exchange, trap.response) == (side, h.exchange, h.response));
+            let now = matches && trap.skip == 0;
+            trap.skip -= usize::from(matches && !now);
+            now
+        });
+        let trap = trap.map(|at| self.traps.remove(at));
+        if !trap.as_ref().is_some_and(|trap| trap.before) {
+            self.send(packet);
+        }
+        if let Some(trap) = trap {
+            self.down[side] = trap.down;
+            self.die(side, trap.death);
+        }
+        Ok(())
+    }
+
+    /// Onto the network, under the attacker's eyes.
+    fn send(&mut self, packet: Packet) {
+        self.summary.hash(self.now, &packet);
+        if self.attacker.sees(&packet) && !self.calm && self.dice.percent(60) {
+            // The pair is new: half-open at one side, not known yet at the other.
+            for _ in 0..1 + self.dice.below(3) {
+                let forged = self.attacker.names_latest_pair();
+                let window = self.scenario.conditions.delay * 4 + Duration::from_millis(1);
+                let after = self.dice.between(Duration::ZERO, window);
+                self.inject(forged, after);
+            }
+        }
+        let Some(side) = self.side_of(&packet) else { return };
+        for at in self.network.arrivals(self.now, side, &mut self.dice) {
+            self.schedule_at(at, Due::Arrive(side, packet.clone()));
+        }
+    }
+
+    /// The attacker's packets are never lost.
+    fn inject(&mut self, packet: Packet, after: Duration) {
+        self.summary.strikes += 1;
+        self.trace(|_| format!("attacker sends {}", packet.brief()));
+        if let Some(side) = self.side_of(&packet) {
+            self.schedule(after, Due::Arrive(side, packet));
+        }
+    }
+
+    fn side_of(&self, packet: &Packet) -> Option<usize> {
+        let destination = packet.destination()?;
+        OUTSIDE.iter().position(|address| destination == *address)
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), String> {
+        if self.calm {
+            return Ok(());
+        }
+        self.trace(|_| format!("{action:?}"));
+        match action {
+            Action::Crash { side, death, down, again } => {
+                self.down[side] = down;
+                self.die(side, death);
+                if let Some(again) = again {
+                    let after = down + Duration::from_millis(10) + again;
+                    self.schedule(after, Due::Act(Action::Crash { side, death, down, again: None }));
+                }
+                Ok(())
+            }
+            Action::CrashAt { side, exchange, response, skip, before, death, down } => {
+                self.traps.push(Trap { side, exchange, response, skip, before, death, down });
+                Ok(())
+            }
+            Action::CutOff { side, for_ } => {
+                self.network.cut_off(side, self.now.after(for_));
+                Ok(())
+            }
+            Action::Rekey { side, .. } | Action::Initiate { side } | Action::Terminate { side } => {
+                let now = self.now;
+                let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
+                let gateway = &mut running.gateway;
+                // Refused where there is nothing to rekey or to end: that is an answer too.
+                let _ = match action {
+                    Action::Rekey { ike: true, .. } => gateway.rekey(now, CONNECTION, None).map(|_| ()),
+                    Action::Rekey { .. } => {
+                        gateway.rekey(now, CONNECTION, Some(crate::scenario::CHILD)).map(|_| ())
+                    }
+                    Action::Initiate { .. } => gateway.initiate(now, CONNECTION, None),
+                    _ => gateway.terminate(now, CONNECTION, None).map(|_| ()),
+                };
+                self.settle(side)
+            }
+        }
+    }
+
+    fn die(&mut self, side: usize, death: Death) {
+        let machine = &mut self.machines[side];
+        if death == Death::PowerInWrite && machine.running.is_some() {
+            let changes = self.dice.below(24) as u64;
+            machine.disk.light_fuse(changes);
+            let life = machine.life;
+            self.schedule(Duration::from_millis(250), Due::PowerGone { side, life });
+            return;
+        }
+        if machine.running.is_none() && !machine.disk.is_dark() {
+            return;
+        }
+        self.summary.crashes += 1;
+        match death {
+            Death::Kill => machine.kill(),
+            _ => machine.lose_power(&mut self.dice),
+        }
+        self.sweep_until[side] = Time(0);
+        self.trace(|_| format!("{side} dies: {death:?}"));
+        self.oracle.died(side);
+        // A start takes a while, at least.
+        let after = self.down[side] + self.dice.between(Duration::from_millis(5), Duration::from_millis(50));
+        self.schedule(after, Due::Boot(side));
+    }
+}
+
+/// The first two octets of each SPI are enough to tell them apart.
+struct SpisBrief(String);
+
+impl From<spindle_ike::api::IkeSpis> for SpisBrief {
+    fn from(spis: spindle_ike::api::IkeSpis) -> SpisBrief {
+        let [i0, i1, ..] = spis.initiator;
+        let [r0, r1, ..] = spis.responder;
+        SpisBrief(format!("{i0:02x}{i1:02x}.._{r0:02x}{r1:02x}.."))
+    }
+}
+
+fn exchange_name(exchange: u8) -> String {
+    match exchange {
+        34 => "IKE_SA_INIT".into(),
+        35 => "IKE_AUTH".into(),
+        36 => "CREATE_CHILD_SA".into(),
+        37 => "INFORMATIONAL".into(),
+        other => format!("exchange {other}"),
+    }
+}
+
+fn brief(command: &Command) -> String {
+    match command {
+        Command::InstallInbound { sa, .. } => format!("InstallInbound {} at {}", sa.spi, sa.index),
+        Command::InstallOutbound { sa } => format!("InstallOutbound {} at {}", sa.spi, sa.index),
+        other => format!("{other:?}"),
+    }
+}
