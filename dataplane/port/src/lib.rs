@@ -1,1 +1,41 @@
-//! To be written.
+//! Where frames come from and go to: AF_XDP sockets whose frames are move-only tokens, and ports in ordinary memory.
+//!
+//! A [`Umem`] is cut into chunks; the one [`XdpFrame`] of each chunk is in the [`Pool`], with the worker, or spent
+//! on a ring of the kernel's. Data passes: kernel → [`Port::receive`] → engine → [`Port::transmit`] (staged) →
+//! [`Port::flush`] → kernel; [`Port::replenish`] takes back what was sent and gives the kernel empty frames. The two
+//! ports of a worker share one UMEM, so a frame crosses the gateway without a copy.
+//!
+//! The sockets are set up here by plain system calls: xsk-rs keeps a descriptor's address to itself, and a header can
+//! only be put in front of a packet in place by moving that address.
+
+mod driver;
+mod kernel_ring;
+mod memory;
+mod umem;
+mod xdp;
+
+pub use driver::driver_name;
+pub use memory::MemoryPort;
+pub use umem::{CHUNK, HEADROOM, Pool, Umem, XdpFrame};
+pub use xdp::{BindError, Interface, SocketCounts, XdpPort, bind_pair};
+
+use arrayvec::ArrayVec;
+use spindle_engine::{BURST, Frame};
+
+/// One side's queue.
+pub trait Port {
+    /// What it moves.
+    type Frame: Frame;
+
+    /// Adds received frames to the burst, as many as are there and fit.
+    fn receive(&mut self, burst: &mut ArrayVec<Self::Frame, BURST>);
+
+    /// Stages a frame that [`Port::flush`] will send; gives it back if there is no room.
+    fn transmit(&mut self, frame: Self::Frame) -> Result<(), Self::Frame>;
+
+    /// Sends what was staged.
+    fn flush(&mut self);
+
+    /// Takes back the frames that were sent and hands out empty ones to receive into.
+    fn replenish(&mut self, pool: &mut Pool<Self::Frame>);
+}

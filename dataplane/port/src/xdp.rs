@@ -1,0 +1,309 @@
+//! A pair of AF_XDP sockets on one UMEM: set up, receive, transmit, wake up.
+
+use crate::kernel_ring::{FromKernel, ToKernel};
+use crate::umem::{CHUNK, Pool, Umem, XdpFrame};
+use crate::{BURST, Port};
+use arrayvec::ArrayVec;
+use rustix::io::Errno;
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions, XdpOptionsFlags,
+    XdpUmemReg, XdpUmemRegFlags,
+};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Descriptors in each of a socket's four rings.
+const RING: u32 = 2048;
+/// Frames that a pair can have on its eight rings, and some to work with.
+const CHUNKS: usize = 8 * RING as usize;
+/// Frames that the kernel sends for one call, instead of 32.
+const TRANSMIT_BUDGET: u32 = 512;
+/// `XDP_MAX_TX_SKB_BUDGET`, since Linux 6.18.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+/// Octets of socket buffers in flight, for copy mode makes an skb of each frame that it sends.
+const SEND_BUFFER: usize = 32 << 20;
+
+/// A queue to be bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// The interface's index.
+    pub index: u32,
+    /// The queue on it.
+    pub queue: u32,
+}
+
+/// Why there are no sockets, with the fix.
+#[derive(Debug)]
+pub struct BindError {
+    step: &'static str,
+    interface: Option<u32>,
+    error: io::Error,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AF_XDP: cannot {}", self.step)?;
+        if let Some(index) = self.interface {
+            write!(f, " (interface {index})")?;
+        }
+        let fix = match self.error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => "start as root or with CAP_NET_RAW and CAP_BPF",
+            Some(libc::EAFNOSUPPORT) => "the kernel needs CONFIG_XDP_SOCKETS",
+            Some(libc::EBUSY) => "another process has bound this queue",
+            Some(libc::ENODEV | libc::ENXIO) => "the interface is gone or has no such queue",
+            Some(libc::ENOBUFS | libc::ENOMEM) => "memory is short, or `ulimit -l` too low",
+            _ => "Linux 5.11 or later is needed",
+        };
+        write!(f, ": {}; {fix}", self.error)
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// What the kernel counts for a socket: packets that XDP gave it and that did not reach us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SocketCounts {
+    /// Dropped for other reasons (in copy mode also: too long for a chunk).
+    pub dropped: u64,
+    /// Dropped because we did not take packets fast enough.
+    pub ring_full: u64,
+    /// Dropped because there was no empty frame.
+    pub fill_empty: u64,
+    /// Descriptors of ours that the kernel refused to send.
+    pub transmit_invalid: u64,
+}
+
+/// One AF_XDP socket with its rings.
+pub struct XdpPort {
+    socket: OwnedFd,
+    umem: &'static Umem,
+    receive: FromKernel<XdpDesc>,
+    transmit: ToKernel<XdpDesc>,
+    fill: ToKernel<u64>,
+    completion: FromKernel<u64>,
+    zero_copy: bool,
+    /// The kernel stopped before it had sent all that was published.
+    unfinished: bool,
+}
+
+/// Two sockets that share one UMEM, and the pool of its frames. Zero-copy where both drivers can, else copy. Both
+/// ports are ready to receive once a program's XSKMAP names their sockets.
+pub fn bind_pair(
+    first: Interface,
+    second: Interface,
+) -> Result<(XdpPort, XdpPort, Pool<XdpFrame>), BindError> {
+    let (umem, mut pool) = Umem::create(CHUNKS).map_err(|error| BindError {
+        step: "map memory for packets",
+        interface: None,
+        error,
+    })?;
+    let (mut first, mut second) = try_bind_pair(umem, first, second, SocketAddrXdpFlags::XDP_ZEROCOPY)
+        .or_else(|_| try_bind_pair(umem, first, second, SocketAddrXdpFlags::XDP_COPY))?;
+    first.replenish(&mut pool);
+    second.replenish(&mut pool);
+    Ok((first, second, pool))
+}
+
+fn try_bind_pair(
+    umem: &'static Umem,
+    first: Interface,
+    second: Interface,
+    mode: SocketAddrXdpFlags,
+) -> Result<(XdpPort, XdpPort), BindError> {
+    let new = || {
+        rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
+            .map_err(|e| BindError { step: "open a socket", interface: None, error: e.into() })
+    };
+    let (one, two) = (new()?, new()?);
+    let registration = XdpUmemReg {
+        addr: umem.address(),
+        len: umem.octets(),
+        chunk_size: CHUNK as u32,
+        headroom: 0,
+        flags: XdpUmemRegFlags::empty(),
+        tx_metadata_len: 0,
+    };
+    sockopt::set_xdp_umem_reg(&one, registration).map_err(|e| BindError {
+        step: "register memory for packets",
+        interface: None,
+        error: e.into(),
+    })?;
+    let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+    let one = XdpPort::open(one, umem, first, |socket| {
+        rustix::net::bind(socket, &SocketAddrXdp::new(flags, first.index, first.queue))
+    })?;
+    let two = XdpPort::open(two, umem, second, |socket| {
+        // The flags of the first socket hold for all that share its memory; others are refused.
+        let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
+        let addr = SocketAddrXdp::new(flags, second.index, second.queue);
+        let shared_umem_fd = one.socket.as_fd();
+        rustix::net::bind(socket, &SocketAddrXdpWithSharedUmem { addr, shared_umem_fd })
+    })?;
+    Ok((one, two))
+}
+
+impl XdpPort {
+    fn open(
+        socket: OwnedFd,
+        umem: &'static Umem,
+        interface: Interface,
+        bind: impl Fn(&OwnedFd) -> Result<(), Errno>,
+    ) -> Result<XdpPort, BindError> {
+        let failed =
+            |step| move |error: io::Error| BindError { step, interface: Some(interface.index), error };
+        let sized = failed("size its rings");
+        sockopt::set_xdp_umem_fill_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
+        sockopt::set_xdp_umem_completion_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
+        sockopt::set_xdp_rx_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
+        sockopt::set_xdp_tx_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
+        let offsets = sockopt::xdp_mmap_offsets(&socket).map_err(|e| sized(e.into()))?;
+        let mapped = failed("map its rings");
+        let fd = socket.as_fd();
+        let receive = FromKernel::new(fd, XDP_PGOFF_RX_RING, &offsets.rx, RING).map_err(mapped)?;
+        let transmit = ToKernel::new(fd, XDP_PGOFF_TX_RING, &offsets.tx, RING).map_err(mapped)?;
+        let fill = ToKernel::new(fd, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, RING).map_err(mapped)?;
+        let completion =
+            FromKernel::new(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, RING).map_err(mapped)?;
+        raise_limits(&socket);
+        // A queue stays busy for some 30 ms after its owner was killed.
+        let started = Instant::now();
+        while let Err(e) = bind(&socket) {
+            if e != Errno::BUSY || started.elapsed() > Duration::from_secs(1) {
+                return Err(failed("bind a queue")(e.into()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let options = sockopt::xdp_options(&socket).unwrap_or(XdpOptionsFlags::empty());
+        let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+        Ok(XdpPort { socket, umem, receive, transmit, fill, completion, zero_copy, unfinished: false })
+    }
+
+    /// Do frames reach the driver without a copy?
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// What the kernel counts.
+    pub fn counts(&self) -> io::Result<SocketCounts> {
+        let s = sockopt::xdp_statistics(&self.socket)?;
+        Ok(SocketCounts {
+            dropped: s.rx_dropped,
+            ring_full: s.rx_ring_full.unwrap_or(0),
+            fill_empty: s.rx_fill_ring_empty_descs.unwrap_or(0),
+            transmit_invalid: s.tx_invalid_descs,
+        })
+    }
+
+    /// Is the kernel about to run out of empty frames, or is much waiting for us?
+    pub fn is_pressed(&mut self) -> bool {
+        self.fill.outstanding() < RING / 4 || self.receive.backlog() > RING / 2
+    }
+
+    /// Is nothing waiting to be received or to be sent?
+    pub fn is_idle(&mut self) -> bool {
+        self.receive.backlog() == 0 && !self.unfinished
+    }
+
+    fn wake_receiver(&self) {
+        // Whatever it answers, the next burst asks again.
+        let _ = rustix::net::recv(&self.socket, &mut [0; 0], RecvFlags::DONTWAIT);
+    }
+}
+
+impl AsFd for XdpPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// What isn't granted is done without.
+fn raise_limits(socket: &OwnedFd) {
+    let _ = sockopt::set_socket_send_buffer_size_force(socket, SEND_BUFFER);
+    let budget = TRANSMIT_BUDGET;
+    // SAFETY: the kernel reads four octets.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_XDP,
+            XDP_MAX_TX_SKB_BUDGET,
+            (&raw const budget).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+}
+
+impl Port for XdpPort {
+    type Frame = XdpFrame;
+
+    fn receive(&mut self, burst: &mut ArrayVec<XdpFrame, BURST>) {
+        let count = (self.receive.available() as usize).min(burst.remaining_capacity());
+        for _ in 0..count {
+            let descriptor = self.receive.next();
+            if let Some(frame) = self.umem.frame_from_kernel(descriptor.addr, descriptor.len) {
+                burst.push(frame);
+            }
+        }
+        if count > 0 {
+            self.receive.release();
+        }
+    }
+
+    fn transmit(&mut self, frame: XdpFrame) -> Result<(), XdpFrame> {
+        if self.transmit.room(1) == 0 {
+            return Err(frame);
+        }
+        let (addr, len) = self.umem.give_to_kernel(frame)?;
+        self.transmit.stage(XdpDesc { addr, len, options: XdpDescOptions::empty() });
+        self.unfinished = true;
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        if !self.unfinished {
+            return;
+        }
+        self.transmit.publish();
+        if self.transmit.needs_wakeup() {
+            // EAGAIN and ENOBUFS: not all was sent, so the next flush goes on. A link that is down keeps what it has.
+            let _ = rustix::net::send(&self.socket, &[], SendFlags::DONTWAIT);
+        }
+        self.unfinished = self.transmit.outstanding() > 0;
+    }
+
+    fn replenish(&mut self, pool: &mut Pool<XdpFrame>) {
+        let sent = self.completion.available();
+        for _ in 0..sent {
+            if let Some(frame) = self.umem.frame_from_kernel(self.completion.next(), 0) {
+                pool.put(frame);
+            }
+        }
+        if sent > 0 {
+            self.completion.release();
+        }
+        // In batches, for each look at the kernel's index is a cache miss.
+        let room = self.fill.room(BURST as u32);
+        if room < BURST as u32 {
+            return;
+        }
+        for _ in 0..room {
+            let Some(frame) = pool.take() else { break };
+            match self.umem.give_to_kernel(frame) {
+                // The kernel keeps to the chunk and puts its own headroom in front.
+                Ok((address, _)) => self.fill.stage(address - address % CHUNK as u64),
+                Err(_foreign) => break,
+            }
+        }
+        self.fill.publish();
+        if self.zero_copy && self.fill.needs_wakeup() {
+            self.wake_receiver();
+        }
+    }
+}
