@@ -1,2 +1,330 @@
-//! To be written.
-fn main() {}
+//! The dataplane process: one worker on an AF_XDP queue of each side, steered by XDP, told by control what to do.
+//!
+//! ```text
+//! control ── commands ──► worker ── events ──► control        worker ◄─ frames ─► AF_XDP inside, outside
+//! kernel ◄─ rtnetlink ─► main ── next hops, addresses ──► worker ── unresolved destinations ──► main
+//! ```
+//!
+//! Main sets everything up, then follows the kernel's tables and copies counters until it is told to end. Exit codes:
+//! 0 ended as told, 1 failed while running, 2 could not start (and how to mend it).
+
+#![forbid(unsafe_code)]
+
+mod held;
+mod network;
+mod outlet;
+mod worker;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Parser, ValueEnum};
+use crossbeam::queue::ArrayQueue;
+use futures_util::{Stream, StreamExt};
+use netlink_packet_route::RouteNetlinkMessage;
+use network::{Changed, Link, Network};
+use outlet::Outlet;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::mm::MlockAllFlags;
+use rustix::process::{DumpableBehavior, Signal};
+use rustix::thread::CpuSet;
+use spindle_bpf::steer::{MAX_SPIS, Mode, Side, Steer};
+use spindle_engine::{Engine, EngineConfig, PortConfig};
+use spindle_port::{Interface, bind_pair, driver_name};
+use spindle_ring::{Bell, Broken, DataplaneSide};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use worker::{Polling, SOCKET_COUNTER_NAMES, Shared, Worker};
+
+/// Drivers whose frames may carry a checksum that only their own hardware would have completed.
+const PARTIAL_CHECKSUM_DRIVERS: [&str; 3] = ["veth", "virtio_net", "tun"];
+/// Between two copies of the XDP programs' counters.
+const COUNTERS: Duration = Duration::from_millis(20);
+/// Destinations that wait to be looked up, and updates that wait to be taken.
+const QUEUE: usize = 1024;
+
+/// Spindle's dataplane. Started by `spindle up`, not by hand.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Arguments {
+    /// The protected side's interface.
+    #[arg(long)]
+    inside: String,
+    /// The unprotected side's interface.
+    #[arg(long)]
+    outside: String,
+    /// An address that ESP is received on; this host's others are added.
+    #[arg(long, required = true)]
+    local: Vec<Ipv4Addr>,
+    /// The core that the worker stays on.
+    #[arg(long)]
+    core: Option<usize>,
+    /// What an idle worker does.
+    #[arg(long, value_enum, default_value = "adaptive")]
+    polling: Polling,
+    /// Where XDP runs.
+    #[arg(long, value_enum, default_value = "native")]
+    xdp_mode: XdpMode,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the kernel's stack, for drivers without XDP.
+    Generic,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(2, &error.into()),
+    };
+    runtime.block_on(async {
+        match Dataplane::start(&arguments).await {
+            Err(error) => fail(2, &error),
+            Ok(dataplane) => match dataplane.run().await {
+                Err(error) => fail(1, &error),
+                Ok(()) => ExitCode::SUCCESS,
+            },
+        }
+    })
+}
+
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    tracing::error!("spindle-dataplane: {error:#}");
+    ExitCode::from(code)
+}
+
+/// The running process.
+struct Dataplane {
+    steer: Steer,
+    network: Network,
+    handle: rtnetlink::Handle,
+    shared: Arc<Shared>,
+    /// What `--local` says.
+    given: Vec<Ipv4Addr>,
+    xdp_counters: usize,
+    requests: mpsc::Receiver<IpAddr>,
+    notifications: Notifications,
+    worker: Option<std::thread::JoinHandle<()>>,
+    ended: Ended,
+}
+
+type Notifications = Pin<Box<dyn Stream<Item = RouteNetlinkMessage>>>;
+
+impl Dataplane {
+    async fn start(arguments: &Arguments) -> Result<Dataplane> {
+        protect_process()?;
+        let side = DataplaneSide::from_environment()?;
+        let (connection, handle, notifications) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+        ])
+        .context("cannot open rtnetlink")?;
+        tokio::spawn(connection);
+        let inside = Link::by_name(&handle, &arguments.inside).await?;
+        let outside = Link::by_name(&handle, &arguments.outside).await?;
+        if inside.index == outside.index {
+            bail!("--inside and --outside are the same interface; they must be two");
+        }
+        let host = network::local_addresses(&handle).await?;
+        let local = union(&arguments.local, &host);
+        let mut steer = Steer::load(&local, MAX_SPIS)?;
+        let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
+        let pressure = steer.take_pressure()?.context("the XDP program has no pressure flag")?;
+
+        let queue = |link: &Link| Interface { index: link.index, queue: 0 };
+        let (port_inside, port_outside, pool) = bind_pair(queue(&inside), queue(&outside))?;
+        let zero_copy = port_inside.is_zero_copy() && port_outside.is_zero_copy();
+        steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
+        steer.set_socket(Side::Outside, 0, port_outside.as_fd())?;
+
+        let mut counters = side.counters;
+        let engine = Engine::new(EngineConfig::new(
+            local.clone(),
+            port_config(&inside, &host),
+            port_config(&outside, &host),
+        ));
+        let mut define = |name: &str| counters.define(name).context("more counters than there is room for");
+        let mut first = |names: &mut dyn Iterator<Item = &'static str>| -> Result<usize> {
+            let mut numbers = names.map(&mut define).collect::<Result<Vec<_>>>()?;
+            numbers.truncate(1);
+            numbers.pop().context("no counters")
+        };
+        let engine_counters = first(&mut engine.counters().iter().map(|(name, _)| name))?;
+        let socket_counters = first(&mut SOCKET_COUNTER_NAMES.into_iter())?;
+        let xdp_counters = first(&mut steer.counts()?.into_iter().map(|(name, _)| name))?;
+
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
+        let shared = Arc::new(Shared {
+            updates: ArrayQueue::new(QUEUE),
+            wake: Bell::new(wake),
+            stop: AtomicBool::new(false),
+            counters,
+        });
+        let links = [inside.clone(), outside.clone()];
+        let network = Network::new(handle.clone(), links, shared.clone()).await?;
+        let (requests_in, requests) = mpsc::channel(QUEUE);
+        let worker = Worker {
+            engine,
+            outlet: Outlet::new([port_inside, port_outside], pool, side.urgent, side.noise, requests_in),
+            commands: side.commands,
+            activity: side.activity,
+            spi_states,
+            pressure,
+            shared: shared.clone(),
+            polling: arguments.polling,
+            engine_counters,
+            socket_counters,
+        };
+        let mode = match arguments.xdp_mode {
+            XdpMode::Native => Mode::Native,
+            XdpMode::Generic => {
+                tracing::warn!(
+                    "generic XDP: frames that the kernel has merged (up to 65,226 octets) are too long and are dropped \
+                     (socket_*_dropped); `ethtool -K NAME gro off gso off tso off` on the senders avoids it"
+                );
+                Mode::Generic
+            }
+        };
+        steer.attach(Side::Inside, inside.index, mode)?;
+        steer.attach(Side::Outside, outside.index, mode)?;
+        tracing::info!(
+            inside = inside.name,
+            outside = outside.name,
+            ?mode,
+            zero_copy,
+            generation = side.generation,
+            "XDP is attached"
+        );
+        let (worker, ended) = start_worker(worker, arguments.core)?;
+        Ok(Dataplane {
+            steer,
+            network,
+            handle,
+            shared,
+            given: arguments.local.clone(),
+            xdp_counters,
+            requests,
+            notifications: Box::pin(notifications.filter_map(|(message, _)| {
+                std::future::ready(match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => Some(inner),
+                    _ => None,
+                })
+            })),
+            worker: Some(worker),
+            ended,
+        })
+    }
+
+    /// Follows the kernel until SIGTERM or SIGINT.
+    async fn run(mut self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+        let mut tick = tokio::time::interval(COUNTERS);
+        let result = loop {
+            tokio::select! {
+                Some(destination) = self.requests.recv() => self.network.resolve(destination).await,
+                Some(message) = self.notifications.next() => match self.network.notice(&message) {
+                    Changed::Nothing => {}
+                    Changed::Addresses => self.addresses_changed().await?,
+                    Changed::InterfaceGone(name) => break Err(anyhow!("the interface {name} is gone")),
+                },
+                _ = tick.tick() => self.copy_counters(),
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
+                ended = &mut self.ended => break match ended {
+                    Ok(Err(broken)) => Err(anyhow::Error::new(broken)),
+                    _ => Err(anyhow!("the worker has ended")),
+                },
+            }
+        };
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.wake.ring();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+        self.copy_counters();
+        result // dropping `steer` detaches XDP
+    }
+
+    async fn addresses_changed(&mut self) -> Result<()> {
+        let local = union(&self.given, &network::local_addresses(&self.handle).await?);
+        self.steer.set_local_addresses(&local)?;
+        self.network.tell_addresses(local);
+        Ok(())
+    }
+
+    fn copy_counters(&self) {
+        let Ok(counts) = self.steer.counts() else { return };
+        for (n, (_, value)) in counts.into_iter().enumerate() {
+            self.shared.counters.store(self.xdp_counters + n, value);
+        }
+    }
+}
+
+/// Ends with the supervisor; leaves no keys in core files or swap; is not traced.
+fn protect_process() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("PR_SET_PDEATHSIG")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("PR_SET_DUMPABLE")?;
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    if let Err(error) = rustix::mm::mlockall(flags) {
+        tracing::warn!(%error, "keys may reach the swap: raise `ulimit -l` or grant CAP_IPC_LOCK");
+    }
+    Ok(())
+}
+
+/// The given addresses and this host's, each once.
+fn union(given: &[Ipv4Addr], host: &[(u32, Ipv4Addr)]) -> Vec<Ipv4Addr> {
+    let mut all: Vec<_> = given.iter().copied().chain(host.iter().map(|(_, a)| *a)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn port_config(link: &Link, host: &[(u32, Ipv4Addr)]) -> PortConfig {
+    let driver = driver_name(&link.name).unwrap_or_default();
+    PortConfig {
+        mac: link.mac,
+        mtu: link.mtu,
+        complete_checksums: PARTIAL_CHECKSUM_DRIVERS.contains(&driver.as_str()),
+        address: host.iter().find(|(index, _)| *index == link.index).map(|(_, address)| *address),
+    }
+}
+
+type Ended = oneshot::Receiver<Result<(), Broken>>;
+
+fn start_worker(worker: Worker, core: Option<usize>) -> Result<(std::thread::JoinHandle<()>, Ended)> {
+    let (ended, watch) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("worker-0".into())
+        .spawn(move || {
+            if let Some(core) = core {
+                let mut set = CpuSet::new();
+                set.set(core);
+                if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+                    tracing::warn!(core, %error, "the worker is not pinned");
+                }
+            }
+            let _ = ended.send(worker.run());
+        })
+        .context("cannot start the worker's thread")?;
+    Ok((thread, watch))
+}

@@ -38,4 +38,7 @@ pub trait Port {
 
     /// Takes back the frames that were sent and hands out empty ones to receive into.
     fn replenish(&mut self, pool: &mut Pool<Self::Frame>);
+
+    /// A frame of this length and unspecified content, if the pool has one that large.
+    fn fresh(pool: &mut Pool<Self::Frame>, length: usize) -> Option<Self::Frame>;
 }

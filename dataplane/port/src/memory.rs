@@ -40,6 +40,10 @@ impl Port for MemoryPort {
     }
 
     fn replenish(&mut self, _pool: &mut Pool<MemoryFrame>) {}
+
+    fn fresh(_pool: &mut Pool<MemoryFrame>, length: usize) -> Option<MemoryFrame> {
+        Some(MemoryFrame::new(&vec![0; length]))
+    }
 }
 
 #[cfg(test)]

@@ -306,4 +306,13 @@ impl Port for XdpPort {
             self.wake_receiver();
         }
     }
+
+    fn fresh(pool: &mut Pool<XdpFrame>, length: usize) -> Option<XdpFrame> {
+        let mut frame = pool.take()?;
+        if frame.reset(length) {
+            return Some(frame);
+        }
+        pool.put(frame);
+        None
+    }
 }

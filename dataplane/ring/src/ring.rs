@@ -139,23 +139,32 @@ impl<T: Record> Producer<T> {
         fresh.then_some(Producer { slots, tail: 0, published: 0, head: 0, bell })
     }
 
-    /// Records that fit now at least, as far as is known without looking at the other side.
-    pub fn known_room(&self) -> usize {
-        (self.slots.capacity - (self.tail - self.head)) as usize
+    /// Records that fit now; looks at the other side only if fewer than `wanted` are known to.
+    pub fn room(&mut self, wanted: usize) -> Result<usize, Broken> {
+        if self.known_room() < wanted as u64 {
+            self.look()?;
+        }
+        Ok(self.known_room() as usize)
+    }
+
+    fn known_room(&self) -> u64 {
+        self.slots.capacity - (self.tail - self.head)
+    }
+
+    fn look(&mut self) -> Result<(), Broken> {
+        let head = self.slots.index(HEAD).load(Ordering::Acquire);
+        // The consumer's index never goes back and never passes what was published.
+        if head < self.head || head > self.published {
+            return Err(Broken { ours: self.tail, theirs: head });
+        }
+        self.head = head;
+        Ok(())
     }
 
     /// Writes a record that [`Producer::publish`] will show. `Ok(false)`: the ring is full.
     pub fn stage(&mut self, record: &T) -> Result<bool, Broken> {
-        if self.tail - self.head == self.slots.capacity {
-            let head = self.slots.index(HEAD).load(Ordering::Acquire);
-            // The consumer's index never goes back and never passes what was published.
-            if head < self.head || head > self.published {
-                return Err(Broken { ours: self.tail, theirs: head });
-            }
-            self.head = head;
-            if self.tail - self.head == self.slots.capacity {
-                return Ok(false);
-            }
+        if self.room(1)? == 0 {
+            return Ok(false);
         }
         for (word, octets) in self.slots.slot(self.tail).iter().zip(record.as_bytes().chunks_exact(8)) {
             word.store(u64::from_ne_bytes(octets.try_into().expect("eight octets")), Ordering::Relaxed);

@@ -1,0 +1,311 @@
+//! The kernel's routes, neighbours, links and addresses, over rtnetlink.
+//!
+//! A destination that a worker cannot reach yet is looked up: route → gateway or on-link → neighbour. The neighbour is
+//! made a *managed* one, which the kernel keeps resolved although it never sees our packets; where the kernel knows
+//! none (before 5.16) it is asked to resolve once. Notifications keep what was told to the worker true.
+
+use crate::worker::{Shared, Update};
+use anyhow::{Context, Result};
+use futures_util::{StreamExt, TryStreamExt};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
+use rtnetlink::Handle;
+use spindle_engine::{NextHop, PortId};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+/// Destinations that are followed at most; beyond, all are forgotten and asked for again.
+const MAX_DESTINATIONS: usize = 1 << 16;
+
+/// One of our two interfaces.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u16,
+}
+
+impl Link {
+    /// Looks an interface up by name.
+    pub(crate) async fn by_name(handle: &Handle, name: &str) -> Result<Link> {
+        let mut links = handle.link().get().match_name(name).execute();
+        let message = links.try_next().await.ok().flatten().with_context(|| {
+            format!("there is no interface {name} in this network namespace: see `ip link`")
+        })?;
+        let mut link = Link { name: name.into(), index: message.header.index, mac: [0; 6], mtu: 1500 };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::Address(address) => {
+                    link.mac = address.try_into().ok().with_context(|| {
+                        format!("{name} is no Ethernet interface, and AF_XDP frames need one")
+                    })?;
+                }
+                LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(mtu).unwrap_or(u16::MAX),
+                _ => {}
+            }
+        }
+        Ok(link)
+    }
+}
+
+/// All IPv4 addresses of this host, with their interfaces.
+pub(crate) async fn local_addresses(handle: &Handle) -> Result<Vec<(u32, Ipv4Addr)>> {
+    let mut all = Vec::new();
+    let mut messages = handle.address().get().execute();
+    while let Some(message) = messages.try_next().await.context("cannot read the host's addresses")? {
+        // IFA_LOCAL is the host's own address; on a point-to-point link IFA_ADDRESS is the other end's.
+        let mut own = None;
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(IpAddr::V4(a)) => own = Some(*a),
+                AddressAttribute::Address(IpAddr::V4(a)) => own = own.or(Some(*a)),
+                _ => {}
+            }
+        }
+        all.extend(own.map(|a| (message.header.index, a)));
+    }
+    Ok(all)
+}
+
+/// Where a destination's packets go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Way {
+    interface: u32,
+    neighbour: Ipv4Addr,
+    mtu: u16,
+}
+
+/// What was told to the worker, and what it was told from.
+pub(crate) struct Network {
+    handle: Handle,
+    links: [Link; 2],
+    shared: Arc<Shared>,
+    ways: HashMap<Ipv4Addr, Way>,
+    neighbours: HashMap<(u32, Ipv4Addr), [u8; 6]>,
+}
+
+/// What a notification means for the rest of the process.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) enum Changed {
+    /// Nothing.
+    Nothing,
+    /// This host's addresses.
+    Addresses,
+    /// One of our interfaces is gone.
+    InterfaceGone(String),
+}
+
+impl Network {
+    /// `links` are inside and outside.
+    pub(crate) async fn new(handle: Handle, links: [Link; 2], shared: Arc<Shared>) -> Result<Network> {
+        let mut network = Network { handle, links, shared, ways: HashMap::new(), neighbours: HashMap::new() };
+        let mut messages = network.handle.neighbours().get().execute();
+        while let Some(message) = messages.try_next().await.context("cannot read the neighbours")? {
+            network.note(&message);
+        }
+        Ok(network)
+    }
+
+    /// Finds the next hop towards a destination and tells the worker now, or as soon as it is known.
+    pub(crate) async fn resolve(&mut self, destination: IpAddr) {
+        let IpAddr::V4(destination) = destination else { return self.tell(destination, None) };
+        if self.ways.len() >= MAX_DESTINATIONS {
+            self.forget();
+        }
+        let Some(way) = self.route(destination).await else {
+            self.ways.remove(&destination);
+            return self.tell(destination.into(), None);
+        };
+        self.ways.insert(destination, way);
+        let known = self.neighbours.contains_key(&(way.interface, way.neighbour));
+        if known {
+            self.tell_way(destination, way);
+        }
+        if let Err(error) = self.manage(way).await {
+            tracing::warn!(neighbour = %way.neighbour, %error, "cannot resolve");
+            if !known {
+                self.tell(destination.into(), None);
+            }
+        }
+    }
+
+    /// RTM_GETROUTE for one destination.
+    async fn route(&self, destination: Ipv4Addr) -> Option<Way> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = netlink_packet_route::AddressFamily::Inet;
+        question.header.destination_prefix_length = 32;
+        question.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(destination)));
+        let answer = self.handle.route().get(question).execute().next().await?.ok()?;
+        if answer.header.kind != RouteType::Unicast {
+            return None;
+        }
+        let (mut interface, mut neighbour, mut mtu) = (None, destination, u32::MAX);
+        for attribute in answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => interface = Some(index),
+                RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => neighbour = gateway,
+                RouteAttribute::Metrics(metrics) => {
+                    for metric in metrics {
+                        if let RouteMetric::Mtu(value) = metric {
+                            mtu = value;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let link = self.links.iter().find(|link| Some(link.index) == interface)?;
+        let mtu = mtu.min(u32::from(link.mtu)) as u16;
+        Some(Way { interface: link.index, neighbour, mtu })
+    }
+
+    /// Has the kernel resolve a neighbour and, if it can, keep it resolved.
+    async fn manage(&self, way: Way) -> Result<(), rtnetlink::Error> {
+        let request = || {
+            let neighbours = self.handle.neighbours();
+            neighbours.add(way.interface, way.neighbour.into()).replace().state(NeighbourState::None)
+        };
+        let mut managed = request();
+        managed.message_mut().attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+        if managed.execute().await.is_ok() {
+            return Ok(());
+        }
+        request().flags(NeighbourFlags::Use).execute().await
+    }
+
+    /// Takes a notification in.
+    pub(crate) fn notice(&mut self, message: &RouteNetlinkMessage) -> Changed {
+        match message {
+            RouteNetlinkMessage::NewNeighbour(m) => {
+                if let Some((key, change)) = self.note(m) {
+                    self.spread(key, change);
+                }
+            }
+            RouteNetlinkMessage::DelNeighbour(m) => {
+                if let Some((interface, neighbour)) = key(m) {
+                    self.neighbours.remove(&(interface, neighbour));
+                    self.spread((interface, neighbour), Change::Lost);
+                }
+            }
+            RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => self.forget(),
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+                return Changed::Addresses;
+            }
+            RouteNetlinkMessage::NewLink(m) => {
+                let Some(link) = self.links.iter_mut().find(|l| l.index == m.header.index) else {
+                    return Changed::Nothing;
+                };
+                for attribute in &m.attributes {
+                    match attribute {
+                        LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
+                        LinkAttribute::Address(a) => link.mac = a.as_slice().try_into().unwrap_or(link.mac),
+                        _ => {}
+                    }
+                }
+                self.forget();
+            }
+            RouteNetlinkMessage::DelLink(m) => {
+                if let Some(link) = self.links.iter().find(|l| l.index == m.header.index) {
+                    return Changed::InterfaceGone(link.name.clone());
+                }
+            }
+            _ => {}
+        }
+        Changed::Nothing
+    }
+
+    /// Replaces this host's addresses.
+    pub(crate) fn tell_addresses(&self, addresses: Vec<Ipv4Addr>) {
+        self.send(Update::LocalAddresses(addresses));
+    }
+
+    fn note(&mut self, message: &NeighbourMessage) -> Option<((u32, Ipv4Addr), Change)> {
+        let key = key(message)?;
+        let mac = message.attributes.iter().find_map(|a| match a {
+            NeighbourAttribute::LinkLayerAddress(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
+            _ => None,
+        });
+        use NeighbourState::{Delay, Failed, Noarp, Permanent, Probe, Reachable, Stale};
+        let change = match (message.header.state, mac) {
+            (Reachable | Stale | Delay | Probe | Permanent | Noarp, Some(mac)) => {
+                if self.neighbours.insert(key, mac) == Some(mac) { Change::Same } else { Change::Found }
+            }
+            (Failed, _) => {
+                self.neighbours.remove(&key);
+                Change::Lost
+            }
+            _ => Change::Same,
+        };
+        Some((key, change))
+    }
+
+    /// Tells the worker of all destinations behind a neighbour.
+    fn spread(&mut self, key: (u32, Ipv4Addr), change: Change) {
+        let behind = |way: &Way| (way.interface, way.neighbour) == key;
+        match change {
+            Change::Same => {}
+            Change::Found => {
+                for (destination, way) in self.ways.iter().filter(|(_, way)| behind(way)) {
+                    self.tell_way(*destination, *way);
+                }
+            }
+            Change::Lost => {
+                let lost: Vec<_> = self.ways.extract_if(|_, way| behind(way)).collect();
+                for (destination, _) in lost {
+                    self.tell(destination.into(), None);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        self.ways.clear();
+        self.send(Update::ForgetNextHops);
+    }
+
+    fn tell_way(&self, destination: Ipv4Addr, way: Way) {
+        let mac = self.neighbours.get(&(way.interface, way.neighbour));
+        let port = if way.interface == self.links[0].index { PortId::Inside } else { PortId::Outside };
+        let next_hop = mac.map(|mac| NextHop {
+            port,
+            source_mac: self.links[port as usize].mac,
+            destination_mac: *mac,
+            mtu: way.mtu,
+        });
+        self.tell(destination.into(), next_hop);
+    }
+
+    fn tell(&self, destination: IpAddr, next_hop: Option<NextHop>) {
+        self.send(Update::NextHop(destination, next_hop));
+    }
+
+    fn send(&self, update: Update) {
+        // A worker takes updates at every turn. If it is as far behind as this, the oldest one gives way; its frame
+        // ends with its patience, and the next one asks again.
+        self.shared.updates.force_push(update);
+        self.shared.wake.ring();
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Change {
+    Same,
+    Found,
+    Lost,
+}
+
+fn key(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
+    message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some((message.header.ifindex, *address))
+        }
+        _ => None,
+    })
+}

@@ -1,0 +1,267 @@
+//! One worker: a thread that owns a queue of each side, an engine, and this worker's ends of the rings.
+//!
+//! A turn of its loop: commands → frames from inside → frames from outside → send, replenish, publish → counters. With
+//! nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
+
+use crate::outlet::Outlet;
+use arrayvec::ArrayVec;
+use crossbeam::queue::ArrayQueue;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use spindle_abi::{Command, CommandRecord, Event, Spi, Time};
+use spindle_bpf::steer::{Pressure, SpiStates};
+use spindle_engine::{BURST, Engine, NextHop, Output, PortId};
+use spindle_port::{Port, XdpFrame, XdpPort};
+use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Commands between two bursts at most.
+const COMMANDS: usize = 64;
+/// How long an idle worker spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// How long it sleeps at most: former SPIs and held frames have deadlines.
+const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+/// Between two looks at what has a deadline.
+const HOUSEKEEPING: Duration = Duration::from_millis(1);
+/// Between two questions to the kernel for its counters.
+const SOCKET_COUNTERS: Duration = Duration::from_millis(20);
+/// SAs whose activity is told at one housekeeping.
+const ACTIVITIES: usize = 1024;
+
+/// From the process's main thread to a worker.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// A destination's next hop; `None`: there is none.
+    NextHop(IpAddr, Option<NextHop>),
+    /// Routes or links changed.
+    ForgetNextHops,
+    /// This host's addresses changed.
+    LocalAddresses(Vec<Ipv4Addr>),
+}
+
+/// What main and a worker share.
+pub(crate) struct Shared {
+    /// To the worker.
+    pub(crate) updates: ArrayQueue<Update>,
+    /// Wakes the worker for an update or for the end.
+    pub(crate) wake: Bell,
+    /// The worker is to end.
+    pub(crate) stop: AtomicBool,
+    /// Counters, of the worker's and of main's.
+    pub(crate) counters: CounterWriter,
+}
+
+/// Does an idle worker sleep?
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Polling {
+    /// Spins, then sleeps.
+    Adaptive,
+    /// Never sleeps: a core of its own.
+    Busy,
+}
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(crate) engine: Engine,
+    pub(crate) outlet: Outlet<XdpPort>,
+    pub(crate) commands: Consumer<CommandRecord>,
+    pub(crate) activity: ActivityWriter,
+    pub(crate) spi_states: SpiStates,
+    pub(crate) pressure: Pressure,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) polling: Polling,
+    /// Numbers of the engine's counters begin here, of the sockets' there.
+    pub(crate) engine_counters: usize,
+    pub(crate) socket_counters: usize,
+}
+
+/// Names of the sockets' counters, for one side after the other.
+pub(crate) const SOCKET_COUNTER_NAMES: [&str; 6] = [
+    "socket_inside_dropped",
+    "socket_inside_ring_full",
+    "socket_inside_transmit_invalid",
+    "socket_outside_dropped",
+    "socket_outside_ring_full",
+    "socket_outside_transmit_invalid",
+];
+
+/// CLOCK_MONOTONIC.
+pub(crate) fn monotonic() -> Time {
+    let t = clock_gettime(ClockId::Monotonic);
+    Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+}
+
+impl Worker {
+    /// Runs until it is told to stop, or until the other process breaks the attachment.
+    pub(crate) fn run(mut self) -> Result<(), Broken> {
+        let (mut busy, mut kept, mut asked) = (monotonic(), Time(0), Time(0));
+        let _ = self.outlet.event(Event::Ready); // the first of a fresh ring, so there is room
+        self.outlet.urgent.publish();
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let now = monotonic();
+            self.outlet.now = now;
+            let orders = self.updates(now) + self.commands(now)?;
+            let frames = self.burst(now, PortId::Inside) + self.burst(now, PortId::Outside);
+            self.outlet.finish(&mut self.engine);
+            if orders + frames > 0 {
+                busy = now;
+                self.report();
+            }
+            if now.since(kept) >= HOUSEKEEPING {
+                kept = now;
+                self.keep_house(now);
+            }
+            if now.since(asked) >= SOCKET_COUNTERS {
+                asked = now;
+                self.ask_sockets();
+            }
+            if let Some(broken) = self.outlet.broken {
+                return Err(broken);
+            }
+            if self.polling == Polling::Adaptive && now.since(busy) >= SPIN {
+                self.sleep()?;
+            }
+        }
+        self.ask_sockets();
+        Ok(())
+    }
+
+    /// Moves what one port has received, one burst at most.
+    fn burst(&mut self, now: Time, port: PortId) -> usize {
+        let mut burst: ArrayVec<XdpFrame, BURST> = ArrayVec::new();
+        self.outlet.ports[port as usize].receive(&mut burst);
+        let frames = burst.len();
+        if frames > 0 {
+            self.engine.process(now, port, &mut burst, &mut self.outlet);
+        }
+        if port == PortId::Outside {
+            // Sampling of unknown SPIs in XDP begins before the kernel has to drop without choice.
+            self.pressure.set(frames == BURST && self.outlet.ports[port as usize].is_pressed());
+        }
+        frames
+    }
+
+    /// Carries out what control sent, as far as there is room to acknowledge it.
+    fn commands(&mut self, now: Time) -> Result<usize, Broken> {
+        if self.commands.is_empty()? {
+            return Ok(0);
+        }
+        let room = self.outlet.urgent.room(COMMANDS)?.min(COMMANDS);
+        let mut count = 0;
+        while count < room {
+            let Some(record) = self.commands.pop()? else { break };
+            count += 1;
+            let (sequence, command) = record.decode();
+            let done = match command {
+                Ok(command) => self.carry_out(now, sequence, command),
+                Err(error) => {
+                    tracing::error!(sequence, %error, "command refused");
+                    false
+                }
+            };
+            let _ = self.outlet.event(Event::Acknowledged { sequence, done });
+        }
+        if let Err(error) = self.spi_states.flush() {
+            tracing::error!(%error, "the XDP program does not know all SPIs; under pressure it may sample them");
+        }
+        Ok(count)
+    }
+
+    fn carry_out(&mut self, now: Time, sequence: u64, command: Command) -> bool {
+        let spi = spi_of(&command);
+        let result = self.engine.apply(now, command);
+        if let Err(error) = &result {
+            tracing::error!(sequence, %error, "command refused");
+        }
+        if let Some(spi) = spi {
+            self.spi_states.set(spi.0, self.engine.spi_state(spi) as u8);
+        }
+        result.is_ok()
+    }
+
+    /// Takes what main sent.
+    fn updates(&mut self, now: Time) -> usize {
+        let mut count = 0;
+        while let Some(update) = self.shared.updates.pop() {
+            count += 1;
+            match update {
+                Update::NextHop(destination, next_hop) => {
+                    let set = self.engine.set_next_hop(destination, next_hop).is_ok();
+                    while let Some(w) = self.outlet.held.take_for(destination) {
+                        if set && next_hop.is_some() {
+                            self.engine.forward(now, w.egress, w.destination, w.frame, &mut self.outlet);
+                        } else {
+                            self.engine.give_up(w.frame, &mut self.outlet);
+                        }
+                    }
+                }
+                Update::ForgetNextHops => {
+                    self.engine.clear_next_hops();
+                    let waited: ArrayVec<IpAddr, 64> = self.outlet.held.destinations().collect();
+                    waited.into_iter().for_each(|destination| self.outlet.ask(destination));
+                }
+                Update::LocalAddresses(addresses) => self.engine.set_local_addresses(&addresses),
+            }
+        }
+        count
+    }
+
+    /// What has a deadline: urgent events, held frames, the activity of SAs.
+    fn keep_house(&mut self, now: Time) {
+        self.engine.sweep(now, &mut self.outlet);
+        while let Some(w) = self.outlet.held.take_expired(now) {
+            self.engine.give_up(w.frame, &mut self.outlet);
+        }
+        self.engine.changed_activity(ACTIVITIES, |index, activity| self.activity.store(index, activity));
+        self.report();
+    }
+
+    fn report(&self) {
+        for (n, (_, value)) in self.engine.counters().iter().enumerate() {
+            self.shared.counters.store(self.engine_counters + n, value);
+        }
+    }
+
+    fn ask_sockets(&self) {
+        for (side, port) in self.outlet.ports.iter().enumerate() {
+            let Ok(counts) = port.counts() else { continue };
+            let values = [counts.dropped, counts.ring_full, counts.transmit_invalid];
+            for (n, value) in values.into_iter().enumerate() {
+                self.shared.counters.store(self.socket_counters + side * values.len() + n, value);
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do, unless there is already.
+    fn sleep(&mut self) -> Result<(), Broken> {
+        if !self.commands.announce_sleep()? {
+            return Ok(());
+        }
+        let [inside, outside] = &mut self.outlet.ports;
+        if inside.is_idle() && outside.is_idle() && self.shared.updates.is_empty() {
+            let (inside, outside) = (inside.as_fd(), outside.as_fd());
+            let wake = self.shared.wake.as_fd();
+            let bell = self.commands.bell().map_or(wake, AsFd::as_fd);
+            let fds =
+                &mut [inside, outside, bell, wake].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            // An interrupted sleep is as good as a short one.
+            let _ = poll(fds, Some(&SLEEP));
+            self.shared.wake.silence();
+        }
+        self.commands.awake();
+        Ok(())
+    }
+}
+
+/// The inbound SPI whose state a command changes.
+fn spi_of(command: &Command) -> Option<Spi> {
+    match command {
+        Command::SetSpiState { spi, .. } => Some(*spi),
+        Command::InstallInbound { sa, .. } => Some(sa.spi),
+        _ => None,
+    }
+}
