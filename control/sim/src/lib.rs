@@ -18,7 +18,10 @@ mod network;
 mod oracle;
 mod random;
 mod scenario;
+mod store_world;
 mod world;
+
+pub use store_world::run_store;
 
 use network::Packet;
 use spindle_abi::Time;
