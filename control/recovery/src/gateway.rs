@@ -338,17 +338,28 @@ impl Gateway {
                     spindle_ike::api::Output::Report(report) => self.reported(now, report),
                 }
             }
-            let Some((connection, child)) = self.reconnect.next_due(now) else { break };
-            self.stats.count(Counter::Reinitiated);
-            self.report("initiating", Some(connection.clone()), None, None, "after a proof".into());
-            if let Err(refused) = self.endpoint.initiate(now, &connection, child.as_deref(), true) {
-                self.report("initiation-failed", Some(connection.clone()), None, None, refused.to_string());
-                self.reconnect.forget(&connection);
-            }
+            let Some((connection, children)) = self.reconnect.next_due(now) else { break };
+            self.initiate_again(now, &connection, &children);
         }
         let writes = self.journal.take_writes();
         if self.config.journal {
             self.output.extend(writes.into_iter().map(Output::Journal));
+        }
+    }
+
+    /// All children are asked for before the first answer can come, so they join one IKE SA.
+    fn initiate_again(&mut self, now: Time, connection: &str, children: &[String]) {
+        self.stats.count(Counter::Reinitiated);
+        let mut names: Vec<Option<&str>> = children.iter().map(|name| Some(name.as_str())).collect();
+        if names.is_empty() {
+            names.push(None);
+        }
+        for child in names {
+            if let Err(refused) = self.endpoint.initiate(now, connection, child, true) {
+                let detail = refused.to_string();
+                self.report("initiation-failed", Some(connection.to_owned()), None, None, detail);
+                self.reconnect.forget(connection);
+            }
         }
     }
 
@@ -451,12 +462,12 @@ impl Gateway {
     fn reported(&mut self, now: Time, report: spindle_ike::api::Report) {
         use spindle_ike::api::Report as Ike;
         match report {
+            Ike::Initiating { connection, spis } => {
+                self.report("initiating", Some(connection), Some(spis), None, String::new());
+            }
             Ike::IkeEstablished { ike, spis, connection, initiator } => {
                 self.journal.ike_established(ike, spis, &connection, initiator);
-                for child in self.reconnect.established(&connection) {
-                    // Refusals concern a configuration that cannot change while we run.
-                    let _ = self.endpoint.initiate(now, &connection, Some(&child), false);
-                }
+                self.reconnect.forget(&connection);
                 let role = if initiator { "initiator" } else { "responder" };
                 self.report("ike-established", Some(connection), Some(spis), None, role.into());
             }

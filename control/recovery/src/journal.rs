@@ -6,7 +6,6 @@
 //! stays: the peer may still send on that SPI, and the next incarnation should tell it.
 
 use crate::api::{Config, JournalRecord, JournalWrite};
-use crate::message::{ENCAPSULATION_PORT, IKE_PORT};
 use spindle_abi::{Spi, Time};
 use spindle_ike::api::{ChildSaId, IkeSaId, IkeSpis};
 use std::cmp::Reverse;
@@ -57,6 +56,7 @@ pub(crate) struct Installed<'a> {
     pub(crate) connection: &'a str,
     pub(crate) name: &'a str,
     pub(crate) inbound: Spi,
+    /// Outer address and IKE port.
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
     pub(crate) encapsulated: bool,
@@ -99,20 +99,14 @@ impl Journal {
             if child == 0 || c.rekey_time.is_zero() { 0 } else { child.max(c.rekey_time.as_secs()) }
         });
         let lifetime = if soft == 0 { UNLIMITED } else { soft.saturating_mul(LIFETIMES).max(SHORTEST) };
-        // Where IKE would reach the peer after a crash: in the encapsulation's UDP flow, or on IKE's own port.
-        let (local_port, remote_port) = if new.encapsulated {
-            (ENCAPSULATION_PORT, new.remote.port())
-        } else {
-            (IKE_PORT, connection.filter(|c| c.remote.is_some()).map_or(IKE_PORT, |c| c.remote_port))
-        };
         let record = JournalRecord {
             spi: new.inbound,
             parent: ike.spis,
             earlier_parent: None,
             initiator: ike.initiator,
             connection: new.connection.to_owned(),
-            local: SocketAddr::new(new.local.ip(), local_port),
-            remote: SocketAddr::new(new.remote.ip(), remote_port),
+            local: new.local,
+            remote: new.remote,
             encapsulated: new.encapsulated,
             incarnation,
             hard_expiry: now.saturating_add(lifetime),
@@ -239,15 +233,15 @@ mod tests {
     const WALL: u64 = 1_000_000;
 
     fn installed(ike: IkeSaId, child: ChildSaId, spi: u32, encapsulated: bool) -> Installed<'static> {
-        let port = if encapsulated { 4500 } else { 0 };
+        let (local, remote) = if encapsulated { (4500, 40_000) } else { (500, 500) };
         Installed {
             ike,
             child,
             connection: "site",
             name: "net",
             inbound: Spi(spi),
-            local: SocketAddr::new(socket("192.0.2.1:0").ip(), port),
-            remote: SocketAddr::new(socket("192.0.2.2:0").ip(), if encapsulated { 40_000 } else { 0 }),
+            local: SocketAddr::new(socket("192.0.2.1:0").ip(), local),
+            remote: SocketAddr::new(socket("192.0.2.2:0").ip(), remote),
             encapsulated,
         }
     }

@@ -43,8 +43,8 @@ impl Reconnect {
         self.wanted.insert(connection.to_owned(), wanted);
     }
 
-    /// The next connection to initiate now, and with which child; it counts as under way from here on.
-    pub(crate) fn next_due(&mut self, now: Time) -> Option<(String, Option<String>)> {
+    /// The next connection to initiate now, and with which children; it counts as under way from here on.
+    pub(crate) fn next_due(&mut self, now: Time) -> Option<(String, Vec<String>)> {
         if !self.rate.has_room(now) {
             return None;
         }
@@ -52,12 +52,7 @@ impl Reconnect {
         self.rate.take(now);
         wanted.at = None;
         wanted.attempts += 1;
-        Some((name.clone(), wanted.children.first().cloned()))
-    }
-
-    /// An IKE SA of this connection stands; the children that still want to be initiated on it.
-    pub(crate) fn established(&mut self, connection: &str) -> Vec<String> {
-        self.wanted.remove(connection).map_or_else(Vec::new, |w| w.children.into_iter().skip(1).collect())
+        Some((name.clone(), wanted.children.clone()))
     }
 
     /// An initiation of this connection failed.
@@ -72,7 +67,7 @@ impl Reconnect {
         wanted.at = Some(now.after(pause));
     }
 
-    /// It can't be initiated from here.
+    /// It stands, or can't be initiated from here.
     pub(crate) fn forget(&mut self, connection: &str) {
         self.wanted.remove(connection);
     }
@@ -98,13 +93,14 @@ mod tests {
     const T: Time = Time(1_000_000_000);
 
     #[test]
-    fn a_lost_connection_is_initiated_at_once_and_its_other_children_when_it_stands() {
+    fn a_lost_connection_is_initiated_at_once_with_all_its_children() {
         let mut r = Reconnect::new();
-        r.lost(T, "site", vec!["a".into(), "b".into(), "c".into()], false);
+        let children = vec!["a".to_owned(), "b".into()];
+        r.lost(T, "site", children.clone(), false);
         assert_eq!(r.deadline(), Some(T));
-        assert_eq!(r.next_due(T), Some(("site".into(), Some("a".into()))));
+        assert_eq!(r.next_due(T), Some(("site".into(), children)));
         assert_eq!(r.next_due(T), None, "one initiation at a time");
-        assert_eq!(r.established("site"), ["b", "c"]);
+        r.forget("site");
         assert_eq!(r.deadline(), None);
     }
 
