@@ -350,6 +350,7 @@ impl Gateway {
     /// All children are asked for before the first answer can come, so they join one IKE SA.
     fn initiate_again(&mut self, now: Time, connection: &str, children: &[String]) {
         self.stats.count(Counter::Reinitiated);
+        self.report("initiating", Some(connection.to_owned()), None, None, "after a proof".into());
         let mut names: Vec<Option<&str>> = children.iter().map(|name| Some(name.as_str())).collect();
         if names.is_empty() {
             names.push(None);
@@ -462,9 +463,6 @@ impl Gateway {
     fn reported(&mut self, now: Time, report: spindle_ike::api::Report) {
         use spindle_ike::api::Report as Ike;
         match report {
-            Ike::Initiating { connection, spis } => {
-                self.report("initiating", Some(connection), Some(spis), None, String::new());
-            }
             Ike::IkeEstablished { ike, spis, connection, initiator } => {
                 self.journal.ike_established(ike, spis, &connection, initiator);
                 self.reconnect.forget(&connection);
