@@ -1,6 +1,8 @@
 //! What the integration tests share: seeded randomness, and a disk that loses power.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod world;
+
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use redb::StorageBackend;
