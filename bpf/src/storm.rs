@@ -223,8 +223,6 @@ impl Storm {
     /// The one long call; a signal ends it.
     fn generate(&self, core: Option<usize>, thread: &OnceLock<Pid>) -> Result<(), StormError> {
         let _ = thread.set(rustix::thread::gettid());
-        // Whoever else needs this core comes first; a storm is an attacker's time, not ours. (Linux: this thread only.)
-        let _ = rustix::process::nice(19);
         if let Some(core) = core {
             let mut cores = rustix::thread::CpuSet::new();
             cores.set(core);

@@ -7,6 +7,7 @@
 
 mod bench;
 mod interface;
+mod recycle;
 mod send;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +26,10 @@ enum Command {
     Send(send::SendArguments),
     /// Count what arrives at a veth, and drop it
     Sink(send::SinkArguments),
+    /// Receive as a gateway does, and only give the frames back
+    Recycle(recycle::RecycleArguments),
+    /// Send one storm at a fresh dataplane in namespaces of its own, and account for every packet
+    Detect(bench::DetectArguments),
     /// Measure what a storm is, what it costs, and what survives it
     Bench(bench::BenchArguments),
 }
@@ -33,6 +38,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Send(arguments) => send::send(&arguments),
         Command::Sink(arguments) => send::sink(&arguments),
+        Command::Recycle(arguments) => recycle::recycle(&arguments),
+        Command::Detect(arguments) => bench::detect(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
     };
     match result {

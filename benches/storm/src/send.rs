@@ -43,6 +43,9 @@ pub(crate) struct SendArguments {
     /// The core to send on
     #[arg(long)]
     pub(crate) core: Option<usize>,
+    /// How far to yield the core to whoever else needs it, 0 to 19
+    #[arg(long, default_value_t = 0)]
+    pub(crate) nice: i32,
     /// Chooses the sequence of SPIs; random if not given
     #[arg(long)]
     pub(crate) key: Option<u32>,
@@ -110,12 +113,19 @@ fn parse_prefix(text: &str) -> Result<(Ipv4Addr, u8)> {
 }
 
 /// The signals that end a storm or a sink early, and still let it tell what it saw.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
+pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [Signal::INT, Signal::TERM] {
         signal_hook::flag::register(signal.as_raw(), Arc::clone(&stop))?;
     }
     Ok(stop)
+}
+
+/// Keeps this thread on one core.
+pub(crate) fn pin(core: usize) -> Result<()> {
+    let mut cores = rustix::thread::CpuSet::new();
+    cores.set(core);
+    rustix::thread::sched_setaffinity(None, &cores).with_context(|| format!("there is no core {core}"))
 }
 
 /// Sends a storm.
@@ -154,6 +164,7 @@ pub(crate) fn send(arguments: &SendArguments) -> Result<()> {
         let counter = |suffix| driver_counter(&arguments.interface, "tx_queue_", suffix);
         Ok((counter("_xdp_xmit")?, counter("_xdp_xmit_errors")?))
     };
+    rustix::process::nice(arguments.nice.clamp(0, 19)).context("yielding the core")?;
     let before = transmitted()?;
     let duration = Duration::from_secs_f64(arguments.seconds);
     let stop = stop_flag()?;

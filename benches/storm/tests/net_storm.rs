@@ -74,6 +74,35 @@ fn a_bounded_storm_arrives_whole_and_every_spi_is_unique() {
     assert!(took >= Duration::from_millis(1990), "the rate was not kept: {took:?}");
 }
 
+/// `spindle-storm detect` with a real dataplane; what became of the packets.
+fn detect(arguments: &[&str]) -> (u64, u64, u64) {
+    let output = std::process::Command::new(STORM)
+        .args(["detect", "--json"])
+        .args(arguments)
+        .output()
+        .expect("a storm at a dataplane");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let dropped = value["dropped"].as_object().expect("reasons");
+    let dropped = dropped.values().map(|count| count.as_u64().expect("a count")).sum();
+    (number(&value, "sent"), number(&value, "detected"), dropped)
+}
+
+#[test]
+fn every_packet_of_a_bounded_storm_is_detected_or_dropped_for_a_reason() {
+    let (sent, detected, dropped) = detect(&["--count", "200000", "--pps", "100000", "--seconds", "30"]);
+    assert_eq!(sent, 200_000);
+    assert_eq!(sent, detected + dropped);
+    assert!(detected > 0, "nothing was detected");
+}
+
+#[test]
+fn every_packet_of_a_storm_beyond_the_ports_capacity_is_accounted_for_too() {
+    let (sent, detected, dropped) = detect(&["--count", "2000000", "--pps", "0", "--seconds", "30"]);
+    assert_eq!(sent, detected + dropped);
+    assert!(detected > 0, "nothing was detected");
+}
+
 #[test]
 fn storms_in_udp_and_with_the_same_key_repeat_their_spis() {
     let topology = Topology::create(Addresses::default()).expect("namespaces");

@@ -1,7 +1,7 @@
 //! Where storms happen: the testbed's topology, and children of this program that send and receive in it.
 
-use crate::interface::parse_mac;
-use crate::send::{Sent, Sunk};
+use crate::recycle::Recycled;
+use crate::send::{Sent, Sunk, pin};
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use spindle_testbed::{Addresses, Side, Topology};
@@ -25,12 +25,14 @@ pub(crate) struct Bounds {
     pub(crate) count: u64,
     /// Frames per second; 0 is as fast as possible.
     pub(crate) pps: u64,
+    /// How far it yields to others on its core.
+    pub(crate) nice: i32,
 }
 
 impl Bounds {
     /// As fast as possible.
     pub(crate) fn full(seconds: f64) -> Bounds {
-        Bounds { seconds, count: u64::from(u32::MAX) - 256, pps: 0 }
+        Bounds { seconds, count: u64::from(u32::MAX) - 256, pps: 0, nice: 0 }
     }
 }
 
@@ -40,8 +42,16 @@ pub(crate) struct Field {
 }
 
 impl Field {
+    /// Makes the namespaces, and keeps this process and its children off the worker's core.
     pub(crate) fn create() -> Result<Field> {
-        Ok(Field { topology: Topology::create(Addresses::default())? })
+        pin(GENERATOR_CORE)?;
+        let topology = Topology::create(Addresses::default())?;
+        // Answers to the storm's sources go to a neighbour that isn't there.
+        let gateway = topology.gateway(Side::B);
+        let (outside, nobody) = (Side::B.outside_interface(), topology.addresses.outside.host(99));
+        gateway.ip(&format!("neigh add {nobody} lladdr 02:00:00:00:00:63 dev {outside} nud permanent"))?;
+        gateway.ip(&format!("route add {SOURCES} via {nobody}"))?;
+        Ok(Field { topology })
     }
 
     /// A child of this program that runs in gateway B's namespace, stands on its outer interface and says in a
@@ -53,25 +63,24 @@ impl Field {
     }
 
     /// Begins a storm towards gateway B's outer interface.
-    pub(crate) fn begin_storm(&self, bounds: Bounds) -> Result<RunningStorm> {
+    pub(crate) fn begin_storm(&self, bounds: Bounds, core: usize) -> Result<RunningStorm> {
         let outside = Side::B.outside_interface();
         let gateway = self.topology.gateway(Side::B);
         let mac = gateway.run(&format!("cat /sys/class/net/{outside}/address"))?;
-        parse_mac(mac.trim())?;
         let mut command = self.topology.delay_box().command(std::env::current_exe()?);
         command
             .args(["send", "--json", "--interface", &Side::B.box_interface(), "--source", SOURCES])
             .args(["--destination", &self.topology.addresses.gateway_outside(Side::B).to_string()])
-            .args(["--destination-mac", mac.trim(), "--core", &GENERATOR_CORE.to_string()])
+            .args(["--destination-mac", mac.trim(), "--core", &core.to_string()])
             .args(["--seconds", &bounds.seconds.to_string(), "--count", &bounds.count.to_string()])
-            .args(["--pps", &bounds.pps.to_string()])
+            .args(["--pps", &bounds.pps.to_string(), "--nice", &bounds.nice.to_string()])
             .stdout(Stdio::piped());
         Ok(RunningStorm(command.spawn().context("starting the storm")?))
     }
 
     /// A whole storm.
     pub(crate) fn storm(&self, bounds: Bounds) -> Result<Sent> {
-        self.begin_storm(bounds)?.finish()
+        self.begin_storm(bounds, GENERATOR_CORE)?.finish()
     }
 
     /// Frames per second that the generator makes when nothing is done with them.
@@ -84,6 +93,32 @@ impl Field {
             bail!("{} frames were accepted and {} came to the sink", sent.accepted, sunk.frames);
         }
         Ok(sent.pps)
+    }
+}
+
+/// Storms and the worker that only recycles.
+impl Field {
+    /// Frames per second that the port receives when its worker only gives them back.
+    pub(crate) fn recycle(&self, bounds: Bounds) -> Result<f64> {
+        let address = self.topology.addresses.gateway_outside(Side::B).to_string();
+        let receiver = self.receiver(&[
+            "recycle",
+            "--inside",
+            &Side::B.inside_interface(),
+            "--address",
+            &address,
+            "--core",
+            &WORKER_CORE.to_string(),
+            "--seconds",
+            &(bounds.seconds + 10.0).to_string(),
+        ])?;
+        let sent = self.storm(bounds)?;
+        let recycled: Recycled = receiver.finish()?;
+        let to_socket = recycled.xdp.get("xdp_outside_to_socket").copied().unwrap_or(0);
+        if to_socket != sent.accepted || to_socket != recycled.received + recycled.dropped_by_socket {
+            bail!("{} frames were accepted, but the receiver tells {recycled:?}", sent.accepted);
+        }
+        Ok(recycled.received as f64 / sent.sent as f64 * sent.pps)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a run measured, for people and as JSON. Nothing here comes from elsewhere than a measurement.
 
+use super::tunnel::Together;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,7 +41,9 @@ pub(crate) struct Report {
     pub(crate) sent: Option<u64>,
     /// Of these, packets detected.
     pub(crate) detected: Option<u64>,
-    /// Of these, packets dropped before, by reason.
+    /// Of the packets detected, those of which control could not be told: the ring for noise was full.
+    pub(crate) noise_lost: Option<u64>,
+    /// Of the packets sent, packets dropped before they could be detected, by reason.
     pub(crate) dropped: BTreeMap<String, u64>,
     /// The engine alone.
     pub(crate) engine_ns_per_unknown_spi: Option<f64>,
@@ -50,6 +53,10 @@ pub(crate) struct Report {
     pub(crate) tunnel_packets_sent: Option<u64>,
     /// Of these, packets that did not arrive.
     pub(crate) tunnel_packets_lost: Option<u64>,
+    /// All of the storm below the port's capacity.
+    pub(crate) tunnel_below_capacity: Option<Together>,
+    /// All of the storm above it.
+    pub(crate) tunnel_above_capacity: Option<Together>,
     /// From ready to the first delivery, under a storm.
     pub(crate) recovery_under_storm_ms: Option<f64>,
     /// What could not be measured, and why.
@@ -73,11 +80,14 @@ impl Report {
             detected_pps: None,
             sent: None,
             detected: None,
+            noise_lost: None,
             dropped: BTreeMap::new(),
             engine_ns_per_unknown_spi: None,
             control_cpu_share: None,
             tunnel_packets_sent: None,
             tunnel_packets_lost: None,
+            tunnel_below_capacity: None,
+            tunnel_above_capacity: None,
             recovery_under_storm_ms: None,
             notes: Vec::new(),
         }
@@ -95,6 +105,8 @@ impl Report {
     fn rows(&self) -> Vec<Row> {
         let row = |name, measured| Row { name, measured, goal: None };
         let goal = |name, measured, text, met| Row { name, measured, goal: Some((text, met)) };
+        let share = |share: f64| format!("{:.1} %", share * 100.0);
+        let above = self.tunnel_above_capacity.as_ref();
         let rate = |pps: Option<f64>| pps.map(|pps| format!("{:.2} M/s", pps / 1e6));
         let count = |count: Option<u64>| count.map(|count| count.to_string());
         vec![
@@ -121,16 +133,22 @@ impl Report {
                 "at most 30 ns",
                 self.engine_ns_per_unknown_spi.map(|ns| ns <= 30.0),
             ),
-            row(
-                "control's share of a core",
-                self.control_cpu_share.map(|share| format!("{:.1} %", share * 100.0)),
-            ),
+            row("control's share of a core", self.control_cpu_share.map(share)),
+            row("storm below capacity", rate(self.tunnel_below_capacity.map(|below| below.storm_pps))),
             row("tunnel below capacity, sent", count(self.tunnel_packets_sent)),
             goal(
                 "tunnel below capacity, lost",
                 count(self.tunnel_packets_lost),
                 "none",
                 self.tunnel_packets_lost.map(|lost| lost == 0),
+            ),
+            row("storm above capacity", rate(above.map(|above| above.storm_pps))),
+            row("storm above capacity, not detected", above.map(|above| share(above.storm_loss()))),
+            goal(
+                "tunnel above capacity, lost",
+                above.map(|above| share(above.tunnel_loss())),
+                "no larger a share than the storm",
+                above.map(|above| above.tunnel_loss() <= above.storm_loss()),
             ),
             row(
                 "crash in the storm, ready to recovered",
