@@ -190,8 +190,10 @@ fn a_second_crash_before_the_recovery_ended_is_recovered_from() {
             world.run(Duration::from_millis(10 * half_trips + 1));
             crash_and_restart(&mut world, B, SECOND);
             let took = recovery(&mut world, B, 20 * SECOND);
-            if half_trips == 0 && journal {
-                assert!(took <= bound(&world.setup, 3), "{took:?}: {:#?}", world.story());
+            if half_trips == 0 {
+                // The initiation that met the second crash goes on, its pause capped while traffic waits.
+                let most = 2 * SECOND + bound(&world.setup, 4);
+                assert!(took <= most, "{took:?}: {:#?}", world.story());
             }
             world.run(10 * SECOND);
             assert!(one_ike_sa_each(&world), "{journal} {half_trips}: {:#?}", world.story());
@@ -296,7 +298,7 @@ fn a_living_gateway_shows_no_token() {
                 }
                 data[19] = (random.next() as u8) & 0x28;
                 let half = [0, 8][random.next() as usize % 2];
-                if random.next() % 2 == 0 {
+                if random.next().is_multiple_of(2) {
                     data[half..half + 8].fill(0x99);
                 }
                 let (to, back) = (1 - from, from);
