@@ -257,6 +257,19 @@ fn a_token_from_another_address_and_doubled_is_proof_once() {
     }
 }
 
+/// RFC 6290 section 4.4: no gratuitous tokens.
+#[test]
+fn no_token_is_sent_anew_while_the_old_one_can_be_made() {
+    let mut world = World::up(Setup { sending: [true, true], ..Setup::default() });
+    let stored = [A, B].map(|side| world.told(side, "token-stored"));
+    world.wish(A, |gateway, now| gateway.rekey(now, "site", Some("net"))).unwrap();
+    world.run(60 * SECOND);
+    world.setup.sending = [false, false];
+    world.run(600 * SECOND);
+    assert_eq!([A, B].map(|side| world.told(side, "token-stored")), stored);
+    assert!(one_ike_sa_each(&world), "liveness checks alone");
+}
+
 /// RFC 6290 section 3: silently: the old IKE SA sends nothing after the proof.
 #[test]
 fn after_a_proof_nothing_leaves_on_the_old_ike_sa() {
