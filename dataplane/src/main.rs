@@ -32,6 +32,7 @@ use spindle_bpf::steer::{MAX_SPIS, Mode, Side, Steer};
 use spindle_engine::{Engine, EngineConfig, PortConfig};
 use spindle_port::{Interface, bind_pair, driver_name};
 use spindle_ring::{Bell, Broken, DataplaneSide};
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -61,7 +62,7 @@ struct Arguments {
     #[arg(long)]
     outside: String,
     /// An address that ESP is received on; this host's others are added.
-    #[arg(long, required = true)]
+    #[arg(long, required = true, num_args = 1..)]
     local: Vec<Ipv4Addr>,
     /// The core that the worker stays on.
     #[arg(long)]
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
