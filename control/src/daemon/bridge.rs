@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-/// Commands waiting at most (a restart may mark 2^20 former SPIs; they come in portions of this size).
-const WAITING: usize = 16_384;
+/// Commands waiting at most beside the ring; what the gateway sends meanwhile is not held up for long.
+const WAITING: usize = 1024;
 /// Events taken from one ring at a time, so that sockets get their turn.
 const PORTION: usize = 1024;
 
