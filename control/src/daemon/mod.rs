@@ -131,6 +131,7 @@ impl<'a> Daemon<'a> {
         let state_dir = &settings.gateway.state_dir;
         let refused = |e: StoreError| Failure::Refused(format!("{}: {e}", state_dir.display()));
         let mut store = disk::open_store(state_dir).map_err(refused)?;
+        tracing::debug!("the database is open");
         let mut files = Files::new(settings);
         if settings.recovery.secret_file.is_some() && !start.new_secret {
             shared_secret_is_there(&mut files)?;
@@ -153,6 +154,11 @@ impl<'a> Daemon<'a> {
             tracing::warn!("{} journal records were left out", booted.skipped);
         }
         let mut boot = booted.boot;
+        tracing::debug!(
+            "incarnation {} is on disk, {} former SPIs are read",
+            boot.incarnation,
+            boot.former.len()
+        );
         if let Some(cluster) = &settings.gateway.cluster {
             boot.maker_id = cluster.clone().into_bytes();
         }
@@ -210,6 +216,7 @@ impl<'a> Daemon<'a> {
         };
         let activity = Box::new(bridge.activity());
         let gateway = Gateway::new(config, boot, Box::new(bridge.activity()), Box::new(SystemRandom), now());
+        tracing::debug!("the gateway is made");
         let mut daemon = Daemon {
             settings,
             status,
