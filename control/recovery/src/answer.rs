@@ -31,6 +31,8 @@ pub(crate) struct Answers {
     incarnation: u64,
     /// The address that serves each connection.
     serving: HashMap<String, IpAddr>,
+    /// These addresses.
+    locals: HashSet<IpAddr>,
     /// Addresses of configured peers and of those in the journal.
     known: HashSet<IpAddr>,
     /// IKE SAs of earlier incarnations.
@@ -55,6 +57,7 @@ impl Answers {
             anchor_matches: boot.anchor_matches,
             incarnation: boot.incarnation,
             serving: config.connections.iter().map(|c| (c.name.clone(), c.local)).collect(),
+            locals: config.connections.iter().map(|c| c.local).collect(),
             known: configured.chain(boot.former.iter().map(|r| r.remote.ip())).collect(),
             former_pairs: pairs.collect(),
             hash,
@@ -91,7 +94,7 @@ impl Answers {
             trigger: Trigger::Message { exchange: header.exchange, response: header.response, tombstone },
             spis: header.spis,
             in_use,
-            address_serves: self.serving.values().any(|address| *address == local.ip()),
+            address_serves: self.locals.contains(&local.ip()),
             anchor_matches: self.anchor_matches,
             within_budget: self.with_token.has_room(now, source, known),
         });

@@ -113,7 +113,7 @@ impl Gateway {
             wall_clock: boot.wall_clock,
             endpoint,
             answers,
-            journal: Journal::default(),
+            journal: Journal::new(&config, boot.incarnation),
             hints: Hints::new(limits.probe_again, limits.probes_total),
             reconnect: Reconnect::new(),
             hash,
@@ -213,11 +213,11 @@ impl Gateway {
     /// All connections, in configuration order.
     pub fn connections(&self) -> Vec<ConnectionStatus> {
         let status = |name: &String| {
-            let of_it = || self.journal.ike_sas.values().filter(|row| row.connection == *name);
+            let of_it = || self.journal.of_connection(name);
             ConnectionStatus {
                 name: name.clone(),
                 ike_sas: of_it().count(),
-                child_sas: of_it().map(|row| row.children.len()).sum(),
+                child_sas: of_it().map(|(_, row)| row.children.len()).sum(),
                 initiating: self.reconnect.is_wanted(name),
             }
         };
@@ -407,14 +407,13 @@ impl Gateway {
     fn proof(&mut self, now: Time, ike: IkeSaId, authority: Authority, remote: SocketAddr) {
         self.stats.count(Counter::Proofs);
         let children = self.journal.child_names(ike);
-        let row = self.journal.ike_sas.get(&ike).cloned();
+        let row = self.journal.ike_sa(ike).cloned();
         let spis = row.as_ref().map(|row| row.spis);
         let connection = row.map(|row| row.connection);
         self.report("proof", connection.clone(), spis, None, format!("token from {remote}"));
         self.endpoint.delete_ike_sa(now, ike, authority);
         let Some(connection) = connection else { return };
-        let mut others = self.journal.ike_sas.iter().filter(|(id, _)| **id != ike);
-        let stands = others.any(|(_, row)| row.connection == connection);
+        let stands = self.journal.of_connection(&connection).any(|(id, _)| id != ike);
         if !stands && !self.stopping {
             let configured = self.config.connections.iter().find(|c| c.name == connection);
             let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
@@ -439,7 +438,7 @@ impl Gateway {
             self.stats.count(Counter::HintsTooSoon);
             return;
         }
-        let row = self.journal.ike_sas.get(&ike);
+        let row = self.journal.ike_sa(ike);
         let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
         self.report("hint", connection, spis, None, format!("from {remote}"));
         self.probe(now, ike);
@@ -455,7 +454,7 @@ impl Gateway {
             Some(spindle_ike::api::ProbeResult::NoSuchSa) => return,
         };
         self.stats.count(counter);
-        let row = self.journal.ike_sas.get(&ike);
+        let row = self.journal.ike_sa(ike);
         let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
         self.report("probe", connection, spis, None, name.into());
     }
@@ -472,7 +471,7 @@ impl Gateway {
             Ike::IkeRekeyed { old, new, spis } => {
                 let initiator = self.endpoint.spi_in_use(spis.initiator);
                 self.journal.ike_rekeyed(old, new, spis, initiator);
-                let connection = self.journal.ike_sas.get(&new).map(|row| row.connection.clone());
+                let connection = self.journal.ike_sa(new).map(|row| row.connection.clone());
                 self.report("ike-rekeyed", connection, Some(spis), None, String::new());
             }
             Ike::IkeDeleted { ike, spis, connection, authority } => {
@@ -507,7 +506,7 @@ impl Gateway {
                     encapsulated,
                 };
                 let wall = self.wall(now);
-                self.journal.child_installed(&self.config, self.incarnation, wall, installed);
+                self.journal.child_installed(wall, installed);
                 let detail = format!(
                     "{name}: {inbound}_i {outbound}_o{}",
                     if replaces.is_some() { ", rekeyed" } else { "" }
@@ -564,7 +563,7 @@ impl Gateway {
     }
 
     fn report_ike(&mut self, name: &'static str, ike: IkeSaId) {
-        let row = self.journal.ike_sas.get(&ike);
+        let row = self.journal.ike_sa(ike);
         let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
         self.report(name, connection, spis, None, String::new());
     }

@@ -7,10 +7,11 @@
 
 use crate::api::{Config, JournalRecord, JournalWrite};
 use spindle_abi::{Spi, Time};
-use spindle_ike::api::{ChildSaId, IkeSaId, IkeSpis};
+use spindle_ike::api::{ChildSaId, ConnectionConfig, IkeSaId, IkeSpis};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Records outlive their SA's soft lifetime by this factor…
 const LIFETIMES: u64 = 2;
@@ -37,9 +38,12 @@ pub(crate) struct ChildRow {
 }
 
 /// The SAs that live, as they stand in the journal.
-#[derive(Default)]
 pub(crate) struct Journal {
-    pub(crate) ike_sas: HashMap<IkeSaId, IkeRow>,
+    incarnation: u64,
+    /// How long a record lives, by connection and child, in seconds.
+    lifetimes: HashMap<String, HashMap<String, u64>>,
+    ike_sas: HashMap<IkeSaId, IkeRow>,
+    by_connection: HashMap<String, BTreeSet<IkeSaId>>,
     children: HashMap<ChildSaId, ChildRow>,
     by_spi: HashMap<Spi, ChildSaId>,
     /// Child SAs that are gone; what becomes of their records is clear once all reports of this moment are in.
@@ -63,42 +67,64 @@ pub(crate) struct Installed<'a> {
 }
 
 impl Journal {
+    pub(crate) fn new(config: &Config, incarnation: u64) -> Journal {
+        let of = |c: &ConnectionConfig| {
+            let children = c.children.iter();
+            children.map(|child| (child.name.clone(), lifetime(c.rekey_time, child.rekey_time))).collect()
+        };
+        Journal {
+            incarnation,
+            lifetimes: config.connections.iter().map(|c| (c.name.clone(), of(c))).collect(),
+            ike_sas: HashMap::new(),
+            by_connection: HashMap::new(),
+            children: HashMap::new(),
+            by_spi: HashMap::new(),
+            gone: Vec::new(),
+            timed_out: Vec::new(),
+            writes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn ike_sa(&self, ike: IkeSaId) -> Option<&IkeRow> {
+        self.ike_sas.get(&ike)
+    }
+
+    /// The IKE SAs of a connection.
+    pub(crate) fn of_connection(&self, connection: &str) -> impl Iterator<Item = (IkeSaId, &IkeRow)> {
+        let ids = self.by_connection.get(connection).into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.ike_sas.get(id)?)))
+    }
+
     pub(crate) fn ike_established(&mut self, ike: IkeSaId, spis: IkeSpis, connection: &str, initiator: bool) {
+        self.by_connection.entry(connection.to_owned()).or_default().insert(ike);
         let row = IkeRow { spis, connection: connection.to_owned(), initiator, children: Vec::new() };
         self.ike_sas.insert(ike, row);
     }
 
     pub(crate) fn ike_rekeyed(&mut self, old: IkeSaId, new: IkeSaId, spis: IkeSpis, initiator: bool) {
-        let Some(row) = self.ike_sas.get(&old) else { return };
-        let connection = row.connection.clone();
+        let Some(connection) = self.ike_sas.get(&old).map(|row| row.connection.clone()) else { return };
         let children = self.ike_sas.get(&new).map_or_else(Vec::new, |row| row.children.clone());
+        self.by_connection.entry(connection.clone()).or_default().insert(new);
         self.ike_sas.insert(new, IkeRow { spis, connection, initiator, children });
     }
 
     /// `timed_out`: the peer was not told and did not tell.
-    pub(crate) fn ike_deleted(&mut self, ike: IkeSaId, timed_out: bool) -> Option<IkeRow> {
+    pub(crate) fn ike_deleted(&mut self, ike: IkeSaId, timed_out: bool) {
         if timed_out {
             self.timed_out.push(ike);
         }
-        self.ike_sas.remove(&ike)
+        let Some(row) = self.ike_sas.remove(&ike) else { return };
+        if let Some(ids) = self.by_connection.get_mut(&row.connection) {
+            ids.remove(&ike);
+        }
     }
 
-    pub(crate) fn child_installed(
-        &mut self,
-        config: &Config,
-        incarnation: u64,
-        now: u64,
-        new: Installed<'_>,
-    ) {
+    /// `now`: seconds since 1970.
+    pub(crate) fn child_installed(&mut self, now: u64, new: Installed<'_>) {
         let Some(ike) = self.ike_sas.get_mut(&new.ike) else { return };
         ike.children.push(new.child);
-        let connection = config.connections.iter().find(|c| c.name == new.connection);
-        let soft = connection.map_or(0, |c| {
-            let child = c.children.iter().find(|child| child.name == new.name);
-            let child = child.map_or(0, |child| child.rekey_time.as_secs());
-            if child == 0 || c.rekey_time.is_zero() { 0 } else { child.max(c.rekey_time.as_secs()) }
-        });
-        let lifetime = if soft == 0 { UNLIMITED } else { soft.saturating_mul(LIFETIMES).max(SHORTEST) };
+        let lifetime = self.lifetimes.get(new.connection).and_then(|children| children.get(new.name));
+        let lifetime = lifetime.copied().unwrap_or(UNLIMITED);
         let record = JournalRecord {
             spi: new.inbound,
             parent: ike.spis,
@@ -108,7 +134,7 @@ impl Journal {
             local: new.local,
             remote: new.remote,
             encapsulated: new.encapsulated,
-            incarnation,
+            incarnation: self.incarnation,
             hard_expiry: now.saturating_add(lifetime),
         };
         self.by_spi.insert(new.inbound, new.child);
@@ -171,6 +197,15 @@ impl Journal {
             }
         }
         std::mem::take(&mut self.writes)
+    }
+}
+
+/// Seconds that a record lives: the peer may hold the SA as long.
+fn lifetime(ike: Duration, child: Duration) -> u64 {
+    if ike.is_zero() || child.is_zero() {
+        UNLIMITED
+    } else {
+        ike.max(child).as_secs().saturating_mul(LIFETIMES).max(SHORTEST)
     }
 }
 
@@ -247,9 +282,9 @@ mod tests {
     }
 
     fn with_child() -> Journal {
-        let mut journal = Journal::default();
+        let mut journal = Journal::new(&config(), 3);
         journal.ike_established(OLD, pair(1), "site", true);
-        journal.child_installed(&config(), 3, WALL, installed(OLD, CHILD, 0x100, false));
+        journal.child_installed(WALL, installed(OLD, CHILD, 0x100, false));
         journal
     }
 
@@ -269,9 +304,9 @@ mod tests {
         assert_eq!((record.incarnation, record.initiator), (3, true));
         assert_eq!(record.hard_expiry, WALL + 24 * 3600);
 
-        let mut journal = Journal::default();
+        let mut journal = Journal::new(&config(), 3);
         journal.ike_established(OLD, pair(1), "site", false);
-        journal.child_installed(&config(), 3, WALL, installed(OLD, CHILD, 0x100, true));
+        journal.child_installed(WALL, installed(OLD, CHILD, 0x100, true));
         let record = put(&mut journal);
         assert_eq!((record.local, record.remote), (socket("192.0.2.1:4500"), socket("192.0.2.2:40000")));
         assert!(record.encapsulated && !record.initiator);
@@ -285,9 +320,9 @@ mod tests {
             let mut config = config();
             config.connections[0].rekey_time = std::time::Duration::from_secs(ike);
             config.connections[0].children[0].rekey_time = std::time::Duration::from_secs(child);
-            let mut journal = Journal::default();
+            let mut journal = Journal::new(&config, 3);
             journal.ike_established(OLD, pair(1), "site", true);
-            journal.child_installed(&config, 3, WALL, installed(OLD, CHILD, 0x100, false));
+            journal.child_installed(WALL, installed(OLD, CHILD, 0x100, false));
             assert_eq!(put(&mut journal).hard_expiry, WALL + expected);
         }
     }
@@ -312,7 +347,7 @@ mod tests {
     fn a_child_rekey_puts_the_new_spi_and_removes_the_old_one_when_it_is_gone() {
         let mut journal = with_child();
         put(&mut journal);
-        journal.child_installed(&config(), 3, WALL, installed(OLD, ChildSaId(11), 0x200, false));
+        journal.child_installed(WALL, installed(OLD, ChildSaId(11), 0x200, false));
         assert_eq!(put(&mut journal).spi, Spi(0x200));
         assert!(journal.is_current(Spi(0x100)) && journal.is_current(Spi(0x200)));
         journal.child_deleted(CHILD);
@@ -335,7 +370,7 @@ mod tests {
             }
             let removed = journal.take_writes() == [JournalWrite::Remove(Spi(0x100))];
             assert_eq!(removed, !timed_out);
-            assert!(!journal.is_current(Spi(0x100)) && journal.ike_sas.is_empty());
+            assert!(!journal.is_current(Spi(0x100)) && journal.of_connection("site").next().is_none());
         }
     }
 
