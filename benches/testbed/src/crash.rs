@@ -134,6 +134,11 @@ fn crash_in(testbed: &mut Testbed, plan: &Plan, step: &mut dyn FnMut(&str)) -> R
     let events = [testbed.gateway(Side::A).events()?, testbed.gateway(Side::B).events()?];
     let stats = testbed.gateway(Side::B).stats()?;
     let counted = now();
+    for (side, events) in [Side::A, Side::B].iter().zip(&events) {
+        let file = testbed.gateway(*side).directory().join("events.json");
+        let text = serde_json::to_string_pretty(events).unwrap_or_default();
+        std::fs::write(&file, text).context(|| format!("writing {}", file.display()))?;
+    }
     let log = stop(testbed, stream, plan)?;
 
     let crash = Crash {
@@ -211,6 +216,7 @@ fn keep_files(testbed: &Testbed, folder: &Path) -> Result<()> {
         keep(&testbed.directory().join(&capture), &capture)?;
         keep(&gateway.config(), &format!("{letter}.toml"))?;
         keep(&gateway.directory().join("log"), &format!("{letter}.log"))?;
+        keep(&gateway.directory().join("events.json"), &format!("{letter}.events.json"))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::packet::now;
 use crate::topology::{Addresses, Side};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -137,7 +137,7 @@ start_action = "{start_action}"
 }
 
 /// Something that a gateway reported, from `spindle events --json`.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct GatewayEvent {
     /// CLOCK_REALTIME in microseconds.
     pub at_us: u64,

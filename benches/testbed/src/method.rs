@@ -31,9 +31,10 @@ impl Method {
     /// How long a peer may be silent before liveness probes it here.
     pub const SHORT_DELAY: Duration = Duration::from_secs(1);
 
-    /// Both gateways' configuration.
+    /// Both gateways' configuration. Where tokens are in use, retransmissions are those of strongSwan's defaults and
+    /// the peer is probed so seldom that the hints must do it.
     pub fn settings(self) -> Settings {
-        let usual = Settings { dpd_delay: Duration::from_secs(2), ..Settings::default() };
+        let usual = Settings { dpd_delay: Duration::from_secs(10), ..Settings::default() };
         match self {
             Method::Liveness => Settings {
                 methods: vec!["liveness".to_owned()],

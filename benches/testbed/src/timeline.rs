@@ -11,6 +11,8 @@
 //! - an IKE request, and the response with the same SPI of the initiator, exchange type and Message ID (clear or
 //!   protected); a retransmission asks nothing new, an IKE_SA_INIT with a COOKIE or another key exchange does.
 //!
+//! A packet that the gateway answers reached it ready, even if it lay in a queue a moment before the gateway said so.
+//!
 //! The answer that leaves the gateway and the next request that comes in because of it are one round-trip time
 //! apart at this interface. So only a request that comes at least that much later than the answer before it can have
 //! been caused by it; what crossed it on the way ran beside it and is not counted again. The number of round trips
@@ -170,13 +172,20 @@ impl<'a> Recovery<'a> {
         self.events.iter().filter(move |event| event.at >= ready)
     }
 
-    /// The moments of the recovery.
+    /// Events from the moment on at which the gateway was started again.
+    fn since_started(&self) -> impl Iterator<Item = &'a WireEvent> {
+        let started = self.crash.started;
+        self.events.iter().filter(move |event| event.at >= started)
+    }
+
+    /// The moments of the recovery. The control process can answer before the gateway is ready, so IKE messages are
+    /// looked for from its start on, ESP packets from ready on.
     pub fn timeline(&self) -> Timeline {
         let first = |wanted: &dyn Fn(&WireEvent) -> bool| {
-            self.since_ready().find(|event| wanted(event)).map(|event| event.at)
+            self.since_started().find(|event| wanted(event)).map(|event| event.at)
         };
         let clear = |event: &WireEvent, kind| self.is_out(event) && is_clear_notification(event, kind);
-        let from_ready_on = |since: Option<u64>, exchange: u8, response: bool| {
+        let first_from = |since: Option<u64>, exchange: u8, response: bool| {
             let since = since?;
             first(&|event| {
                 let right_way = if response { self.is_out(event) } else { self.is_in(event) };
@@ -191,7 +200,7 @@ impl<'a> Recovery<'a> {
             })
         };
         // Each step is looked for after the one before it.
-        let init_response = from_ready_on(Some(self.crash.ready), number::IKE_SA_INIT, true);
+        let init_response = first_from(Some(self.crash.started), number::IKE_SA_INIT, true);
         let init_request = init_response.and_then(|response| {
             let is_init = |event: &&WireEvent| {
                 event.at <= response
@@ -200,28 +209,44 @@ impl<'a> Recovery<'a> {
                         .ike()
                         .is_some_and(|message| message.exchange == number::IKE_SA_INIT && !message.response)
             };
-            self.since_ready().filter(is_init).last().map(|event| event.at)
+            self.since_started().filter(is_init).last().map(|event| event.at)
         });
-        let auth_request = from_ready_on(init_response, number::IKE_AUTH, false);
+        let auth_request = first_from(init_response, number::IKE_AUTH, false);
         Timeline {
-            first_esp: first(&|event| self.is_in(event) && event.esp().is_some()),
+            first_esp: self.first_esp(),
             invalid_spi: first(&|event| clear(event, number::INVALID_SPI)),
             probe: first(&|event| self.is_in(event) && is_probe(event)),
             token: first(&|event| clear(event, number::QCD_TOKEN)),
             ike_sa_init_request: init_request,
             ike_sa_init_response: init_response,
             ike_auth_request: auth_request,
-            ike_auth_response: from_ready_on(auth_request, number::IKE_AUTH, true),
+            ike_auth_response: first_from(auth_request, number::IKE_AUTH, true),
             first_esp_on_new_sa: self.first_esp_on_new_sa(),
         }
     }
 
-    /// The first ESP packet to the ready gateway on an SPI that was not in use before the crash or while it was down.
+    /// The first ESP packet that reached the gateway when it was ready. One that it answers with INVALID_SPI reached it
+    /// ready, even if it lay in the queue while the gateway was still about to say so.
+    fn first_esp(&self) -> Option<u64> {
+        let is_esp = |event: &&WireEvent| self.is_in(event) && event.esp().is_some();
+        let first = self.since_ready().find(is_esp).map(|event| event.at);
+        let mut answers = self.since_started().filter(|event| self.is_out(event));
+        let (answered, spi) = answers.find_map(|event| Some((event.at, unknown_spi(event)?))).unzip();
+        let asked = self
+            .since_started()
+            .filter(|event| self.is_in(event) && event.esp().is_some() && event.esp() == spi)
+            .take_while(|event| answered.is_some_and(|answered| event.at <= answered))
+            .last();
+        [first, asked.map(|event| event.at)].into_iter().flatten().min()
+    }
+
+    /// The first ESP packet to the ready gateway on an SPI that nobody used before it was started again: its control
+    /// process can make an SA before its dataplane is ready.
     fn first_esp_on_new_sa(&self) -> Option<u64> {
         let old: BTreeSet<u32> = self
             .events
             .iter()
-            .filter(|event| event.at < self.crash.ready && self.is_in(event))
+            .filter(|event| event.at < self.crash.started && self.is_in(event))
             .filter_map(WireEvent::esp)
             .collect();
         let is_new =

@@ -181,8 +181,42 @@ fn a_cookie_costs_a_round_trip() {
 
 #[test]
 fn what_happens_before_the_gateway_is_ready_or_after_the_first_delivery_does_not_count() {
-    let wire = journal().probe(650).answer(651).probe(800).answer(801);
+    let wire = journal().probe(690).answer(691).probe(800).answer(801);
     assert_eq!(wire.check(20, |recovery| recovery.round_trips()), Some(3));
+}
+
+#[test]
+fn a_packet_that_was_queued_before_ready_and_answered_after_it_is_the_first() {
+    let wire = Wire::default()
+        .stream(6..716, OLD)
+        .invalid_spi(701, true)
+        .init(721, false)
+        .init_response(722, false)
+        .auth(742, 743)
+        .esp(763, NEW);
+    wire.check(20, |recovery| {
+        assert_eq!(recovery.timeline().first_esp, Some(696 * MILLISECOND));
+        assert_eq!(recovery.round_trips(), Some(3));
+    });
+}
+
+#[test]
+fn an_sa_that_was_made_before_the_gateway_was_ready_costs_no_round_trip_after_it() {
+    let wire = Wire::default()
+        .stream(0..640, OLD)
+        .probe(610)
+        .answer(610)
+        .init(630, false)
+        .init_response(631, false)
+        .auth(651, 652)
+        .stream(672..800, NEW);
+    wire.check(20, |recovery| {
+        assert_eq!(recovery.round_trips(), Some(0));
+        let timeline = recovery.timeline();
+        assert_eq!(timeline.first_esp, Some(702 * MILLISECOND));
+        assert_eq!(timeline.first_esp_on_new_sa, timeline.first_esp);
+        assert_eq!(timeline.ike_auth_response, Some(652 * MILLISECOND));
+    });
 }
 
 #[test]
