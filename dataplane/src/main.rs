@@ -148,22 +148,25 @@ impl Dataplane {
         }
         let host = network::local_addresses(&handle).await?;
         let local = union(&arguments.local, &host);
-        let mut steer = Steer::load(&local, MAX_SPIS)?;
-        let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
-        let pressure = steer.take_pressure()?.context("the XDP program has no pressure flag")?;
+        // Loading takes as long as all the rest (the loader reads the kernel's types), so it goes on beside it.
+        let addresses = local.clone();
+        let loading = std::thread::spawn(move || Steer::load(&addresses, MAX_SPIS));
 
         let queue = |link: &Link| Interface { index: link.index, queue: 0 };
         let (port_inside, port_outside, pool) = bind_pair(queue(&inside), queue(&outside))?;
         let zero_copy = port_inside.is_zero_copy() && port_outside.is_zero_copy();
-        steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
-        steer.set_socket(Side::Outside, 0, port_outside.as_fd())?;
-
-        let mut counters = side.counters;
         let engine = Engine::new(EngineConfig::new(
             local.clone(),
             port_config(&inside, &host),
             port_config(&outside, &host),
         ));
+        let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
+        let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
+        let pressure = steer.take_pressure()?.context("the XDP program has no pressure flag")?;
+        steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
+        steer.set_socket(Side::Outside, 0, port_outside.as_fd())?;
+
+        let mut counters = side.counters;
         let mut define = |name: &str| counters.define(name).context("more counters than there is room for");
         let mut first = |names: &mut dyn Iterator<Item = &'static str>| -> Result<usize> {
             let mut numbers = names.map(&mut define).collect::<Result<Vec<_>>>()?;

@@ -100,6 +100,16 @@ impl Gateway {
         }
     }
 
+    /// What its threads have computed for (the first field of /proc/PID/task/TID/schedstat, in nanoseconds).
+    fn processor_time(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let nanoseconds = tasks.map(|task| {
+            let times = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+            times.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+        });
+        Duration::from_nanos(nanoseconds.sum())
+    }
+
     fn counters(&self) -> HashMap<String, u64> {
         self.control.counters.iter().collect()
     }
@@ -282,15 +292,15 @@ fn unknown_spis_come_on_the_noise_ring_and_former_ones_on_the_urgent_ring() {
 fn a_hundred_thousand_former_spis_are_told_in_time() {
     let (topology, _delay_box) = topology();
     let mut gateway = Gateway::start(&topology, Side::A);
-    let started = Instant::now();
+    let (started, processor) = (Instant::now(), gateway.processor_time());
     gateway.order((1000..101_000).map(|n: u32| Order::SetSpiState {
         spi: Spi(n.wrapping_mul(0x9e37_79b1).max(256)),
         state: SpiState::Former,
     }));
-    let took = started.elapsed();
-    eprintln!("100,000 former SPIs: {took:?}");
-    let limit = if cfg!(debug_assertions) { 1000 } else { 300 };
-    assert!(took < Duration::from_millis(limit), "{took:?}");
+    let (took, used) = (started.elapsed(), gateway.processor_time() - processor);
+    eprintln!("100,000 former SPIs: {took:?}, of which the dataplane computed for {used:?}");
+    // Its own time, for others may use this machine.
+    assert!(used < Duration::from_millis(300), "{used:?}");
 }
 
 #[test]
