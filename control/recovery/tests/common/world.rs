@@ -2,15 +2,18 @@
 //! are SPIs that arrive or do not.
 
 use super::{Disk, Seeded};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 use spindle_abi::{Command, Event, Selector, SelectorSet, Spi, SpiReport, SpiState, Time};
 use spindle_abi::{SaActivity, SaParameters};
 use spindle_ike::api::*;
 use spindle_ike::wire::{Message, Payload, strip_non_esp_marker};
 use spindle_recovery::Gateway;
-use spindle_recovery::api::{Config, Input, Limits, Method, Output, Report as Told};
-use spindle_recovery::store::Store;
+use spindle_recovery::api::{Config, Input, Limits, Method, Output, Report as Told, Secret};
+use spindle_recovery::secrets::{Anchor, decode_secrets};
+use spindle_recovery::store::{SmallFile, Store};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -95,6 +98,8 @@ pub struct World {
     pub interference: Option<Interference>,
     /// IKE messages in clear that left, with their sender.
     pub clear: Vec<(Time, usize, Message)>,
+    /// Tokens that each side has shown in clear.
+    pub shown: [HashSet<Vec<u8>>; 2],
     /// All IKE datagrams that left.
     pub sent: Vec<(Time, usize, Datagram)>,
     random: Seeded,
@@ -166,6 +171,7 @@ impl World {
             number: 0,
             interference: None,
             clear: Vec::new(),
+            shown: Default::default(),
             sent: Vec::new(),
         };
         world.start(A);
@@ -268,13 +274,39 @@ impl World {
     }
 
     /// RFC 6290 section 9.2, after every step: no token in clear for an IKE SA that its maker holds.
-    fn check_clear(&self, from: usize, message: &Message) {
-        let token = |p: &Payload| matches!(p, Payload::Notify(n) if n.kind == 16419);
-        if message.payloads.iter().any(token) {
-            let running = self.sides[from].running.as_ref().unwrap();
-            let held = running.gateway.sas().into_iter().any(|sa| sa.spis == message.header.spis);
-            assert!(!held, "a token for a living IKE SA left");
+    fn check_clear(&mut self, from: usize, message: &Message) {
+        for payload in &message.payloads {
+            if let Payload::Notify(notify) = payload
+                && notify.kind == 16419
+            {
+                self.shown[from].insert(notify.data.clone());
+            }
         }
+        self.check_tokens(from);
+    }
+
+    /// No token that a side ever showed belongs to an IKE SA that it holds, or has come to hold since.
+    pub fn check_tokens(&self, side: usize) {
+        let Some(running) = &self.sides[side].running else { return };
+        for sa in running.gateway.sas() {
+            for token in self.tokens_of(side, sa.spis) {
+                assert!(!self.shown[side].contains(&token), "the token of a living IKE SA left: {sa:?}");
+            }
+        }
+    }
+
+    /// The tokens of a pair, computed anew from what is on a side's disk.
+    pub fn tokens_of(&self, side: usize, spis: IkeSpis) -> Vec<Vec<u8>> {
+        let file = |file| self.sides[side].disk.file(file).unwrap();
+        let id = Anchor::decode(&file(SmallFile::Anchor)).unwrap().id;
+        let token = |secret: &Secret| {
+            let mut mac: Hmac<Sha256> = Hmac::new_from_slice(secret.0.as_slice()).unwrap();
+            for part in [&b"qcd1"[..], &16u64.to_be_bytes(), &id, &spis.initiator, &spis.responder] {
+                mac.update(part);
+            }
+            mac.finalize().into_bytes().to_vec()
+        };
+        decode_secrets(&file(SmallFile::Secret)).unwrap().iter().map(token).collect()
     }
 
     fn fly(&mut self, to: usize, what: Flying) {
