@@ -163,9 +163,7 @@ impl Endpoint {
 
     /// It is authenticated.
     fn establish(&mut self, now: Time, sa: &mut IkeSa) {
-        if !sa.initiator {
-            self.leave_half_open(sa);
-        }
+        self.leave_half_open(sa);
         sa.state = State::Established;
         sa.remote_id = Some(sa.connection.remote_id.clone());
         self.contacted.insert(peer(&sa.connection));

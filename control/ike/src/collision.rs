@@ -132,7 +132,9 @@ impl Endpoint {
         mut ours: IkeSa,
         collision: Option<IkeCollision>,
     ) {
-        let lost = collision.as_ref().is_some_and(|c| ours.lowest_nonce < c.lowest);
+        // Where the peer has used its own one already, it has compared the nonces before us.
+        let settled = sa.state == State::Rekeyed;
+        let lost = settled || collision.as_ref().is_some_and(|c| ours.lowest_nonce < c.lowest);
         match collision {
             // RFC 7296 section 2.8.2: the survivor inherits the Child SAs; the peer deletes the old IKE SA.
             Some(collision) if lost => {
@@ -161,8 +163,18 @@ impl Endpoint {
         self.with_sa(now, theirs, |e, theirs| e.succeed(now, sa, theirs));
     }
 
+    /// The peer handles Child SAs on an IKE SA whose rekey crossed ours: it knows already that this one survives.
+    pub(crate) fn inherit_early(&mut self, now: Time, theirs: &mut IkeSa) {
+        if let Some(old) = theirs.predecessor.take() {
+            self.with_sa(now, old, |e, old| e.succeed(now, old, theirs));
+        }
+    }
+
     /// `new` takes the place of `old`: it inherits the Child SAs and what waits for them (RFC 7296 section 2.8).
     pub(crate) fn succeed(&mut self, now: Time, old: &mut IkeSa, new: &mut IkeSa) {
+        if old.state == State::Rekeyed {
+            return;
+        }
         self.report(Report::IkeRekeyed { old: old.id, new: new.id, spis: new.spis });
         self.move_children(old, new);
         for (at, task) in std::mem::take(&mut old.queue) {

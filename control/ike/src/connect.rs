@@ -243,8 +243,9 @@ impl Endpoint {
     /// The end of an IKE SA: its Child SAs, its SPIs, its secrets; and what comes after it.
     pub(crate) fn bury(&mut self, now: Time, mut sa: IkeSa, ending: Ending) {
         self.connections[sa.connection.number].sas.remove(&sa.id);
-        if sa.is_half_open_responder() {
-            self.leave_half_open(&mut sa);
+        self.leave_half_open(&mut sa);
+        if let Some(hash) = sa.init_hash.take() {
+            self.by_init.remove(&hash);
         }
         let error = match sa.outstanding.as_ref().map(|o| &o.purpose) {
             Some(Purpose::Init(initiation)) => initiation.error,
@@ -353,10 +354,9 @@ impl Endpoint {
         }
     }
 
-    /// It is half-open no more.
+    /// It is half-open no more. A late copy of its IKE_SA_INIT request is still known as such.
     pub(crate) fn leave_half_open(&mut self, sa: &mut IkeSa) {
-        if let Some(hash) = sa.init_hash.take() {
-            self.by_init.remove(&hash);
+        if std::mem::take(&mut sa.half_open) {
             self.half_open = self.half_open.saturating_sub(1);
         }
     }

@@ -15,6 +15,7 @@ use crate::window::Request;
 use crate::wire::{Payload, Proposal, exchange, notify, protocol};
 use spindle_abi::{Selector, SelectorSet, Spi, Time};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What the initiator of a Child SA keeps until the response.
 pub(crate) struct ChildOffer {
@@ -44,6 +45,9 @@ impl<'a> Terms<'a> {
         Terms { nonces, create: false, replaces: None, sends: Sends::AtOnce }
     }
 }
+
+/// Until a Child SA that the peer has not used yet is looked at again.
+const UNCONFIRMED: Duration = Duration::from_millis(500);
 
 impl ChildOffer {
     /// The first Child SA of an IKE SA, in IKE_AUTH: without key exchange, with IKE_SA_INIT's nonces.
@@ -113,6 +117,10 @@ impl Endpoint {
     /// Starts the rekey of a Child SA.
     pub(crate) fn begin_child_rekey(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
         let Some(child) = sa.child(id).filter(|c| c.state == ChildState::Installed) else { return };
+        // A Child SA of the peer's rekey that it hasn't used yet: the peer may not know of it, our answer on its way.
+        if child.pending_outbound.is_some() {
+            return sa.enqueue(now.after(UNCONFIRMED), Task::RekeyChild(id));
+        }
         let profile = child.config.clone();
         self.request_child(now, sa, profile, Some(id), None);
     }

@@ -37,7 +37,7 @@ pub struct Endpoint {
     pub(crate) sas: BTreeMap<IkeSaId, IkeSa>,
     /// By our own SPI, in whichever position it is.
     by_spi: BTreeMap<IkeSpi, IkeSaId>,
-    /// Half-open IKE SAs by their IKE_SA_INIT request. RFC 7296 section 2.1: a retransmission is known by the whole
+    /// IKE SAs by the IKE_SA_INIT request of their peer. RFC 7296 section 2.1: a retransmission is known by the whole
     /// packet, for peers behind one NAT may choose the same SPI.
     pub(crate) by_init: BTreeMap<MessageHash, IkeSaId>,
     pub(crate) half_open: usize,

@@ -235,6 +235,7 @@ impl Endpoint {
         sa.expires = Some(now.after(self.config.half_open_timeout));
         sa.init_hash = Some(request);
         self.by_init.insert(request, id);
+        sa.half_open = true;
         self.half_open += 1;
         self.insert_sa(now, sa);
         Ok(())

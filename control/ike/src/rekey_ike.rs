@@ -88,6 +88,7 @@ impl Endpoint {
         let mut new = self.successor(now, sa, spis, false, SaKeys::new(keys, false));
         new.lowest_nonce = nonce_i.to_vec().min(nonce_r);
         let lowest = new.lowest_nonce.clone();
+        new.predecessor = Some(sa.id);
         let id = new.id;
         self.insert_sa(now, new);
         self.respond(sa, &request, &payloads);

@@ -94,12 +94,16 @@ pub(crate) struct IkeSa {
     /// From the end of IKE_SA_INIT on.
     pub(crate) keys: Option<SaKeys>,
     pub(crate) setup: Setup,
-    /// Of the IKE_SA_INIT request, while half-open as responder.
+    /// As responder, of the IKE_SA_INIT request.
     pub(crate) init_hash: Option<MessageHash>,
+    /// Counts among the half-open IKE SAs of peers that initiated.
+    pub(crate) half_open: bool,
     /// The lower nonce of the exchange that created it, to settle duplicates.
     pub(crate) lowest_nonce: Vec<u8>,
     /// Came from an IKE rekey, so it is no duplicate of another one.
     pub(crate) by_rekey: bool,
+    /// The IKE SA that it may take the place of, where two rekeys crossed.
+    pub(crate) predecessor: Option<IkeSaId>,
     /// When its first message was sent or received.
     pub(crate) created: Time,
     pub(crate) established: Option<Time>,
@@ -164,8 +168,10 @@ impl IkeSa {
             keys: None,
             setup: Setup::default(),
             init_hash: None,
+            half_open: false,
             lowest_nonce: Vec::new(),
             by_rekey: false,
+            predecessor: None,
             created: now,
             established: None,
             remote_id: None,
@@ -199,11 +205,6 @@ impl IkeSa {
     /// Authenticated and not on its way out: exchanges may begin on it.
     pub(crate) fn is_established(&self) -> bool {
         self.state == State::Established && self.ended.is_none()
-    }
-
-    /// Is a half-open one of a peer that initiated.
-    pub(crate) fn is_half_open_responder(&self) -> bool {
-        !self.initiator && matches!(self.state, State::Connecting | State::Refused)
     }
 
     /// It is over; the first reason stands.

@@ -91,6 +91,10 @@ impl Endpoint {
         if sa.established.is_some() {
             self.store_tokens(sa, &request.payloads);
         }
+        let of_child = |p: &Payload| matches!(p, Payload::Sa(_) | Payload::Delete(wire::Delete::Esp(_)));
+        if request.payloads.iter().any(of_child) {
+            self.inherit_early(now, sa);
+        }
         match request.header.exchange {
             exchange::IKE_AUTH => self.receive_auth_request(now, sa, request),
             exchange::CREATE_CHILD_SA => self.receive_create_child_request(now, sa, request),

@@ -83,8 +83,8 @@ pub fn seal(header: &Header, payloads: &[Payload], key: &mut SealingKey) -> Vec<
 pub(super) fn open(datagram: &[u8], at: usize, first: u8, key: &OpeningKey) -> Result<Vec<Payload>, Error> {
     let start = at + payload::GENERIC_LENGTH;
     let (additional, body) = datagram.split_at(start);
-    let (iv, rest) = body.split_first_chunk().ok_or(Error::Malformed("short SK payload"))?;
-    let (text, icv) = rest.split_last_chunk().ok_or(Error::Malformed("short SK payload"))?;
+    let (iv, rest) = body.split_first_chunk().ok_or(Error::Integrity)?;
+    let (text, icv) = rest.split_last_chunk().ok_or(Error::Integrity)?;
     let mut text = zeroize::Zeroizing::new(text.to_vec());
     if !key.0.open(*iv, additional, &mut text, icv) {
         return Err(Error::Integrity);

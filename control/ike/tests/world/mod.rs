@@ -194,7 +194,7 @@ impl World {
         let mut number = 0;
         let sides = [a, b].map(|config| {
             let activities = Activities::default();
-            let rng = ChaCha12Rng::seed_from_u64(seed * 2 + number as u64);
+            let rng = ChaCha12Rng::seed_from_u64(seed.wrapping_mul(2).wrapping_add(number as u64));
             let side = Side {
                 endpoint: Endpoint::new(
                     config,
@@ -410,8 +410,24 @@ impl World {
         }
     }
 
+    /// Two that do not give up soon.
+    pub fn patient(seed: u64) -> World {
+        let configs = [A, B].map(|side| {
+            let mut connection = connection(side);
+            connection.retransmission.base = 1.05;
+            connection.retransmission.tries = 40;
+            EndpointConfig::new(vec![connection])
+        });
+        let [a, b] = configs;
+        World::with(seed, a, b).established_by_a()
+    }
+
     pub fn established(seed: u64) -> World {
-        let mut world = World::new(seed);
+        World::new(seed).established_by_a()
+    }
+
+    pub fn established_by_a(self) -> World {
+        let mut world = self;
         world.initiate(A);
         world.run(Duration::from_secs(1));
         world.assert_one_of_each();
