@@ -251,6 +251,8 @@ impl Endpoint {
             Some(Purpose::Init(initiation)) => initiation.error,
             _ => None,
         };
+        // Back-off counts from the last try, which a lost answer lies long behind.
+        let tried = sa.outstanding.as_ref().map_or(now, |o| o.schedule.sent());
         let first = match sa.outstanding.as_ref().map(|o| &o.purpose) {
             Some(Purpose::Auth(auth)) => Some(auth.child.profile.name.clone()),
             _ => None,
@@ -285,7 +287,7 @@ impl Endpoint {
             });
             self.report(Report::InitiationFailed { connection, reason });
             let local = matches!(ending.authority, Authority::Local(_));
-            self.note_failure(now, number, std::mem::take(&mut sa.wanted), local);
+            self.note_failure(now, tried, number, std::mem::take(&mut sa.wanted), local);
         }
     }
 
@@ -338,7 +340,7 @@ impl Endpoint {
     }
 
     /// An initiation failed; what is configured to be started is tried again, ever more seldom.
-    fn note_failure(&mut self, now: Time, number: usize, wanted: BTreeSet<String>, local: bool) {
+    fn note_failure(&mut self, now: Time, tried: Time, number: usize, wanted: BTreeSet<String>, local: bool) {
         if local || self.shutting_down {
             return;
         }
@@ -346,7 +348,7 @@ impl Endpoint {
         let jitter = Duration::from_millis(u64::from(self.random_u32() % 250));
         let connection = &mut self.connections[number];
         connection.failures = connection.failures.saturating_add(1);
-        connection.failed_at = now;
+        connection.failed_at = tried;
         if !started.is_empty() {
             connection.waiting.extend(started.into_iter().chain(wanted));
             let at = now.after(connection.backoff() + jitter);
