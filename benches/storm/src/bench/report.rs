@@ -11,6 +11,8 @@ pub(crate) struct Machine {
     cores: usize,
     processor: String,
     kernel: String,
+    /// Of the last minute, before the run began: what else the machine was busy with.
+    load_average: Option<f64>,
 }
 
 impl Machine {
@@ -18,10 +20,12 @@ impl Machine {
         let information = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = information.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             processor: model.map_or_else(String::new, |(_, name)| name.to_owned()),
             kernel: kernel.trim().to_owned(),
+            load_average: load.split(' ').next().and_then(|load| load.parse().ok()),
         }
     }
 }
@@ -160,8 +164,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { cores, processor, kernel } = &self.machine;
+        let Machine { cores, processor, kernel, load_average } = &self.machine;
         writeln!(f, "{cores} cores, {processor}, Linux {kernel}")?;
+        if let Some(load) = load_average.filter(|load| *load > 0.5) {
+            writeln!(f, "the machine was busy with something else (load {load}): the figures are too low")?;
+        }
         for row in self.rows() {
             let measured = row.measured.as_deref().unwrap_or("not measured");
             write!(f, "{:<40} {measured:>14}", row.name)?;
