@@ -113,3 +113,62 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
         P::fresh(&mut self.pool, length)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spindle_abi::{Spi, SpiReport};
+    use spindle_engine::{EngineConfig, MemoryFrame, PortConfig};
+    use spindle_port::MemoryPort;
+    use spindle_ring::{AttachmentFds, ControlSide};
+    use std::net::SocketAddr;
+
+    fn outlet() -> (Outlet<MemoryPort>, ControlSide, mpsc::Receiver<IpAddr>) {
+        let fds = AttachmentFds::create(1).unwrap();
+        let (side, control) = (fds.dataplane_side().unwrap(), fds.control_side().unwrap());
+        let (requests, asked) = mpsc::channel(8);
+        let mut ports = [MemoryPort::default(), MemoryPort::default()];
+        ports[0].limit = 1;
+        (Outlet::new(ports, Pool::with_capacity(256), side.urgent, side.noise, requests), control, asked)
+    }
+
+    fn engine() -> Engine {
+        let port = || PortConfig { mac: [2; 6], mtu: 1500, complete_checksums: false, address: None };
+        Engine::new(EngineConfig::new(Vec::new(), port(), port()))
+    }
+
+    #[test]
+    fn a_frame_that_the_port_refuses_goes_back_to_the_pool() {
+        let (mut outlet, _control, _asked) = outlet();
+        for octet in [1, 2] {
+            outlet.transmit(PortId::Inside, MemoryFrame::new(&[octet]));
+        }
+        assert_eq!((outlet.lost, outlet.pool.len()), ([1, 0], 1));
+        outlet.finish(&mut engine());
+        assert_eq!((outlet.lost, outlet.ports[0].outgoing.len()), ([0, 0], 1));
+    }
+
+    #[test]
+    fn a_destination_is_asked_for_once_while_frames_wait_for_it() {
+        let (mut outlet, _control, mut asked) = outlet();
+        let destination = IpAddr::from([10, 0, 0, 1]);
+        for _ in 0..Held::<()>::MAX + 3 {
+            outlet.unresolved(PortId::Inside, destination, MemoryFrame::new(&[0; 64]));
+        }
+        assert_eq!(asked.try_recv(), Ok(destination));
+        assert!(asked.try_recv().is_err());
+        outlet.finish(&mut engine());
+        assert_eq!(outlet.pool.len(), 3); // those for which there was no room
+    }
+
+    #[test]
+    fn events_go_to_the_ring_of_their_kind() {
+        let (mut outlet, mut control, _asked) = outlet();
+        let end = SocketAddr::from(([192, 0, 2, 1], 0));
+        let report = SpiReport { spi: Spi(300), sequence: 1, source: end, destination: end, at: Time(5) };
+        assert!(outlet.event(Event::FormerSpi(report)) && outlet.event(Event::UnknownSpi(report)));
+        outlet.finish(&mut engine());
+        assert_eq!(control.urgent.pop().unwrap().unwrap().decode(), Ok(Event::FormerSpi(report)));
+        assert_eq!(control.noise.pop().unwrap().unwrap().decode(), Ok(Event::UnknownSpi(report)));
+    }
+}
