@@ -44,7 +44,7 @@ pub(crate) struct IkeCollision {
     pub(crate) lowest: Vec<u8>,
 }
 
-/// An IKE SA that its peer should delete is deleted by us after this long.
+/// An SA that its peer should delete is deleted by us after this long.
 const ABANDONED: Duration = Duration::from_secs(30);
 
 impl Endpoint {
@@ -52,6 +52,7 @@ impl Endpoint {
     /// is found when our response arrives.
     pub(crate) fn note_child_rekeyed_by_peer(
         &mut self,
+        now: Time,
         sa: &mut IkeSa,
         old: ChildSaId,
         theirs: ChildSaId,
@@ -67,7 +68,8 @@ impl Endpoint {
         }
         sa.queue.retain(|(_, task)| *task != Task::RekeyChild(old));
         if let Some(child) = sa.child(old) {
-            child.rekey_at = None;
+            // Deleted by us then, should the peer forget to.
+            child.rekey_at = Some(now.after(ABANDONED));
             if !crossed {
                 child.state = ChildState::Rekeyed;
             }
@@ -120,7 +122,7 @@ impl Endpoint {
         }
         if let Some(child) = sa.child(old) {
             child.state = ChildState::Rekeyed;
-            child.rekey_at = None;
+            child.rekey_at = lost.then(|| now.after(ABANDONED));
         }
     }
 

@@ -159,9 +159,8 @@ impl Endpoint {
         names: BTreeSet<String>,
         initial_contact: bool,
     ) -> Result<(), Refused> {
-        let connection = &mut self.connections[number];
-        connection.retry_at = None;
-        let profile = connection.profile.clone();
+        self.retry(number, None);
+        let profile = self.connections[number].profile.clone();
         let remote = profile.remote.ok_or_else(|| Refused::NoRemote(profile.name.clone()))?;
         if self.sas.len() >= self.config.max_ike_sas {
             return Err(Refused::TooMany);
@@ -194,8 +193,7 @@ impl Endpoint {
         if let Some(at) = connection.retry_at {
             connection.waiting.insert(name);
             let soon = connection.failed_at.after(TRAFFIC_BACKOFF.min(connection.backoff()));
-            connection.retry_at = Some(at.min(soon.max(now)));
-            return;
+            return self.retry(number, Some(at.min(soon.max(now))));
         }
         let connecting = connection
             .sas
@@ -218,7 +216,7 @@ impl Endpoint {
         match failed.filter(|at| *at > now) {
             Some(at) => {
                 connection.waiting.insert(name);
-                connection.retry_at = Some(at);
+                self.retry(number, Some(at));
             }
             None => drop(self.want(now, number, BTreeSet::from([name]), false)),
         }
@@ -226,13 +224,20 @@ impl Endpoint {
 
     /// Initiations whose time has come.
     pub(crate) fn tick_connections(&mut self, now: Time) {
-        for number in 0..self.connections.len() {
-            let connection = &mut self.connections[number];
-            if connection.retry_at.take_if(|at| *at <= now).is_some() {
-                let names = std::mem::take(&mut connection.waiting);
-                let _ = self.want(now, number, names, false);
-            }
+        while let Some(number) = self.retries.first().filter(|(at, _)| *at <= now).map(|(_, n)| *n) {
+            self.retry(number, None);
+            let names = std::mem::take(&mut self.connections[number].waiting);
+            let _ = self.want(now, number, names, false);
         }
+    }
+
+    /// Sets or clears when a connection is initiated again.
+    fn retry(&mut self, number: usize, at: Option<Time>) {
+        let connection = &mut self.connections[number];
+        if let Some(old) = std::mem::replace(&mut connection.retry_at, at) {
+            self.retries.remove(&(old, number));
+        }
+        self.retries.extend(at.map(|at| (at, number)));
     }
 
     /// An IKE SA of this connection is authenticated.
@@ -334,7 +339,8 @@ impl Endpoint {
             _ => {
                 let connection = &mut self.connections[number];
                 connection.waiting.extend(names);
-                connection.retry_at.get_or_insert(now.after(FIRST_BACKOFF));
+                let at = connection.retry_at.unwrap_or(now.after(FIRST_BACKOFF));
+                self.retry(number, Some(at));
             }
         }
     }
@@ -351,8 +357,8 @@ impl Endpoint {
         connection.failed_at = tried;
         if !started.is_empty() {
             connection.waiting.extend(started.into_iter().chain(wanted));
-            let at = now.after(connection.backoff() + jitter);
-            connection.retry_at.get_or_insert(at);
+            let at = connection.retry_at.unwrap_or(now.after(connection.backoff() + jitter));
+            self.retry(number, Some(at));
         }
     }
 

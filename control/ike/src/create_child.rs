@@ -306,11 +306,18 @@ impl Endpoint {
         let result = self.accept_child(now, sa, &request.payloads, terms);
         match (result, replaces) {
             (Ok((theirs, accepted)), Some(old)) => {
-                self.note_child_rekeyed_by_peer(sa, old, theirs, nonce_i.min(nonce_r));
+                self.note_child_rekeyed_by_peer(now, sa, old, theirs, nonce_i.min(nonce_r));
                 self.respond(sa, &request, &accepted);
             }
             (Ok((_, accepted)), None) => self.respond(sa, &request, &accepted),
-            (Err(error), _) => self.respond(sa, &request, &[error]),
+            (Err(error), _) => {
+                let fatal = matches!(&error, Payload::Notify(n) if n.kind == notify::INVALID_SYNTAX);
+                self.respond(sa, &request, &[error]);
+                // RFC 7296 section 2.21.3: INVALID_SYNTAX ends the IKE SA at both ends.
+                if fatal {
+                    sa.end(Authority::ProtocolError(Evidence(())), false);
+                }
+            }
         }
     }
 

@@ -25,6 +25,8 @@ pub(crate) const NAT_PORT: u16 = 4500;
 pub struct Endpoint {
     pub(crate) config: EndpointConfig,
     pub(crate) connections: Vec<Connection>,
+    /// When connections are initiated again, by number.
+    pub(crate) retries: BTreeSet<(Time, usize)>,
     /// The connection and child of a policy.
     pub(crate) policies: BTreeMap<u32, (usize, String)>,
     /// The connections between two identities, ours first.
@@ -78,6 +80,7 @@ impl Endpoint {
         Endpoint {
             config,
             connections,
+            retries: BTreeSet::new(),
             policies,
             peers,
             tokens,
@@ -239,7 +242,7 @@ impl Endpoint {
     /// When [`Endpoint::tick`] is to be called next.
     pub fn deadline(&self) -> Option<Time> {
         let timers = self.timers.first().map(|(at, _)| *at);
-        let connections = self.connections.iter().filter_map(|c| c.retry_at).min();
+        let connections = self.retries.first().map(|(at, _)| *at);
         [timers, connections, self.removed_deadline(), self.tombstones.deadline()].into_iter().flatten().min()
     }
 

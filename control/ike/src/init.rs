@@ -162,10 +162,10 @@ impl Endpoint {
         }
         let result = view.message().map_err(|error| error.notify());
         let answer = result.and_then(|message| self.accept_init(now, datagram, octets, &message));
-        if let Err(Some(notify)) = answer {
-            if self.may_answer_in_clear(now) {
-                self.answer_in_clear(datagram, &header, vec![Payload::Notify(notify)]);
-            }
+        if let Err(Some(notify)) = answer
+            && self.may_answer_in_clear(now)
+        {
+            self.answer_in_clear(datagram, &header, vec![Payload::Notify(notify)]);
         }
     }
 

@@ -72,7 +72,7 @@ impl Endpoint {
         }
         let key = PrivateKey::generate(suite.group, &mut *self.random);
         let Ok(shared) = key.agree(public) else {
-            return self.respond_error(sa, &request, notify::INVALID_SYNTAX);
+            return self.reject_syntax(now, sa, &request);
         };
         let nonce_r = self.nonce();
         let spis = IkeSpis { initiator: spi, responder: self.allocate_ike_spi() };

@@ -74,6 +74,9 @@ impl Endpoint {
     pub(crate) fn want_child_rekey(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
         let Some(child) = sa.child(id) else { return };
         child.rekey_at = None;
+        if child.state == ChildState::Rekeyed {
+            return sa.enqueue(now, Task::DeleteChild(id));
+        }
         if child.state == ChildState::Installed && !sa.rekeying_child(id) {
             sa.enqueue(now, Task::RekeyChild(id));
         }

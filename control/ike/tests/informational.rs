@@ -140,7 +140,7 @@ fn a_probe_starts_one_exchange_and_sends_it_again_on_further_hints() {
     let id = ike(&world, A).id;
     let second = Duration::from_secs(1);
     world.recorded.clear();
-    let mut probe = |world: &mut World| world.at(A, |e, now| e.probe(now, id, second));
+    let probe = |world: &mut World| world.at(A, |e, now| e.probe(now, id, second));
     assert_eq!(probe(&mut world), ProbeResult::Started);
     assert_eq!(world.recorded.len(), 1);
     assert_eq!(probe(&mut world), ProbeResult::TooSoon);

@@ -115,6 +115,8 @@ enum Flight {
 
 /// What the network does with a datagram: the delays of its copies; none is a loss.
 pub type Fate = Vec<Duration>;
+/// Decides on each datagram; `None` is the usual delay.
+pub type Network = Box<dyn FnMut(usize, u64, &mut Datagram) -> Option<Fate>>;
 
 pub struct World {
     pub now: Time,
@@ -123,7 +125,7 @@ pub struct World {
     sequence: u64,
     pub latency: Duration,
     /// Sees every IKE datagram (sender, number from 0, datagram, without marker).
-    pub network: Box<dyn FnMut(usize, u64, &mut Datagram) -> Option<Fate>>,
+    pub network: Network,
     pub sent: u64,
     pub recorded: Vec<(usize, Datagram)>,
     /// An ESP packet each way this often.
