@@ -208,8 +208,8 @@ impl Guard {
         };
         of(&self.outside, OUTSIDE_SYSCTLS)
             .chain(of(&self.inside, INSIDE_SYSCTLS))
-            // A kernel without IPv6 has no such files, and nothing to forbid there.
-            .filter(|(path, _)| path.contains("/ipv4/") || Path::new(path).exists())
+            // A kernel without IPv6 has none of its files, and an interface may come later: `up` sees to that.
+            .filter(|(path, _)| Path::new(path).exists())
     }
 
     /// Notes the values found, unless a guard of before has noted them.

@@ -144,7 +144,9 @@ impl Round {
         let gateway = &settings.gateway;
         let mut dataplane = programs.child(&programs.dataplane);
         dataplane.args(["--inside", &gateway.inside, "--outside", &gateway.outside]);
-        dataplane.arg("--local").args(settings.local_addresses().iter().map(|a| a.to_string()));
+        for address in settings.local_addresses() {
+            dataplane.args(["--local", &address.to_string()]);
+        }
         dataplane.args(["--polling", gateway.polling.name(), "--xdp-mode", gateway.xdp_mode.name()]);
         if let Some(core) = gateway.core {
             dataplane.args(["--core", &core.to_string()]);
