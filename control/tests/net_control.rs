@@ -281,7 +281,7 @@ fn with_100_000_journal_records_control_is_ready_in_less_than_half_a_second() {
         spi: Spi(0x1000_0000 + n * 7),
         parent: IkeSpis { initiator: u64::from(n).to_be_bytes(), responder: [9; 8] },
         earlier_parent: None,
-        initiator: n % 2 == 0,
+        initiator: n.is_multiple_of(2),
         connection: "ab".into(),
         local: "192.0.2.2:500".parse().unwrap(),
         remote: "192.0.2.1:500".parse().unwrap(),

@@ -96,6 +96,29 @@ fn a_process_that_dies_alone_takes_the_other_along_and_a_new_incarnation_begins(
 }
 
 #[test]
+fn the_children_die_with_the_supervisor() {
+    let mut testbed = started();
+    let pid = testbed.gateway(Side::B).pid().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let namespace = testbed.topology().gateway(Side::B);
+    let gone = |id: &i32| {
+        // A zombie waits for the test to reap it, no more.
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    let patience = std::time::Instant::now() + Duration::from_secs(3);
+    while !namespace.processes().iter().all(gone) {
+        assert!(std::time::Instant::now() < patience, "processes outlived the supervisor");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Started again at once: the locks of the dead are free.
+    testbed.gateway_mut(Side::B).kill_group().unwrap();
+    testbed.gateway_mut(Side::B).start().unwrap();
+    testbed.gateway_mut(Side::B).wait_ready(PATIENCE).unwrap_or_else(|e| panic!("{e}\n{}", logs(&testbed)));
+}
+
+#[test]
 fn what_the_machine_lacks_is_one_message_with_the_fix_and_exit_code_2() {
     let testbed = Testbed::two_gateways(Options::default()).unwrap();
     let config = testbed.gateway(Side::B).config();
