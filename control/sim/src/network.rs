@@ -44,10 +44,10 @@ impl Packet {
     pub(crate) fn ike_message(&self) -> Option<&[u8]> {
         match self {
             Packet::Ike { source, destination, data } => {
-                if source.port() == 500 && destination.port() == 500 {
-                    Some(data)
-                } else {
+                if source.port() == 4500 || destination.port() == 4500 {
                     spindle_ike::wire::strip_non_esp_marker(data)
+                } else {
+                    Some(data)
                 }
             }
             Packet::Esp(_) => None,

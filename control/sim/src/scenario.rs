@@ -171,7 +171,7 @@ impl Scenario {
         ]);
         let esp = dice.one(&["aes128gcm16", "chacha20poly1305", "aes256gcm16-x25519"]);
         let force_encapsulation = dice.percent(30);
-        let soft = |dice: &mut Dice| milliseconds(dice.one(&[0, 0, 0, 1500, 4000]));
+        let soft = |dice: &mut Dice| milliseconds(dice.one(&[0, 0, 0, 4000, 9000]));
         let starts = dice.one(&[
             [StartAction::Trap, StartAction::Trap],
             [StartAction::Start, StartAction::Trap],

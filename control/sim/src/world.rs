@@ -9,7 +9,7 @@ use crate::scenario::{Action, CONNECTION, Death, HOSTS, OUTSIDE, Scenario};
 use crate::{Failure, Summary};
 use spindle_abi::{Command, Event, SpiState, Time};
 use spindle_engine::PortId;
-use spindle_ike::api::Datagram;
+use spindle_ike::api::{Datagram, IkeSaStatus};
 use spindle_ike::wire::View;
 use spindle_recovery::api::{Input, Output};
 use std::cmp::Reverse;
@@ -28,7 +28,7 @@ const SWEEP_AFTER: Duration = Duration::from_millis(200);
 /// How long the gateways may take to agree once nothing disturbs them.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long they must stay agreed.
-const STEADY: Duration = Duration::from_secs(2);
+const STEADY: Duration = Duration::from_secs(1);
 /// Steps without the clock moving at most.
 const MAX_STEPS_AT_ONCE: u32 = 20_000;
 /// Things under way at most.
@@ -128,7 +128,6 @@ impl World {
             trace: trace.then(String::new),
             scenario,
         };
-        world.trace(|_| String::from("scenario"));
         for side in 0..2 {
             let delay = world.dice.between(Duration::ZERO, Duration::from_millis(300));
             world.schedule(delay, Due::Boot(side));
@@ -183,6 +182,8 @@ impl World {
                 ));
             }
         }
+        let sas = self.machines[0].running.as_ref().map_or(0, |running| running.gateway.sas().len());
+        self.summary.duplicates += u64::from(sas > 1);
         self.summary.tokens_shown = self.oracle.tokens_shown;
         Ok(())
     }
@@ -191,32 +192,38 @@ impl World {
     fn disagreement(&self) -> Option<String> {
         let sas = [0, 1].map(|side| self.machines[side].running.as_ref().map(|r| r.gateway.sas()));
         let [Some(a), Some(b)] = sas else { return Some("a gateway is down".into()) };
-        if a.len() != 1 || b.len() != 1 {
-            let short = |sas: &[spindle_ike::api::IkeSaStatus]| {
-                sas.iter().map(|sa| format!("{:?} {}", sa.spis, sa.state)).collect::<Vec<_>>().join(", ")
+        let state = |sas: &[IkeSaStatus]| {
+            sas.iter().map(|sa| format!("{:?} {}", sa.spis, sa.state)).collect::<Vec<_>>().join(", ")
+        };
+        if a.is_empty() || a.len() != b.len() {
+            return Some(format!("a holds [{}], b holds [{}]", state(&a), state(&b)));
+        }
+        for ours in &a {
+            let theirs =
+                b.iter().find(|theirs| theirs.spis == ours.spis && theirs.initiator != ours.initiator);
+            let Some(theirs) = theirs.filter(|sa| sa.state == "established" && ours.state == "established")
+            else {
+                return Some(format!("a holds [{}], b holds [{}]", state(&a), state(&b)));
             };
-            return Some(format!("a holds [{}], b holds [{}]", short(&a), short(&b)));
+            // An attacker who sends a captured message from elsewhere, first, moves one end there for a while.
+            if ours.remote.ip() != OUTSIDE[1] || theirs.remote.ip() != OUTSIDE[0] {
+                return Some(format!("{:?} goes from {} to {}", ours.spis, theirs.remote, ours.remote));
+            }
+            let mut of_a: Vec<_> = ours.children.iter().map(|c| (c.inbound, c.outbound)).collect();
+            let mut of_b: Vec<_> = theirs.children.iter().map(|c| (c.outbound, c.inbound)).collect();
+            of_a.sort();
+            of_b.sort();
+            if of_a != of_b {
+                return Some(format!("Child SAs of {:?}: a {of_a:?}, b (swapped) {of_b:?}", ours.spis));
+            }
         }
-        let (a, b) = (&a[0], &b[0]);
-        if a.spis != b.spis
-            || a.state != "established"
-            || b.state != "established"
-            || a.initiator == b.initiator
-        {
-            return Some(format!("a: {:?} {}, b: {:?} {}", a.spis, a.state, b.spis, b.state));
-        }
-        let mut ours: Vec<_> = a.children.iter().map(|c| (c.inbound, c.outbound)).collect();
-        let mut theirs: Vec<_> = b.children.iter().map(|c| (c.outbound, c.inbound)).collect();
-        ours.sort();
-        theirs.sort();
-        if ours != theirs || ours.is_empty() {
-            return Some(format!("Child SAs: a {ours:?}, b (swapped) {theirs:?}"));
-        }
-        for (side, sa) in [a, b].into_iter().enumerate() {
+        for (side, sas) in [&a, &b].into_iter().enumerate() {
             let running = self.machines[side].running.as_ref()?;
-            if let Some(child) =
-                sa.children.iter().find(|c| running.spi_state(c.inbound) != SpiState::Current)
-            {
+            let mut children = sas.iter().flat_map(|sa| &sa.children).peekable();
+            if children.peek().is_none() {
+                return Some("no Child SA".into());
+            }
+            if let Some(child) = children.find(|c| running.spi_state(c.inbound) != SpiState::Current) {
                 return Some(format!("{side} has {} and its dataplane has not", child.inbound));
             }
         }
@@ -224,7 +231,7 @@ impl World {
     }
 
     fn calm_down(&mut self) {
-        self.trace(|_| "calm".into());
+        self.trace(|| "calm".into());
         self.network.heal();
         self.traps.clear();
         self.machines.iter_mut().for_each(|machine| machine.disk.put_fuse_out());
@@ -288,12 +295,10 @@ impl World {
         self.queue.push(Reverse(Entry { at, number: self.number, due }));
     }
 
-    fn trace(&mut self, line: impl FnOnce(&World) -> String) {
-        if self.trace.is_some() {
-            let line = line(self);
+    fn trace(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
             let at = self.now.0 as f64 / 1e9;
-            let text = self.trace.as_mut().expect("checked above");
-            writeln!(text, "{at:13.6}  {line}").expect("writing to a string");
+            writeln!(trace, "{at:13.6}  {}", line()).expect("writing to a string");
         }
     }
 
@@ -312,7 +317,7 @@ impl World {
                 Ok(())
             }
             Due::Told { side, life, event } if self.alive(side, life) => {
-                self.trace(|_| format!("{side} is told {event:?}"));
+                self.trace(|| format!("{side} is told {event:?}"));
                 let running = self.machines[side].running.as_mut().expect("alive");
                 running.gateway.handle(self.now, Input::Event(event));
                 self.settle(side)
@@ -362,7 +367,7 @@ impl World {
         let wall_clock = EPOCH + self.now.0 / 1_000_000_000;
         match self.machines[side].boot(self.now, wall_clock) {
             Ok(boot) => {
-                self.trace(|_| {
+                self.trace(|| {
                     format!(
                         "{side} starts, incarnation {}, {} former SPIs",
                         boot.incarnation,
@@ -445,7 +450,7 @@ impl World {
             self.summary.packets_delivered += 1;
         }
         for packet in verdicts.outside {
-            self.oracle.sent_outside(&packet, OUTSIDE.map(|a| a.octets()))?;
+            self.oracle.sent_outside(&packet)?;
             self.send(Packet::Esp(packet));
         }
         for event in verdicts.events {
@@ -463,7 +468,7 @@ impl World {
             match output {
                 Output::Transmit(datagram) => self.transmit(side, datagram)?,
                 Output::Command { sequence, command } => {
-                    self.trace(|_| format!("{side} commands {}", brief(&command)));
+                    self.trace(|| format!("{side} commands {}", brief(&command)));
                     self.oracle.commanded(side, &command)?;
                     match &command {
                         Command::SetSpiState { spi, .. } => self.attacker.learns_spi(side, spi.0),
@@ -483,7 +488,7 @@ impl World {
                     }
                 }
                 Output::Report(report) => {
-                    self.trace(|_| {
+                    self.trace(|| {
                         format!(
                             "{side} reports {} {:?} {:?} {}",
                             report.name, report.spis, report.spi, report.detail
@@ -509,7 +514,7 @@ impl World {
         let packet = Packet::sent(&datagram);
         let header =
             packet.ike_message().and_then(|message| View::parse(message).ok()).map(|view| view.header());
-        self.trace(|_| {
+        self.trace(|| {
             let header = header.expect("judged already");
             let kind = if header.response { "response" } else { "request" };
             let SpisBrief(spis) = SpisBrief::from(header.spis);
@@ -560,7 +565,7 @@ impl World {
     /// The attacker's packets are never lost.
     fn inject(&mut self, packet: Packet, after: Duration) {
         self.summary.strikes += 1;
-        self.trace(|_| format!("attacker sends {}", packet.brief()));
+        self.trace(|| format!("attacker sends {}", packet.brief()));
         if let Some(side) = self.side_of(&packet) {
             self.schedule(after, Due::Arrive(side, packet));
         }
@@ -575,7 +580,7 @@ impl World {
         if self.calm {
             return Ok(());
         }
-        self.trace(|_| format!("{action:?}"));
+        self.trace(|| format!("{action:?}"));
         match action {
             Action::Crash { side, death, down, again } => {
                 self.down[side] = down;
@@ -630,7 +635,7 @@ impl World {
             _ => machine.lose_power(&mut self.dice),
         }
         self.sweep_until[side] = Time(0);
-        self.trace(|_| format!("{side} dies: {death:?}"));
+        self.trace(|| format!("{side} dies: {death:?}"));
         self.oracle.died(side);
         // A start takes a while, at least.
         let after = self.down[side] + self.dice.between(Duration::from_millis(5), Duration::from_millis(50));
