@@ -212,11 +212,12 @@ impl Endpoint {
 
     /// Both sides may have initiated at once. Of two IKE SAs of one peer whose making overlapped, one by each side,
     /// the one with the lowest nonce is deleted by its creator, as after simultaneous rekeys (RFC 7296 section 2.8.1).
+    /// What happens in the same instant overlaps: neither side can have known of the other's.
     fn settle_duplicates(&mut self, now: Time, sa: &mut IkeSa) {
         for id in self.same_peer(sa) {
             let lost = self.with_sa(now, id, |e, other| {
                 let both = other.is_established() && sa.is_established();
-                let overlap = other.established > Some(sa.created) && sa.established > Some(other.created);
+                let overlap = other.established >= Some(sa.created) && sa.established >= Some(other.created);
                 let crossed = other.initiator != sa.initiator && !other.by_rekey && !sa.by_rekey;
                 if !(both && overlap && crossed) {
                     return false;

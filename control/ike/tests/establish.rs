@@ -356,6 +356,26 @@ fn a_simultaneous_start_ends_with_one_of_each() {
     }
 }
 
+/// The other side's start falls into the very instant of a message of ours, before it is read.
+#[test]
+fn a_start_in_the_same_instant_as_a_message_ends_with_one_of_each() {
+    for messages in 0..5 {
+        for seed in 0..20 {
+            let mut world = World::new(seed);
+            world.initiate(A);
+            if messages > 0 {
+                world.run(world.latency * messages - Duration::from_nanos(1));
+                world.now = world.now.after(Duration::from_nanos(1));
+            }
+            world.initiate(B);
+            world.run(Duration::from_secs(20));
+            world.assert_one_of_each();
+            world.run(Duration::from_secs(10));
+            world.assert_planes(1, 1);
+        }
+    }
+}
+
 /// RFC 7296 section 2.4: sent once, received it ends the older IKE SAs of that identity.
 #[test]
 fn initial_contact_ends_the_ike_sa_of_an_earlier_life() {
