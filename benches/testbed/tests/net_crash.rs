@@ -182,9 +182,9 @@ fn no_token_leaves_for_a_living_sa() {
         u64::from_str_radix(value.as_str().expect("an SPI").trim_end_matches(['_', 'i', 'r', 'o']), 16)
             .expect("hex")
     };
-    let ike = &first["ike_sas"][0];
-    let (initiator, responder) = (spi(&ike["spi_i"]), spi(&ike["spi_r"]));
-    let retired = spi(&ike["children"][0]["spi_in"]) as u32;
+    let ike = &first[0];
+    let (initiator, responder) = (spi(&ike["ike_spi_i"]), spi(&ike["ike_spi_r"]));
+    let retired = spi(&ike["children"][0]["spi_i"]) as u32;
     let addresses = testbed.topology().addresses;
     let (a, b) = (addresses.gateway_outside(Side::A), addresses.gateway_outside(Side::B));
     let mac = hardware_address(&testbed, Side::B);
