@@ -233,7 +233,7 @@ impl Attacker {
         let port = self.dice.one(&[500, 500, 4500]);
         let source = self.source(victim);
         let source_port =
-            if source == IpAddr::from(ELSEWHERE) { 1 + self.dice.below(65535) as u16 } else { port };
+            if source == IpAddr::from(ELSEWHERE) { 10_000 + self.dice.below(50_000) as u16 } else { port };
         let data = if port == 4500 { add_non_esp_marker(&message) } else { message };
         Packet::Ike {
             source: SocketAddr::new(source, source_port),

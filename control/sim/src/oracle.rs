@@ -73,6 +73,11 @@ impl Oracle {
         self.known[side].held.clear();
     }
 
+    /// Is this an SPI of an earlier incarnation?
+    pub(crate) fn is_former(&self, side: usize, spi: Spi) -> bool {
+        self.known[side].former.contains(&spi)
+    }
+
     /// A gateway took a token as proof that its peer lost this IKE SA.
     pub(crate) fn proved(&self, side: usize, spis: Option<IkeSpis>) -> Result<(), String> {
         match spis {

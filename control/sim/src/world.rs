@@ -10,7 +10,7 @@ use crate::{Failure, Summary};
 use spindle_abi::{Command, Event, SpiState, Time};
 use spindle_engine::PortId;
 use spindle_ike::api::{Datagram, IkeSaStatus};
-use spindle_ike::wire::View;
+use spindle_ike::wire::{Protection, View};
 use spindle_recovery::api::{Input, Output};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -71,6 +71,19 @@ impl Ord for Entry {
     }
 }
 
+/// How many messages with a token in clear this may cause: one for a request with an SK payload (or the first
+/// fragment), none for any other datagram.
+fn tokens_due(packet: &Packet) -> u32 {
+    let view = packet.ike_message().and_then(|message| View::parse(message).ok());
+    match view.map(|view| (view.header().response, view.protection())) {
+        Some((false, Some(Protection::Sk | Protection::Fragment { number: 1, .. }))) => 1,
+        _ => 0,
+    }
+}
+
+/// The same for ESP on an SPI of an earlier incarnation: to the recorded address, and to the source if it differs.
+const TOKENS_DUE_ON_FORMER_SPI: u32 = 2;
+
 /// A crash that waits for its moment.
 struct Trap {
     side: usize,
@@ -93,6 +106,8 @@ pub(crate) struct World {
     scenario: Scenario,
     dice: Dice,
     traps: Vec<Trap>,
+    /// Messages with a token in clear that what happens now may still cause.
+    tokens_due: u32,
     /// Until when each dataplane is swept.
     sweep_until: [Time; 2],
     /// How long each machine stays down after what kills it next.
@@ -120,6 +135,7 @@ impl World {
             oracle: Oracle::new(),
             dice: Dice::new(seed, 1),
             traps: Vec::new(),
+            tokens_due: 0,
             sweep_until: [Time(0); 2],
             down: [Duration::ZERO; 2],
             packets: 0,
@@ -267,6 +283,7 @@ impl World {
             if self.queue.len() > MAX_QUEUE {
                 return Err("sends without measure".into());
             }
+            self.tokens_due = 0;
             match tick {
                 Some((at, side)) if due.is_none_or(|due| at < due) => {
                     let running = self.machines[side].running.as_mut().expect("it has a deadline");
@@ -318,6 +335,11 @@ impl World {
             }
             Due::Told { side, life, event } if self.alive(side, life) => {
                 self.trace(|| format!("{side} is told {event:?}"));
+                if let Event::FormerSpi(report) | Event::UnknownSpi(report) = &event {
+                    // Just after the start the dataplane may not know yet which SPIs are former ones.
+                    let former = self.oracle.is_former(side, report.spi);
+                    self.tokens_due = if former { TOKENS_DUE_ON_FORMER_SPI } else { 0 };
+                }
                 let running = self.machines[side].running.as_mut().expect("alive");
                 running.gateway.handle(self.now, Input::Event(event));
                 self.settle(side)
@@ -412,6 +434,7 @@ impl World {
     }
 
     fn arrive(&mut self, side: usize, packet: Packet) -> Result<(), String> {
+        self.tokens_due = tokens_due(&packet);
         let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
         match packet {
             Packet::Ike { source, destination, data } => {
@@ -511,6 +534,11 @@ impl World {
 
     fn transmit(&mut self, side: usize, datagram: Datagram) -> Result<(), String> {
         let shown = self.oracle.transmitted(self.now, side, &datagram)?;
+        if shown > 0 {
+            let left = self.tokens_due.checked_sub(1);
+            self.tokens_due =
+                left.ok_or_else(|| format!("gateway {side} shows a token that nothing asked for"))?;
+        }
         let packet = Packet::sent(&datagram);
         let header =
             packet.ike_message().and_then(|message| View::parse(message).ok()).map(|view| view.header());
