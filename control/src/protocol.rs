@@ -1,5 +1,5 @@
 //! What the command line and the control process say to each other: one JSON object a line over the unix socket
-//! in `run_dir`. The results are what `--json` prints, so their fields stay as they are; `CONFIGURATION.md` has
+//! in `run_dir`. The results are what `--json` prints, so their fields stay as they are; the README has
 //! them. Times are microseconds since 1970 (`*_us`) or seconds ago (`*_s`), SPIs hexadecimal.
 
 use serde::{Deserialize, Serialize};

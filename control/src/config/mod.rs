@@ -1,4 +1,4 @@
-//! The configuration file: TOML with the nouns of swanctl.conf. `CONFIGURATION.md` has its schema.
+//! The configuration file: TOML with the nouns of swanctl.conf. the README has its schema.
 //!
 //! [`Settings::load`] reads and checks all of it; what comes out is what the gateway, the guard and the
 //! supervisor are told. Nothing here looks at the machine (interfaces, addresses): the supervisor does.
