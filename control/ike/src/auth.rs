@@ -84,10 +84,16 @@ impl Endpoint {
         if sa.nat.there && !sa.nat.here {
             sa.remote = datagram.remote;
         }
+        if !sa.surplus {
+            self.end_initiations_beside(now, sa);
+        }
         self.establish(now, sa);
         self.store_tokens(sa, payloads);
         let setup = std::mem::take(&mut sa.setup);
         self.complete_child(now, sa, auth.child, payloads, (&setup.nonce_i, &setup.nonce_r), Sends::AtOnce);
+        if sa.surplus {
+            return self.close(now, sa, Authority::Superseded(Evidence(())));
+        }
         self.settle_duplicates(now, sa);
     }
 

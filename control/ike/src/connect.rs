@@ -145,7 +145,7 @@ impl Endpoint {
             });
             return Ok(());
         }
-        if let Some(id) = find(&|sa| sa.initiator && sa.state == State::Connecting) {
+        if let Some(id) = find(&IkeSa::is_initiation) {
             self.with_sa(now, id, |_, sa| sa.wanted.extend(names));
             return Ok(());
         }
@@ -200,7 +200,7 @@ impl Endpoint {
             .iter()
             .rev()
             .copied()
-            .find(|id| self.sas.get(id).is_some_and(|sa| sa.initiator && sa.state == State::Connecting));
+            .find(|id| self.sas.get(id).is_some_and(IkeSa::is_initiation));
         if let Some(id) = connecting {
             self.with_sa(now, id, |_, sa| {
                 sa.wanted.insert(name);
@@ -219,6 +219,38 @@ impl Endpoint {
                 self.retry(number, Some(at));
             }
             None => drop(self.want(now, number, BTreeSet::from([name]), false)),
+        }
+    }
+
+    /// Another initiation of the same connection.
+    fn initiation_beside(&self, sa: &IkeSa) -> Option<IkeSaId> {
+        let others = self.connections[sa.connection.number].sas.iter().copied().filter(|id| *id != sa.id);
+        sa.initiator.then_some(others)?.find(|id| self.sas.get(id).is_some_and(IkeSa::is_initiation))
+    }
+
+    /// A hint says that the peer has lost a half-open IKE SA whose IKE_AUTH is outstanding. Hints are not believed
+    /// (RFC 7296 section 2.21.4), so it goes on; but a fresh attempt, one at a time, begins beside it, and whichever
+    /// is authenticated first stands.
+    pub(crate) fn begin_beside(&mut self, now: Time, id: IkeSaId) -> bool {
+        let Some(sa) = self.sas.get(&id).filter(|sa| sa.is_initiation()) else { return false };
+        let Some(Purpose::Auth(auth)) = sa.outstanding.as_ref().map(|o| &o.purpose) else { return false };
+        let mut names = sa.wanted.clone();
+        names.insert(auth.child.profile.name.clone());
+        let (number, initial_contact) = (sa.connection.number, sa.initial_contact);
+        self.initiation_beside(sa).is_none() && self.start_ike(now, number, names, initial_contact).is_ok()
+    }
+
+    /// This initiation succeeded; one beside it is dropped, but for one that the peer may be answering: a Delete then
+    /// takes it away from both.
+    pub(crate) fn end_initiations_beside(&mut self, now: Time, sa: &mut IkeSa) {
+        while let Some(other) = self.initiation_beside(sa) {
+            self.with_sa(now, other, |_, other| {
+                sa.wanted.append(&mut other.wanted);
+                other.surplus = true;
+                if !matches!(other.outstanding.as_ref().map(|o| &o.purpose), Some(Purpose::Auth(_))) {
+                    other.end(Authority::Superseded(Evidence(())), false);
+                }
+            });
         }
     }
 
@@ -284,7 +316,9 @@ impl Endpoint {
             let authority = ending.authority.clone();
             self.report(Report::IkeDeleted { ike: sa.id, spis: sa.spis, connection, authority });
             self.restore(now, number, again, &ending.authority);
-        } else if sa.initiator {
+        } else if let Some(other) = self.initiation_beside(&sa) {
+            self.with_sa(now, other, |_, other| other.wanted.append(&mut sa.wanted));
+        } else if sa.initiator && !sa.surplus {
             let why = |error: u16| format!("the peer answers IKE_SA_INIT with error {error}");
             let reason = sa.refusal.take().or(error.map(why)).unwrap_or_else(|| match ending.authority {
                 Authority::Local(reason) => reason.into(),
@@ -312,14 +346,14 @@ impl Endpoint {
         }
     }
 
-    /// The children that are to be made again.
+    /// The children that are to be made again. After a token that is recovery's to say, which paces how many peers'
+    /// are at once.
     fn lost_children(&self, now: Time, sa: &IkeSa, authority: &Authority) -> BTreeSet<String> {
-        if matches!(authority, Authority::Local(_) | Authority::Superseded(_)) {
+        if matches!(authority, Authority::Local(_) | Authority::Superseded(_) | Authority::Token(_)) {
             return BTreeSet::new();
         }
         let started = sa.connection.started();
-        let lost =
-            matches!(authority, Authority::Token(_) | Authority::Timeout(_) | Authority::ProtocolError(_));
+        let lost = matches!(authority, Authority::Timeout(_) | Authority::ProtocolError(_));
         let wanted = sa.children.iter().filter(|c| c.state != ChildState::Deleting).filter(|c| {
             let last = self.activity.activity(c.outbound_index).last;
             let traffic = last != Time(0) && now.since(last) < RECENT;
@@ -334,7 +368,6 @@ impl Endpoint {
             return;
         }
         match authority {
-            Authority::Token(_) => drop(self.want(now, number, names, true)),
             Authority::Timeout(_) | Authority::ProtocolError(_) => drop(self.want(now, number, names, false)),
             _ => {
                 let connection = &mut self.connections[number];

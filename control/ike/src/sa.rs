@@ -136,6 +136,8 @@ pub(crate) struct IkeSa {
     pub(crate) refused_since: Option<Time>,
     /// INVALID_KE_PAYLOAD answers followed since the last success.
     pub(crate) ke_retries: u32,
+    /// As initiator: an attempt beside this one succeeded first; closed as soon as it is authenticated.
+    pub(crate) surplus: bool,
     /// Why the initiation failed, for people.
     pub(crate) refusal: Option<String>,
     /// Its timer, as the endpoint has it.
@@ -192,6 +194,7 @@ impl IkeSa {
             keepalive_at: None,
             refused_since: None,
             ke_retries: 0,
+            surplus: false,
             refusal: None,
             scheduled: None,
         }
@@ -205,6 +208,11 @@ impl IkeSa {
     /// Authenticated and not on its way out: exchanges may begin on it.
     pub(crate) fn is_established(&self) -> bool {
         self.state == State::Established && self.ended.is_none()
+    }
+
+    /// Our attempt to make it is under way, and wanted.
+    pub(crate) fn is_initiation(&self) -> bool {
+        self.initiator && self.state == State::Connecting && self.ended.is_none() && !self.surplus
     }
 
     /// It is over; the first reason stands.

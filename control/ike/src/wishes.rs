@@ -98,8 +98,12 @@ impl Endpoint {
     }
 
     /// A hint: starts a liveness exchange, or sends the outstanding request again if `again_after` has passed since
-    /// it was last sent (RFC 7296 section 2.4; rate limits are the caller's).
+    /// it was last sent (RFC 7296 section 2.4; rate limits are the caller's). Beside our half-open IKE SA in IKE_AUTH
+    /// it starts a fresh attempt.
     pub fn probe(&mut self, now: Time, ike: IkeSaId, again_after: Duration) -> ProbeResult {
+        if self.begin_beside(now, ike) {
+            return ProbeResult::Started;
+        }
         let usable =
             |sa: &IkeSa| sa.established.is_some() && (sa.outstanding.is_some() || sa.is_established());
         if !self.sas.get(&ike).is_some_and(usable) {

@@ -356,6 +356,71 @@ fn a_simultaneous_start_ends_with_one_of_each() {
     }
 }
 
+/// RFC 7296 section 2.21.4 lets a hint end nothing; but another attempt may begin beside the one that waits.
+#[test]
+fn a_responder_that_crashed_before_ike_auth_is_reached_by_another_attempt() {
+    let mut world = World::new(23);
+    world.initiate(A);
+    world.run(Duration::from_millis(25));
+    let [_, b] = World::new(24).sides;
+    world.sides[B] = b;
+    world.run(Duration::from_millis(10));
+    let waiting = world.sas(A)[0].id;
+    assert!(matches!(world.sides[B].unmatched[..], [Unmatched::ProtectedRequest { .. }]));
+    let hint = |world: &mut World| world.at(A, |e, now| e.probe(now, waiting, Duration::ZERO));
+    assert_eq!(hint(&mut world), ProbeResult::Started);
+    assert_eq!(hint(&mut world), ProbeResult::NoSuchSa, "one at a time");
+    assert_eq!(world.sas(A).len(), 2, "the first one is not ended");
+    world.run(Duration::from_millis(50));
+    assert_eq!(world.sas(B).len(), 1);
+    assert_eq!(world.sas(B)[0].children.len(), 1);
+    world.run(Duration::from_secs(30));
+    world.assert_one_of_each();
+    assert_eq!(world.reports(A, |r| matches!(r, Report::InitiationFailed { .. })), 0);
+    world.assert_planes(1, 1);
+}
+
+/// The hint was forged: whenever it comes and whichever attempt is answered first, both sides agree on one IKE SA.
+#[test]
+fn a_forged_hint_in_ike_auth_ends_with_one_of_each() {
+    let ms = Duration::from_millis;
+    for late in [10, 30, 45, 60, 200, 1500] {
+        for at in [21, 35, 60, 1100] {
+            for lose_first in [false, true] {
+                let mut world = World::new(25);
+                world.network = Box::new(move |_, number, _| match number {
+                    2 if lose_first => Some(vec![]),
+                    3 => Some(vec![ms(late)]),
+                    _ => None,
+                });
+                world.initiate(A);
+                world.run(ms(at));
+                let waiting = world.sas(A)[0].id;
+                world.at(A, |e, now| e.probe(now, waiting, Duration::ZERO));
+                world.run(Duration::from_secs(60));
+                world.assert_one_of_each();
+                world.assert_planes(1, 1);
+                assert_eq!(world.reports(A, |r| matches!(r, Report::InitiationFailed { .. })), 0);
+            }
+        }
+    }
+}
+
+/// Neither attempt is answered: the failure is told once.
+#[test]
+fn two_attempts_side_by_side_fail_as_one() {
+    let mut world = World::new(26);
+    world.network = Box::new(|_, number, _| (number > 1).then(Vec::new));
+    world.initiate(A);
+    world.run(Duration::from_millis(25));
+    let waiting = world.sas(A)[0].id;
+    assert_eq!(world.at(A, |e, now| e.probe(now, waiting, Duration::ZERO)), ProbeResult::Started);
+    world.run(Duration::from_secs(60));
+    assert!(world.sas(A).is_empty());
+    assert_eq!(world.reports(A, |r| matches!(r, Report::InitiationFailed { .. })), 1);
+    assert!(world.sides[A].plane.states.is_empty(), "larval SPIs are unknown again");
+}
+
 /// The other side's start falls into the very instant of a message of ours, before it is read.
 #[test]
 fn a_start_in_the_same_instant_as_a_message_ends_with_one_of_each() {

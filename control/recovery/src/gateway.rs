@@ -413,8 +413,16 @@ impl Gateway {
         self.report("proof", connection.clone(), spis, None, format!("token from {remote}"));
         self.endpoint.delete_ike_sa(now, ike, authority);
         let Some(connection) = connection else { return };
+        if self.stopping {
+            return;
+        }
         let stands = self.journal.of_connection(&connection).any(|(id, _)| id != ike);
-        if !stands && !self.stopping {
+        if stands {
+            // On the other IKE SA, where they are not there already.
+            for child in &children {
+                let _ = self.endpoint.initiate(now, &connection, Some(child), false);
+            }
+        } else {
             let configured = self.config.connections.iter().find(|c| c.name == connection);
             let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
             self.reconnect.lost(now, &connection, children, always);

@@ -11,18 +11,24 @@ use spindle_ike::api::{IkeSaId, ProbeResult};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-/// When each IKE SA was last checked on a hint; bounded by the IKE SAs there are.
+/// When each IKE SA was last checked on a hint. Bounded: what is older than `again_after` is dropped whenever there
+/// is twice as much as what was not.
 #[derive(Debug)]
 pub(crate) struct Hints {
     again_after: Duration,
     total: Total,
     last: HashMap<IkeSaId, Time>,
+    most: usize,
     deferred: BTreeSet<(Time, IkeSaId)>,
 }
 
+/// Times that are kept without asking whether they are too old.
+const LEAST: usize = 64;
+
 impl Hints {
     pub(crate) fn new(again_after: Duration, total: u32) -> Hints {
-        Hints { again_after, total: Total::new(total), last: HashMap::new(), deferred: BTreeSet::new() }
+        let (last, deferred) = (HashMap::new(), BTreeSet::new());
+        Hints { again_after, total: Total::new(total), last, most: LEAST, deferred }
     }
 
     /// May a hint have this IKE SA checked now? If it's too soon, it will be [`Hints::next_deferred`].
@@ -53,6 +59,10 @@ impl Hints {
             }
         }
         self.last.insert(ike, now);
+        if self.last.len() > self.most {
+            self.last.retain(|_, last| last.after(self.again_after) > now);
+            self.most = LEAST.max(2 * self.last.len());
+        }
         Some(result)
     }
 
@@ -122,6 +132,18 @@ mod tests {
         assert_eq!(sas.probed.len(), 200);
         sas.outstanding = false;
         assert_eq!(hint(&mut hints, ms(100), 999, &mut sas), Some(ProbeResult::Started));
+    }
+
+    /// Half-open IKE SAs end without a word.
+    #[test]
+    fn times_too_old_to_matter_are_dropped() {
+        let (mut hints, mut sas) = (Hints::new(Duration::from_secs(1), 200), sas(100_000));
+        for n in 0..100_000 {
+            sas.outstanding = false;
+            hint(&mut hints, ms(n * 10), n, &mut sas);
+        }
+        assert_eq!(sas.probed.len(), 100_000);
+        assert!(hints.last.len() <= 300, "{}", hints.last.len());
     }
 
     #[test]

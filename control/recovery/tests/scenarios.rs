@@ -186,6 +186,24 @@ fn a_crash_at_any_moment_of_an_ike_rekey_is_recovered_from() {
     }
 }
 
+/// RFC 7296 section 2.4, 2.21.4: the responder crashes between IKE_SA_INIT and IKE_AUTH. What the one that came after
+/// says is a hint; a fresh attempt begins beside the one that waits, which goes through its whole schedule.
+#[test]
+fn a_responder_that_crashed_between_the_initial_exchanges_does_not_hold_up_the_initiator() {
+    let setup = Setup::default();
+    let mut world = World::new(setup.clone());
+    world.run(25 * MS);
+    assert_eq!(world.gateway(A).sas().len(), 1);
+    crash_and_restart(&mut world, B, 100 * MS);
+    // IKE_AUTH is sent again half a second after the first time; then three round trips.
+    let took = recovery(&mut world, B, 20 * SECOND);
+    assert!(took <= 500 * MS + bound(&setup, 3), "{took:?}: {:#?}", world.story());
+    assert_eq!(world.told(A, "initiation-failed"), 0);
+    world.run(30 * SECOND);
+    assert!(one_ike_sa_each(&world));
+    assert_eq!(world.gateway(A).sas().len(), 1);
+}
+
 /// Former SPIs of older incarnations stay: a second crash, before the recovery began and while it is under way.
 #[test]
 fn a_second_crash_before_the_recovery_ended_is_recovered_from() {
