@@ -4,8 +4,9 @@
 use crate::timeline::Counts;
 
 /// What a gateway counted, by the names in the `control` part of `spindle stats --json`, with what the wire shows.
-fn pairs(counts: &Counts) -> [(&'static str, usize); 3] {
+fn pairs(counts: &Counts) -> [(&'static str, usize); 4] {
     [
+        ("datagrams_sent", counts.ike_out),
         ("tokens-sent", counts.tokens),
         ("invalid-spi-sent", counts.invalid_spi),
         ("invalid-ike-spi-sent", counts.invalid_ike_spi),
@@ -32,11 +33,13 @@ mod tests {
 
     #[test]
     fn a_difference_of_one_event_is_found_either_way() {
-        let counts = Counts { tokens: 1, invalid_spi: 2, ..Counts::default() };
-        let stats = |tokens: u64, invalid_spi: u64| json!({"control": {"tokens-sent": tokens, "invalid-spi-sent": invalid_spi, "invalid-ike-spi-sent": 0}});
+        let counts = Counts { ike_out: 3, tokens: 1, invalid_spi: 2, ..Counts::default() };
+        let stats = |tokens: u64, invalid_spi: u64| json!({"control": {"datagrams_sent": 3, "tokens-sent": tokens, "invalid-spi-sent": invalid_spi, "invalid-ike-spi-sent": 0}});
         assert_eq!(disagreements(&counts, &stats(1, 2)), [""; 0]);
         assert_eq!(disagreements(&counts, &stats(0, 2)).len(), 1);
         assert_eq!(disagreements(&counts, &stats(1, 3)).len(), 1);
-        assert_eq!(disagreements(&counts, &json!({})).len(), 3);
+        let one_more = Counts { ike_out: 4, ..counts };
+        assert_eq!(disagreements(&one_more, &stats(1, 2)).len(), 1);
+        assert_eq!(disagreements(&counts, &json!({})).len(), 4);
     }
 }
