@@ -315,6 +315,14 @@ pub enum Report {
         /// The IKE SA that it is for.
         ike: IkeSaId,
     },
+    /// The peer received a packet of ours on an SPI that it does not know, and says so under the protection of this
+    /// IKE SA (RFC 7296 section 1.5). No SA changes.
+    InvalidSpi {
+        /// The IKE SA.
+        ike: IkeSaId,
+        /// The SPI on which we sent.
+        spi: Spi,
+    },
     /// An IKE SA's peer failed to answer for the first time: the first retransmission.
     Suspected {
         /// The IKE SA.

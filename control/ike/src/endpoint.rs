@@ -16,6 +16,7 @@ use crate::tombstone::{MessageHash, Tombstones};
 use crate::wire::{self, Protection, View, exchange, notify};
 use spindle_abi::{Command, Spi, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// UDP port whose datagrams carry the non-ESP marker (RFC 3948 section 2.2, RFC 7296 section 2.23).
@@ -39,6 +40,8 @@ pub struct Endpoint {
     pub(crate) sas: BTreeMap<IkeSaId, IkeSa>,
     /// By our own SPI, in whichever position it is.
     by_spi: BTreeMap<IkeSpi, IkeSaId>,
+    /// By the peer's address and port.
+    pub(crate) by_remote: BTreeSet<(SocketAddr, IkeSaId)>,
     /// IKE SAs by the IKE_SA_INIT request of their peer. RFC 7296 section 2.1: a retransmission is known by the whole
     /// packet, for peers behind one NAT may choose the same SPI.
     pub(crate) by_init: BTreeMap<MessageHash, IkeSaId>,
@@ -90,6 +93,7 @@ impl Endpoint {
             next_id: 1,
             sas: BTreeMap::new(),
             by_spi: BTreeMap::new(),
+            by_remote: BTreeSet::new(),
             by_init: BTreeMap::new(),
             half_open: 0,
             timers: BTreeSet::new(),
@@ -267,7 +271,13 @@ impl Endpoint {
         if let Some(at) = sa.scheduled.take() {
             self.timers.remove(&(at, sa.id));
         }
+        let noted = sa.noted_remote.replace(sa.remote);
+        if noted != Some(sa.remote) {
+            noted.map(|old| self.by_remote.remove(&(old, sa.id)));
+            self.by_remote.insert((sa.remote, sa.id));
+        }
         if let Some(ending) = sa.ended.take() {
+            self.by_remote.remove(&(sa.remote, sa.id));
             return self.bury(now, sa, ending);
         }
         sa.scheduled = sa.deadline();
@@ -347,7 +357,7 @@ impl Endpoint {
         self.send(datagram.local, datagram.remote, message);
     }
 
-    fn send(&mut self, local: std::net::SocketAddr, remote: std::net::SocketAddr, message: &[u8]) {
+    fn send(&mut self, local: SocketAddr, remote: SocketAddr, message: &[u8]) {
         let data = match local.port() {
             NAT_PORT => wire::add_non_esp_marker(message),
             _ => message.to_vec(),

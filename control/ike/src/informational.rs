@@ -1,7 +1,7 @@
 //! INFORMATIONAL (RFC 7296 section 1.4): liveness, Deletes, notifications. Both roles.
 
 use crate::api::*;
-use crate::endpoint::{Endpoint, NAT_PORT, find_notify};
+use crate::endpoint::{Endpoint, NAT_PORT, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::sa::{ChildState, IkeSa, State};
 use crate::window::Request;
@@ -35,10 +35,31 @@ impl Endpoint {
         }
         let answer = (!paired.is_empty()).then_some(Payload::Delete(Delete::Esp(paired)));
         self.respond(sa, &request, answer.as_slice());
+        // RFC 7296 section 1.5: our packets came on this SPI. Nothing is concluded from it here.
+        let invalid = find_notify(&request.payloads, notify::INVALID_SPI);
+        if let Some(spi) = invalid.and_then(|n| <[u8; 4]>::try_from(&n.data[..]).ok()) {
+            self.report(Report::InvalidSpi { ike: sa.id, spi: Spi(u32::from_be_bytes(spi)) });
+        }
         // RFC 7296 section 2.21.2: the initiator did not accept our AUTH.
         if find_notify(&request.payloads, notify::AUTHENTICATION_FAILED).is_some() {
             sa.end(Authority::ProtocolError(Evidence(())), false);
         }
+    }
+
+    /// Tells the peer under protection that its packet came on an SPI that is unknown here (RFC 7296 section 1.5:
+    /// INVALID_SPI with the SPI as its data). Only an established IKE SA with nothing else to do tells; `false` if it
+    /// does not. How often is the caller's to limit.
+    pub fn notify_invalid_spi(&mut self, now: Time, ike: IkeSaId, spi: Spi) -> bool {
+        let told = self.with_sa(now, ike, |e, sa| {
+            let idle = sa.outstanding.is_none() && sa.queue.iter().all(|(at, _)| *at > now);
+            let tells = sa.is_established() && idle;
+            if tells {
+                let invalid = notification(notify::INVALID_SPI, spi.0.to_be_bytes().to_vec());
+                e.inform(now, sa, &[invalid], Purpose::Informational);
+            }
+            tells
+        });
+        told == Some(true)
     }
 
     /// The peer deletes its inbound SA; our inbound SA of the pair goes into the answer. RFC 7296 section 1.4.1: not

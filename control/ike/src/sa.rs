@@ -140,6 +140,8 @@ pub(crate) struct IkeSa {
     pub(crate) surplus: bool,
     /// Why the initiation failed, for people.
     pub(crate) refusal: Option<String>,
+    /// The peer's address, as the endpoint has it.
+    pub(crate) noted_remote: Option<SocketAddr>,
     /// Its timer, as the endpoint has it.
     pub(crate) scheduled: Option<Time>,
 }
@@ -196,6 +198,7 @@ impl IkeSa {
             ke_retries: 0,
             surplus: false,
             refusal: None,
+            noted_remote: None,
             scheduled: None,
         }
     }

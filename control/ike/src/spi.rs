@@ -97,6 +97,11 @@ impl ChildSpis {
         }
     }
 
+    /// Larval, current or retired?
+    pub(crate) fn knows(&self, spi: Spi) -> bool {
+        self.uses.contains_key(&spi)
+    }
+
     /// Never to be allocated.
     pub(crate) fn avoid(&mut self, spis: impl Iterator<Item = Spi>) {
         self.former.extend(spis);

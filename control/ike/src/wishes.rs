@@ -6,6 +6,7 @@ use crate::exchange::Task;
 use crate::sa::{ChildState, IkeSa};
 use spindle_abi::{Spi, Time};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 impl Endpoint {
@@ -141,6 +142,23 @@ impl Endpoint {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// The newest established IKE SA between an ESP packet's ends: by addresses, and by ports too if it came in UDP.
+    /// A port of 0 says that it did not.
+    pub fn find_by_esp_ends(&self, local: SocketAddr, remote: SocketAddr) -> Option<IkeSaId> {
+        let (first, last) = match remote.port() {
+            0 => (remote, SocketAddr::new(remote.ip(), u16::MAX)),
+            _ => (remote, remote),
+        };
+        let serves = |sa: &IkeSa| sa.is_established() && sa.local.ip() == local.ip();
+        let there = self.by_remote.range((first, IkeSaId(0))..=(last, IkeSaId(u64::MAX)));
+        there.map(|(_, id)| *id).filter(|id| self.sas.get(id).is_some_and(serves)).max()
+    }
+
+    /// Is this Child SPI of ours larval, current or retired? Then a packet on it is no news.
+    pub fn knows_child_spi(&self, spi: Spi) -> bool {
+        self.child_spis.knows(spi)
     }
 
     /// Compares with the tokens stored for an IKE SA, in constant time (RFC 6290 section 5, at most four).

@@ -4,7 +4,7 @@ mod world;
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use spindle_abi::Time;
+use spindle_abi::{Spi, Time};
 use spindle_ike::api::*;
 use spindle_ike::wire::{Message, Payload, exchange, notify};
 use std::time::Duration;
@@ -198,6 +198,39 @@ fn requests_to_unknown_spis_are_unmatched_and_responses_are_silence() {
     response.data[19] |= 0x20;
     world.inject(B, response);
     assert_eq!(world.sides[B].unmatched.len(), 1);
+}
+
+/// RFC 7296 section 1.5: INVALID_SPI under protection, with the SPI and nothing else; section 2.21.4: no SA changes.
+#[test]
+fn an_unknown_spi_is_told_under_protection_while_the_window_is_free() {
+    let mut world = World::established(16);
+    let [sa, at_b] = [A, B].map(|side| ike(&world, side));
+    let e = &world.sides[A].endpoint;
+    let plain = |address: std::net::SocketAddr| std::net::SocketAddr::new(address.ip(), 0);
+    assert_eq!(e.find_by_esp_ends(plain(sa.local), plain(sa.remote)), Some(sa.id));
+    assert_eq!(e.find_by_esp_ends(sa.local, sa.remote), Some(sa.id));
+    let elsewhere = "192.0.2.2:4501".parse().unwrap();
+    assert_eq!(e.find_by_esp_ends(sa.local, elsewhere), None, "another port of UDP");
+    assert_eq!(e.find_by_esp_ends(plain(sa.remote), plain(sa.remote)), None, "not our address there");
+    world.recorded.clear();
+    let spi = Spi(0xdead_beef);
+    assert!(world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)));
+    assert!(!world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)), "an exchange is under way");
+    // Header, SK header, IV, Notify with four octets of data, pad length, ICV: there is no room for a token.
+    assert_eq!(world.recorded[0].1.data.len(), 28 + 4 + 8 + 12 + 1 + 16);
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.recorded.len(), 2, "a request and its response");
+    let told = |r: &Report| *r == Report::InvalidSpi { ike: at_b.id, spi };
+    assert_eq!(world.reports(B, told), 1);
+    // One that names an SPI in use changes nothing either.
+    assert!(world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, at_b.children[0].outbound)));
+    world.run(Duration::from_secs(10));
+    assert_eq!((ike(&world, A), ike(&world, B)), (sa.clone(), at_b));
+    world.assert_one_of_each();
+    world.at(A, |e, now| e.terminate_ike(now, sa.id)).unwrap();
+    assert!(!world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)), "it is being closed");
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.sides[A].endpoint.find_by_esp_ends(plain(sa.local), plain(sa.remote)), None);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::message::{ENCAPSULATION_PORT, IKE_PORT, invalid_ike_spi, invalid_spi}
 use crate::qcd::{Conditions, Control, MAX_TOKENS, Token, Tokens, Trigger, Withheld, may_present};
 use crate::stats::{Counter, Stats};
 use spindle_abi::{SpiReport, Time};
-use spindle_ike::api::{Datagram, Header, IkeSpi, IkeSpis};
+use spindle_ike::api::{Datagram, Header, IkeSaId, IkeSpi, IkeSpis};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,6 +21,15 @@ use std::sync::Arc;
 pub(crate) struct Answer {
     pub(crate) datagram: Datagram,
     pub(crate) tokens: usize,
+}
+
+/// The answer to ESP on an unknown SPI.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum UnknownAnswer {
+    /// In an exchange of this IKE SA.
+    Protected(IkeSaId),
+    /// As it stands.
+    Clear(Datagram),
 }
 
 /// Answers for one gateway in one incarnation.
@@ -201,22 +210,28 @@ impl Answers {
         answers
     }
 
-    /// To ESP on an unknown SPI: INVALID_SPI to the source (RFC 7296 section 1.5 and 2.21.4).
+    /// To ESP on an unknown SPI: INVALID_SPI, protected where an IKE SA with the source lives (`peer`), else in clear
+    /// to the source (RFC 7296 section 1.5 and 2.21.4). Never with a token.
     pub(crate) fn answer_unknown(
         &mut self,
         now: Time,
         report: &SpiReport,
+        peer: Option<IkeSaId>,
         stats: &mut Stats,
-    ) -> Option<Answer> {
+    ) -> Option<UnknownAnswer> {
         stats.count(Counter::UnknownSpi);
         let (local, remote) = esp_answer_addresses(report);
         let source = remote.ip();
-        if !self.unknown_spi.allow(now, self.hash.source(source), self.known.contains(&source)) {
+        let known = peer.is_some() || self.known.contains(&source);
+        if !self.unknown_spi.allow(now, self.hash.source(source), known) {
             stats.count(Counter::UnknownHeldBack);
             return None;
         }
+        if let Some(ike) = peer {
+            return Some(UnknownAnswer::Protected(ike));
+        }
         stats.count(Counter::InvalidSpiSent);
-        Some(Answer { datagram: invalid_spi(report.spi, local, remote, &[]), tokens: 0 })
+        Some(UnknownAnswer::Clear(invalid_spi(report.spi, local, remote, &[])))
     }
 }
 
@@ -272,6 +287,13 @@ mod tests {
 
     fn former_at(answers: &mut Answers, now: Time, row: &mut Former, report: &SpiReport) -> Vec<Answer> {
         answers.answer_former(now, report, row, &|_| false, &mut Stats::default())
+    }
+
+    fn unknown_at(answers: &mut Answers, now: Time, report: &SpiReport, stats: &mut Stats) -> Option<Answer> {
+        match answers.answer_unknown(now, report, None, stats)? {
+            UnknownAnswer::Clear(datagram) => Some(Answer { datagram, tokens: 0 }),
+            UnknownAnswer::Protected(_) => panic!("no IKE SA lives"),
+        }
     }
 
     fn notifies(answer: &Answer) -> (Header, Vec<Notify>) {
@@ -482,8 +504,12 @@ mod tests {
             assert_eq!(answer.datagram.data[..4], [0; 4]);
             assert_eq!(kinds(answer), [(11, 0), (16419, 1)]);
         }
-        let unknown =
-            answers.answer_unknown(NOW, &report(8, "203.0.113.5:9", "192.0.2.1:4500"), &mut Stats::default());
+        let unknown = unknown_at(
+            &mut answers,
+            NOW,
+            &report(8, "203.0.113.5:9", "192.0.2.1:4500"),
+            &mut Stats::default(),
+        );
         let unknown = unknown.unwrap();
         assert_eq!((unknown.datagram.local.port(), unknown.datagram.remote), (4500, socket("203.0.113.5:9")));
         assert_eq!(kinds(&unknown), [(11, 0)]);
@@ -519,14 +545,19 @@ mod tests {
         for n in 0..100_000u32 {
             let source = SocketAddr::from((n.to_be_bytes(), 0));
             let packet = SpiReport { source, ..report(n, "192.0.2.9:0", "192.0.2.1:0") };
-            sent += usize::from(answers.answer_unknown(NOW, &packet, &mut stats).is_some());
+            sent += usize::from(unknown_at(&mut answers, NOW, &packet, &mut stats).is_some());
         }
         assert_eq!(sent, 1000);
         let from_peer = report(5, "192.0.2.2:0", "192.0.2.1:0");
-        let answer = answers.answer_unknown(NOW, &from_peer, &mut stats).unwrap();
+        let answer = unknown_at(&mut answers, NOW, &from_peer, &mut stats).unwrap();
         assert_eq!((answer.datagram.local, answer.datagram.remote), (socket(LOCAL), socket(REMOTE)));
-        assert_eq!(answers.answer_unknown(NOW, &from_peer, &mut stats), None);
+        assert_eq!(unknown_at(&mut answers, NOW, &from_peer, &mut stats), None);
         let later = NOW.after(std::time::Duration::from_secs(1));
-        assert!(answers.answer_unknown(later, &from_peer, &mut stats).is_some());
+        assert!(unknown_at(&mut answers, later, &from_peer, &mut stats).is_some());
+        // The same budget, where an IKE SA with the peer carries it.
+        assert_eq!(answers.answer_unknown(later, &from_peer, Some(IkeSaId(3)), &mut stats), None);
+        let later = later.after(std::time::Duration::from_secs(1));
+        let protected = answers.answer_unknown(later, &from_peer, Some(IkeSaId(3)), &mut stats);
+        assert_eq!(protected, Some(UnknownAnswer::Protected(IkeSaId(3))));
     }
 }

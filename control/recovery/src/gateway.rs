@@ -1,11 +1,10 @@
 //! The gateway: the IKE endpoint, and around it the recovery from crashes, ours and the peers'.
 //!
-//! Datagrams go to the endpoint; what it cannot account for comes back as [`Unmatched`] and is answered here as
-//! token maker ([`crate::answer`]) or weighed as token taker ([`crate::taker`]). Its reports keep the journal in
+//! Datagrams go to the endpoint; what it cannot account for comes back as `Unmatched` and is judged ([`heard`]). Its reports keep the journal in
 //! step. The dataplane's events become answers, wishes to the endpoint, or acknowledgements. All that is to be
 //! done leaves by [`Gateway::poll`], in order.
 
-use crate::answer::{Answer, Answers};
+use crate::answer::Answers;
 use crate::api::{Boot, Config, Input, JournalWrite, Method, Output, Report};
 use crate::hints::Hints;
 use crate::journal::{FormerTable, Installed, Journal};
@@ -13,16 +12,11 @@ use crate::limits::{BySource, SourceHash};
 use crate::qcd::{ProtectedTokens, Tokens};
 use crate::reconnect::Reconnect;
 use crate::stats::{Counter, Stats};
-use crate::taker::{Finding, IkeSas, examine};
-use spindle_abi::{Command, Event, PolicyAction, Spi, SpiReport, SpiState, Time};
+use spindle_abi::{Command, Event, PolicyAction, Spi, SpiState, Time};
 use spindle_ike::Endpoint;
-use spindle_ike::api::{
-    ActivityReader, Authority, EndpointConfig, Header, IkeSaId, IkeSaStatus, IkeSpis, Notify, Refused,
-    StartAction, Unmatched,
-};
+use spindle_ike::api::{ActivityReader, Authority, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis, Refused};
 use spindle_ike::random::Random;
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -293,38 +287,6 @@ impl Gateway {
         self.endpoint.start(now);
     }
 
-    fn esp_without_sa(&mut self, now: Time, report: &SpiReport) {
-        if self.journal.is_current(report.spi) {
-            return;
-        }
-        let endpoint = &self.endpoint;
-        if let Some(former) = self.former.row(report.spi) {
-            let (connection, parent) = (former.record.connection.clone(), former.record.parent);
-            let in_use = |spi| endpoint.spi_in_use(spi);
-            let answers = self.answers.answer_former(now, report, former, &in_use, &mut self.stats);
-            for answer in answers {
-                self.answer(now, answer, Some(connection.clone()), parent, Some(report.spi));
-            }
-        } else if let Some(answer) = self.answers.answer_unknown(now, report, &mut self.stats) {
-            self.output.push_back(Output::Transmit(answer.datagram));
-        }
-    }
-
-    fn answer(
-        &mut self,
-        now: Time,
-        answer: Answer,
-        connection: Option<String>,
-        spis: IkeSpis,
-        spi: Option<Spi>,
-    ) {
-        if answer.tokens > 0 && self.token_reports.allow(now) {
-            let detail = format!("{} to {}", answer.tokens, answer.datagram.remote);
-            self.report("token-sent", connection, Some(spis), spi, detail);
-        }
-        self.output.push_back(Output::Transmit(answer.datagram));
-    }
-
     /// Carries out all that the endpoint wants, and what follows from it.
     fn drain(&mut self, now: Time) {
         loop {
@@ -362,109 +324,6 @@ impl Gateway {
                 self.reconnect.forget(connection);
             }
         }
-    }
-
-    fn unmatched(&mut self, now: Time, unmatched: Unmatched) {
-        match unmatched {
-            Unmatched::ProtectedRequest { header, local, remote, tombstone } => {
-                let endpoint = &self.endpoint;
-                let in_use = |spi| endpoint.spi_in_use(spi);
-                let ends = (local, remote);
-                let answer =
-                    self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
-                if let Some(answer) = answer {
-                    self.answer(now, answer, None, header.spis, None);
-                }
-            }
-            Unmatched::Clear { header, notifies, remote, .. } => self.clear(now, &header, &notifies, remote),
-        }
-    }
-
-    /// RFC 6290 section 3 and 4.5: a token that matches ends the IKE SA silently; one that fails is counted,
-    /// logged within limits and never answered.
-    fn clear(&mut self, now: Time, header: &Header, notifies: &[Notify], remote: SocketAddr) {
-        let finding = examine(&self.endpoint as &dyn IkeSas, takes_tokens(&self.config), header, notifies);
-        if let Some((ike, authority)) = finding.proof {
-            return self.proof(now, ike, authority, remote);
-        }
-        if finding.token_ignored {
-            self.stats.count(Counter::TokensIgnored);
-        }
-        if finding.token_failed {
-            self.token_failed(now, header, &finding, remote);
-        }
-        if finding.hint {
-            self.stats.count(Counter::Hints);
-            if finding.candidates.is_empty() {
-                self.stats.count(Counter::HintsUnknown);
-            }
-        }
-        for ike in finding.to_probe() {
-            self.hint(now, ike, remote);
-        }
-    }
-
-    fn proof(&mut self, now: Time, ike: IkeSaId, authority: Authority, remote: SocketAddr) {
-        self.stats.count(Counter::Proofs);
-        let children = self.journal.child_names(ike);
-        let row = self.journal.ike_sa(ike).cloned();
-        let spis = row.as_ref().map(|row| row.spis);
-        let connection = row.map(|row| row.connection);
-        self.report("proof", connection.clone(), spis, None, format!("token from {remote}"));
-        self.endpoint.delete_ike_sa(now, ike, authority);
-        let Some(connection) = connection else { return };
-        if self.stopping {
-            return;
-        }
-        let stands = self.journal.of_connection(&connection).any(|(id, _)| id != ike);
-        if stands {
-            // On the other IKE SA, where they are not there already.
-            for child in &children {
-                let _ = self.endpoint.initiate(now, &connection, Some(child), false);
-            }
-        } else {
-            let configured = self.config.connections.iter().find(|c| c.name == connection);
-            let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
-            self.reconnect.lost(now, &connection, children, always);
-        }
-    }
-
-    /// RFC 6290 section 3: SHOULD be logged, unknown SPIs too; section 8.2: no evidence of an attack.
-    fn token_failed(&mut self, now: Time, header: &Header, finding: &Finding, remote: SocketAddr) {
-        self.stats.count(Counter::TokensFailed);
-        if self.failed_tokens.allow(now, self.hash.source(remote.ip())) {
-            let which = if finding.candidates.is_empty() { "of no IKE SA here" } else { "does not match" };
-            let detail = format!("from {remote}: {which}");
-            self.report("token-failed", None, Some(header.spis), None, detail);
-        } else {
-            self.stats.count(Counter::TokensFailedUnlogged);
-        }
-    }
-
-    fn hint(&mut self, now: Time, ike: IkeSaId, remote: SocketAddr) {
-        if !self.hints.allow(now, ike) {
-            self.stats.count(Counter::HintsTooSoon);
-            return;
-        }
-        let row = self.journal.ike_sa(ike);
-        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
-        self.report("hint", connection, spis, None, format!("from {remote}"));
-        self.probe(now, ike);
-    }
-
-    /// RFC 7296 section 2.4: a hint may start one liveness check, limited.
-    fn probe(&mut self, now: Time, ike: IkeSaId) {
-        let (counter, name) = match self.hints.probe(now, ike, &mut self.endpoint) {
-            None => return self.stats.count(Counter::HintsOverBudget),
-            Some(spindle_ike::api::ProbeResult::Started) => (Counter::ProbesStarted, "started"),
-            Some(spindle_ike::api::ProbeResult::SentAgain) => (Counter::ProbesSentAgain, "sent again"),
-            Some(spindle_ike::api::ProbeResult::TooSoon) => return self.stats.count(Counter::HintsTooSoon),
-            Some(spindle_ike::api::ProbeResult::NoSuchSa) => return,
-        };
-        self.stats.count(counter);
-        let row = self.journal.ike_sa(ike);
-        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
-        self.report("probe", connection, spis, None, name.into());
     }
 
     fn reported(&mut self, now: Time, report: spindle_ike::api::Report) {
@@ -527,6 +386,7 @@ impl Gateway {
                 self.report("child-deleted", None, None, Some(inbound), String::new());
             }
             Ike::TokenStored { ike } => self.report_ike("token-stored", ike),
+            Ike::InvalidSpi { ike, spi } => self.invalid_spi(now, ike, spi),
             Ike::Suspected { ike } => self.report_ike("suspected", ike),
         }
     }
@@ -610,5 +470,6 @@ fn reason(authority: &Authority) -> String {
     }
 }
 
+mod heard;
 #[cfg(test)]
 mod tests;

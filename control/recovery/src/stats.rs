@@ -18,6 +18,14 @@ counters! {
     InvalidIkeSpiSent = "invalid-ike-spi-sent",
     /// INVALID_SPI sent, with a token or without.
     InvalidSpiSent = "invalid-spi-sent",
+    /// INVALID_SPI sent under the protection of an IKE SA.
+    InvalidSpiProtected = "invalid-spi-sent-protected",
+    /// INVALID_SPI not sent, for the peer's IKE SA had an exchange under way, which asks whether it lives anyhow.
+    InvalidSpiWindow = "invalid-spi-exchange-under-way",
+    /// INVALID_SPI received under the protection of an IKE SA.
+    InvalidSpiReceived = "invalid-spi-received-protected",
+    /// ESP on SPIs that were unknown to the dataplane and are not to control.
+    KnownSpi = "known-spi-events",
     /// Unmatched requests over the budget even of plain answers.
     RequestsUnanswered = "requests-over-budget",
     /// Unmatched messages that are never answered: responses, IKE_SA_INIT, IKE_SESSION_RESUME.

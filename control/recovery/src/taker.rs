@@ -18,7 +18,7 @@ const MAX_TOKENS: usize = 4;
 const MAX_CANDIDATES: usize = 64;
 
 /// SAs that one hint may have checked.
-const MAX_PROBED: usize = 4;
+pub(crate) const MAX_PROBED: usize = 4;
 
 /// What the taker asks of the endpoint; a seam for tests.
 pub(crate) trait IkeSas {

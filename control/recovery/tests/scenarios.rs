@@ -5,10 +5,11 @@ mod common;
 
 use common::Seeded;
 use common::world::{A, B, INTERVAL, Setup, World};
-use spindle_abi::{Spi, SpiState};
+use spindle_abi::{Event, Spi, SpiReport, SpiState};
 use spindle_ike::api::Datagram;
 use spindle_ike::wire::Payload;
 use spindle_recovery::api::Method;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -202,6 +203,51 @@ fn a_responder_that_crashed_between_the_initial_exchanges_does_not_hold_up_the_i
     world.run(30 * SECOND);
     assert!(one_ike_sa_each(&world));
     assert_eq!(world.gateway(A).sas().len(), 1);
+}
+
+/// RFC 7296 section 1.5 and 2.21.4: while an IKE SA with the source lives, ESP on an unknown SPI is told of under its
+/// protection, once a second; to others in clear; what control knows as retired, not at all. No SA changes.
+#[test]
+fn an_unknown_spi_is_told_under_protection_where_an_ike_sa_with_the_source_lives() {
+    for encapsulation in [false, true] {
+        let setup = Setup { sending: [false, false], encapsulation, ..Setup::default() };
+        let mut world = World::up(setup);
+        world.wish(A, |gateway, now| gateway.initiate(now, "site", None)).unwrap();
+        world.run(SECOND);
+        let retired = world.gateway(B).sas()[0].children[0].inbound;
+        world.wish(A, |gateway, now| gateway.rekey(now, "site", Some("net"))).unwrap();
+        world.run(20 * SECOND);
+        assert_eq!(world.spis(B, SpiState::Retired), [retired]);
+        let before = [A, B].map(|side| world.gateway(side).sas());
+        let port = if encapsulation { 4500 } else { 0 };
+        let socket = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port);
+        let at = world.now;
+        let esp = |spi, source| {
+            let destination = socket("192.0.2.2", port);
+            Event::UnknownSpi(SpiReport { spi, sequence: 1, source, destination, at })
+        };
+        for n in 0..10 {
+            world.tell(B, esp(retired, socket("192.0.2.1", port)));
+            world.tell(B, esp(Spi(0x7777_0000 + n), socket("192.0.2.1", port)));
+            world.run(500 * MS);
+        }
+        assert_eq!(world.stat(B, "invalid-spi-sent-protected"), 5);
+        assert_eq!(world.stat(A, "invalid-spi-received-protected"), 5);
+        assert_eq!(world.stat(B, "unknown-spi-over-budget"), 5);
+        assert_eq!(world.stat(B, "known-spi-events"), 10);
+        assert!(world.clear.is_empty(), "{:?}", world.clear);
+        // Another source, and behind a NAT another port, is a stranger.
+        world.tell(B, esp(Spi(0x7777_7777), socket("203.0.113.1", port)));
+        assert_eq!(world.clear.len(), 1);
+        if encapsulation {
+            world.run(2 * SECOND);
+            world.tell(B, esp(Spi(0x7777_7777), socket("192.0.2.1", 4501)));
+            assert_eq!(world.clear.len(), 2);
+        }
+        world.run(2 * SECOND);
+        assert_eq!([A, B].map(|side| world.gateway(side).sas()), before);
+        assert_eq!(world.told(A, "hint"), 0);
+    }
 }
 
 /// Former SPIs of older incarnations stay: a second crash, before the recovery began and while it is under way.

@@ -3,7 +3,9 @@
 use super::*;
 use crate::api::JournalRecord;
 use crate::testing::*;
-use spindle_abi::SaActivity;
+use spindle_abi::{SaActivity, SpiReport};
+use spindle_ike::api::{Header, Notify, Unmatched};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 struct Idle;

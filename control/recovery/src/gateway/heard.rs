@@ -1,0 +1,179 @@
+//! What the gateway hears that no SA here accounts for: ESP on former and unknown SPIs, requests for lost IKE SAs,
+//! notifications in clear. As token maker it answers ([`crate::answer`]), as token taker it weighs
+//! ([`crate::taker`]): a token that matches is proof, all else is a hint.
+
+use super::{Gateway, takes_tokens};
+use crate::answer::{Answer, UnknownAnswer};
+use crate::api::Output;
+use crate::stats::Counter;
+use crate::taker::{Finding, IkeSas, MAX_PROBED, examine};
+use spindle_abi::{Spi, SpiReport, Time};
+use spindle_ike::api::{Authority, Header, IkeSaId, IkeSpis, Notify, StartAction, Unmatched};
+use std::net::SocketAddr;
+
+impl Gateway {
+    pub(super) fn esp_without_sa(&mut self, now: Time, report: &SpiReport) {
+        if self.journal.is_current(report.spi) {
+            return;
+        }
+        let endpoint = &self.endpoint;
+        if let Some(former) = self.former.row(report.spi) {
+            let (connection, parent) = (former.record.connection.clone(), former.record.parent);
+            let in_use = |spi| endpoint.spi_in_use(spi);
+            let answers = self.answers.answer_former(now, report, former, &in_use, &mut self.stats);
+            for answer in answers {
+                self.answer(now, answer, Some(connection.clone()), parent, Some(report.spi));
+            }
+        } else if self.endpoint.knows_child_spi(report.spi) {
+            // Late packets of an SA just removed, and early ones of one that is being made.
+            self.stats.count(Counter::KnownSpi);
+        } else {
+            self.esp_on_unknown(now, report);
+        }
+    }
+
+    fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {
+        let peer = self.endpoint.find_by_esp_ends(report.destination, report.source);
+        match self.answers.answer_unknown(now, report, peer, &mut self.stats) {
+            None => {}
+            Some(UnknownAnswer::Clear(datagram)) => self.output.push_back(Output::Transmit(datagram)),
+            Some(UnknownAnswer::Protected(ike)) => {
+                let told = self.endpoint.notify_invalid_spi(now, ike, report.spi);
+                self.stats.count(match told {
+                    true => Counter::InvalidSpiProtected,
+                    false => Counter::InvalidSpiWindow,
+                });
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        now: Time,
+        answer: Answer,
+        connection: Option<String>,
+        spis: IkeSpis,
+        spi: Option<Spi>,
+    ) {
+        if answer.tokens > 0 && self.token_reports.allow(now) {
+            let detail = format!("{} to {}", answer.tokens, answer.datagram.remote);
+            self.report("token-sent", connection, Some(spis), spi, detail);
+        }
+        self.output.push_back(Output::Transmit(answer.datagram));
+    }
+
+    pub(super) fn unmatched(&mut self, now: Time, unmatched: Unmatched) {
+        match unmatched {
+            Unmatched::ProtectedRequest { header, local, remote, tombstone } => {
+                let endpoint = &self.endpoint;
+                let in_use = |spi| endpoint.spi_in_use(spi);
+                let ends = (local, remote);
+                let answer =
+                    self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
+                if let Some(answer) = answer {
+                    self.answer(now, answer, None, header.spis, None);
+                }
+            }
+            Unmatched::Clear { header, notifies, remote, .. } => self.clear(now, &header, &notifies, remote),
+        }
+    }
+
+    /// RFC 6290 section 3 and 4.5: a token that matches ends the IKE SA silently; one that fails is counted,
+    /// logged within limits and never answered.
+    fn clear(&mut self, now: Time, header: &Header, notifies: &[Notify], remote: SocketAddr) {
+        let finding = examine(&self.endpoint as &dyn IkeSas, takes_tokens(&self.config), header, notifies);
+        if let Some((ike, authority)) = finding.proof {
+            return self.proof(now, ike, authority, remote);
+        }
+        if finding.token_ignored {
+            self.stats.count(Counter::TokensIgnored);
+        }
+        if finding.token_failed {
+            self.token_failed(now, header, &finding, remote);
+        }
+        if finding.hint {
+            self.stats.count(Counter::Hints);
+            if finding.candidates.is_empty() {
+                self.stats.count(Counter::HintsUnknown);
+            }
+        }
+        for ike in finding.to_probe() {
+            self.hint(now, ike, format!("from {remote}"));
+        }
+    }
+
+    fn proof(&mut self, now: Time, ike: IkeSaId, authority: Authority, remote: SocketAddr) {
+        self.stats.count(Counter::Proofs);
+        let children = self.journal.child_names(ike);
+        let row = self.journal.ike_sa(ike).cloned();
+        let spis = row.as_ref().map(|row| row.spis);
+        let connection = row.map(|row| row.connection);
+        self.report("proof", connection.clone(), spis, None, format!("token from {remote}"));
+        self.endpoint.delete_ike_sa(now, ike, authority);
+        let Some(connection) = connection else { return };
+        if self.stopping {
+            return;
+        }
+        let stands = self.journal.of_connection(&connection).any(|(id, _)| id != ike);
+        if stands {
+            // On the other IKE SA, where they are not there already.
+            for child in &children {
+                let _ = self.endpoint.initiate(now, &connection, Some(child), false);
+            }
+        } else {
+            let configured = self.config.connections.iter().find(|c| c.name == connection);
+            let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
+            self.reconnect.lost(now, &connection, children, always);
+        }
+    }
+
+    /// RFC 6290 section 3: SHOULD be logged, unknown SPIs too; section 8.2: no evidence of an attack.
+    fn token_failed(&mut self, now: Time, header: &Header, finding: &Finding, remote: SocketAddr) {
+        self.stats.count(Counter::TokensFailed);
+        if self.failed_tokens.allow(now, self.hash.source(remote.ip())) {
+            let which = if finding.candidates.is_empty() { "of no IKE SA here" } else { "does not match" };
+            let detail = format!("from {remote}: {which}");
+            self.report("token-failed", None, Some(header.spis), None, detail);
+        } else {
+            self.stats.count(Counter::TokensFailedUnlogged);
+        }
+    }
+
+    pub(super) fn hint(&mut self, now: Time, ike: IkeSaId, detail: String) {
+        if !self.hints.allow(now, ike) {
+            self.stats.count(Counter::HintsTooSoon);
+            return;
+        }
+        let row = self.journal.ike_sa(ike);
+        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
+        self.report("hint", connection, spis, None, detail);
+        self.probe(now, ike);
+    }
+
+    /// The peer does not know an SPI on which we send. The IKE SA that carried this lives, as the peer has just shown;
+    /// another one with the same peer may be lost there.
+    pub(super) fn invalid_spi(&mut self, now: Time, ike: IkeSaId, spi: Spi) {
+        self.stats.count(Counter::InvalidSpiReceived);
+        let connection = |ike| self.journal.ike_sa(ike).map(|row| &row.connection);
+        let others = self.endpoint.find_by_outbound_spi(spi);
+        let lost = |other: &IkeSaId| *other != ike && connection(*other) == connection(ike);
+        for other in others.into_iter().filter(lost).take(MAX_PROBED).collect::<Vec<_>>() {
+            self.hint(now, other, format!("on another IKE SA, of {spi}_o"));
+        }
+    }
+
+    /// RFC 7296 section 2.4: a hint may start one liveness check, limited.
+    pub(super) fn probe(&mut self, now: Time, ike: IkeSaId) {
+        let (counter, name) = match self.hints.probe(now, ike, &mut self.endpoint) {
+            None => return self.stats.count(Counter::HintsOverBudget),
+            Some(spindle_ike::api::ProbeResult::Started) => (Counter::ProbesStarted, "started"),
+            Some(spindle_ike::api::ProbeResult::SentAgain) => (Counter::ProbesSentAgain, "sent again"),
+            Some(spindle_ike::api::ProbeResult::TooSoon) => return self.stats.count(Counter::HintsTooSoon),
+            Some(spindle_ike::api::ProbeResult::NoSuchSa) => return,
+        };
+        self.stats.count(counter);
+        let row = self.journal.ike_sa(ike);
+        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
+        self.report("probe", connection, spis, None, name.into());
+    }
+}
