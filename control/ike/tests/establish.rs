@@ -281,6 +281,26 @@ fn a_nat_in_between_means_port_4500_and_udp_encapsulation() {
     world.assert_one_of_each();
 }
 
+/// RFC 3948 section 4: every 20 seconds, by the side that is behind the NAT alone.
+#[test]
+fn the_side_behind_a_nat_keeps_its_mapping_alive() {
+    let [mut a, mut b] = with(|_, _| {});
+    a.connections[0].local = "10.9.9.9".parse().unwrap();
+    b.connections[0].remote = None;
+    let mut world = World::with(27, a, b);
+    world.nat = Some("192.0.2.1:20000".parse().unwrap());
+    world.initiate(A);
+    let start = world.now;
+    world.run(Duration::from_secs(101));
+    world.assert_one_of_each();
+    let after: Vec<u64> = world.keepalives.iter().map(|(at, _)| at.since(start).as_secs()).collect();
+    assert_eq!(after, [20, 40, 60, 80, 100]);
+    assert!(world.keepalives.iter().all(|(_, side)| *side == A));
+    let mut world = World::established(28);
+    world.run(Duration::from_secs(101));
+    assert!(world.keepalives.is_empty(), "there is no NAT");
+}
+
 #[test]
 fn encapsulation_can_be_forced_by_either_side() {
     for forcing in [A, B] {

@@ -16,7 +16,7 @@ pub use constants::*;
 pub use header::{HEADER_LENGTH, Protection, View, add_non_esp_marker, strip_non_esp_marker};
 pub use payload::{Delete, Id, MAX_NOTIFIES, MAX_PAYLOADS, Payload};
 pub use sa::{MAX_PROPOSALS, MAX_TRANSFORMS, Proposal, Transform};
-pub use sk::{OpeningKey, SealingKey, seal};
+pub use sk::{OpeningKey, SealingKey, seal, seal_chain};
 pub use ts::MAX_SELECTORS;
 
 use crate::api::{Header, Notify};

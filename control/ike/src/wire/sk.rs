@@ -61,13 +61,21 @@ impl fmt::Debug for OpeningKey {
 /// A whole message (without non-ESP marker) whose only payload is SK, holding `payloads`. `header.next_payload` is
 /// ignored. Padding is the least there is: none, and a Pad Length of 0 (RFC 7296 section 3.14).
 pub fn seal(header: &Header, payloads: &[Payload], key: &mut SealingKey) -> Vec<u8> {
+    let mut chain = Vec::new();
+    payload::emit_chain(payloads, payload::NONE, &mut chain);
+    seal_chain(header, payload::first_type(payloads), &chain, key)
+}
+
+/// The same of a chain that is octets already, whose first payload is of type `first`: what a peer may send that
+/// [`Payload`] cannot say.
+pub fn seal_chain(header: &Header, first: u8, chain: &[u8], key: &mut SealingKey) -> Vec<u8> {
     let mut octets = header::emit(header, payload::SK);
-    octets.extend_from_slice(&[payload::first_type(payloads), 0, 0, 0]);
+    octets.extend_from_slice(&[first, 0, 0, 0]);
     let iv = key.next_iv.to_be_bytes();
     key.next_iv = key.next_iv.checked_add(1).expect("2^64 messages are never sent");
     let start = octets.len();
     octets.extend_from_slice(&iv);
-    payload::emit_chain(payloads, payload::NONE, &mut octets);
+    octets.extend_from_slice(chain);
     octets.push(0);
     octets.resize(octets.len() + ICV_LENGTH, 0);
     let length = u16::try_from(octets.len() - HEADER_LENGTH).expect("a payload below 64 KiB");

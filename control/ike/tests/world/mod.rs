@@ -1,6 +1,8 @@
 //! Two gateways, a network between them, and a model of each one's dataplane. Time jumps to whatever comes next.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod peer;
+
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use spindle_abi::{Command, SaActivity, SaParameters, Selector, SelectorSet, Spi, SpiState, Time};
@@ -130,6 +132,8 @@ pub struct World {
     pub recorded: Vec<(usize, Datagram)>,
     /// An ESP packet each way this often.
     pub traffic: Option<Duration>,
+    /// NAT keepalives: when, by whom.
+    pub keepalives: Vec<(Time, usize)>,
     next_packet: Time,
     pub delivered: [u64; 2],
     pub lost: u64,
@@ -223,6 +227,7 @@ impl World {
             sent: 0,
             recorded: Vec::new(),
             traffic: None,
+            keepalives: Vec::new(),
             next_packet: Time(0),
             delivered: [0; 2],
             lost: 0,
@@ -255,6 +260,7 @@ impl World {
 
     fn transmit(&mut self, from: usize, mut datagram: Datagram) {
         if datagram.data == [0xff] {
+            self.keepalives.push((self.now, from));
             return;
         }
         let number = self.sent;
