@@ -2,9 +2,11 @@
 //
 // Who takes a packet: the dataplane (this queue's AF_XDP socket), the kernel, or nobody.
 //
-// `outside` stands on the unprotected side: ESP for us, in UDP or not, goes to the socket; IKE and what else is for
-// this host passes; what isn't for us is dropped, for the kernel must not forward it. `inside` stands on the protected
-// side: what the host would have to forward goes to the socket. A socket that isn't there means drop, never pass.
+// `outside` stands on the unprotected side: ESP for us, in UDP or not, goes to a socket: the first one if its SPI has a
+// state, the one in the background if it is unknown, so that a storm of unknown SPIs fills its own ring and leaves the
+// other's alone. IKE and what else is for this host passes; what isn't for us is dropped, for the kernel must not
+// forward it. `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
+// that isn't there means drop, never pass.
 // Each decision is counted; the order of the counts is known to steer.rs.
 
 #include <linux/bpf.h>
@@ -22,14 +24,13 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 #define IKE_NAT_PORT 4500    // RFC 3948 section 2.2
 #define FRAGMENT 0x3fff      // more fragments, or an offset
 #define SPI_UNKNOWN 0        // as spindle_abi::SpiState
-#define SAMPLE_MASK 15       // under pressure one unknown SPI in 16 gets through
 
 enum decision {
     TO_SOCKET,
     PASSED,               // to the kernel
     DROPPED_NO_SOCKET,    // the dataplane is not there
     DROPPED_NOT_OURS,     // outside: to an address that isn't ours
-    DROPPED_SAMPLED,      // an unknown SPI under pressure
+    TO_BACKGROUND,        // an unknown SPI
     DROPPED_ESP_FRAGMENT, // ESP in fragments, RFC 4303 section 3.4.1
     DROPPED_KEEPALIVE,    // RFC 3948 section 2.3: consumed
     DROPPED_MALFORMED,    // no whole IPv4, UDP or ESP header
@@ -68,6 +69,13 @@ struct {
     __uint(max_entries, QUEUES);
     __type(key, __u32);
     __type(value, __u32);
+} background_sockets SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_XSKMAP);
+    __uint(max_entries, QUEUES);
+    __type(key, __u32);
+    __type(value, __u32);
 } inside_sockets SEC(".maps");
 
 // Inbound SPIs that have a state; memory follows what is in it.
@@ -78,15 +86,6 @@ struct {
     __type(key, __be32);
     __type(value, __u8);
 } spi_states SEC(".maps");
-
-// Set by the worker while its fill ring runs low.
-struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, 1);
-    __uint(map_flags, BPF_F_MMAPABLE);
-    __type(key, __u32);
-    __type(value, __u32);
-} pressure SEC(".maps");
 
 static __always_inline int decide(enum side side, enum decision decision, int action)
 {
@@ -108,11 +107,11 @@ static __always_inline int drop(enum side side, enum decision decision)
     return decide(side, decision, XDP_DROP);
 }
 
-static __always_inline int to_socket(struct xdp_md *ctx, enum side side, void *sockets)
+static __always_inline int to_socket(struct xdp_md *ctx, enum side side, void *sockets, enum decision decision)
 {
     int action = bpf_redirect_map(sockets, ctx->rx_queue_index, XDP_DROP);
 
-    return decide(side, action == XDP_REDIRECT ? TO_SOCKET : DROPPED_NO_SOCKET, action);
+    return decide(side, action == XDP_REDIRECT ? decision : DROPPED_NO_SOCKET, action);
 }
 
 static __always_inline int is_local(__be32 address)
@@ -126,26 +125,18 @@ static __always_inline int is_for_many(struct ethhdr *ethernet, struct iphdr *ip
     return (ethernet->h_dest[0] & 1) || (bpf_ntohl(ip->daddr) >> 28) == 14 || ip->daddr == 0xffffffff;
 }
 
-// Worth the socket's room? Former and current SPIs always are.
-static __always_inline int is_let_through(__be32 spi)
-{
-    __u32 zero = 0;
-    __u32 *pressed = bpf_map_lookup_elem(&pressure, &zero);
-    __u8 *state;
-
-    if (!pressed || !*(volatile __u32 *)pressed)
-        return 1;
-    state = bpf_map_lookup_elem(&spi_states, &spi);
-    return (state && *state != SPI_UNKNOWN) || !(bpf_get_prandom_u32() & SAMPLE_MASK);
-}
-
 static __always_inline int esp(struct xdp_md *ctx, __be32 *spi, void *end)
 {
+    __be32 key;
+    __u8 *state;
+
     if ((void *)(spi + 2) > end)
         return drop(OUTSIDE, DROPPED_MALFORMED);
-    if (!is_let_through(*spi))
-        return drop(OUTSIDE, DROPPED_SAMPLED);
-    return to_socket(ctx, OUTSIDE, &outside_sockets);
+    key = *spi;
+    state = bpf_map_lookup_elem(&spi_states, &key);
+    if (state && *state != SPI_UNKNOWN)
+        return to_socket(ctx, OUTSIDE, &outside_sockets, TO_SOCKET);
+    return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
 }
 
 // RFC 3948 section 2: four zero octets are the non-ESP marker, one octet 0xff is a keepalive.
@@ -211,5 +202,5 @@ int inside(struct xdp_md *ctx)
         return drop(INSIDE, DROPPED_MALFORMED);
     if (is_for_many(ethernet, ip) || is_local(ip->daddr))
         return pass(INSIDE);
-    return to_socket(ctx, INSIDE, &inside_sockets);
+    return to_socket(ctx, INSIDE, &inside_sockets, TO_SOCKET);
 }

@@ -1,18 +1,15 @@
-//! Loads and attaches `steer.bpf.c`, and holds its maps: sockets, local addresses, SPI states, pressure, counts.
+//! Loads and attaches `steer.bpf.c`, and holds its maps: sockets, local addresses, SPI states, counts.
 //!
 //! A program stays attached as long as [`Steer`] lives: the attachment is a link's descriptor, so that even the
-//! death of the process ends it. [`SpiStates`] and [`Pressure`] are handles of their own, for the worker.
+//! death of the process ends it. [`SpiStates`] is a handle of its own, for the worker.
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::xdp::XdpMode;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use rustix::mm::{MapFlags, ProtFlags};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
@@ -55,7 +52,7 @@ const NAMES: [(&str, &str); 8] = [
     ("xdp_outside_passed", "xdp_inside_passed"),
     ("xdp_outside_dropped_no_socket", "xdp_inside_dropped_no_socket"),
     ("xdp_outside_dropped_not_ours", "xdp_inside_dropped_not_ours"),
-    ("xdp_outside_dropped_sampled", "xdp_inside_dropped_sampled"),
+    ("xdp_outside_to_background", "xdp_inside_to_background"),
     ("xdp_outside_dropped_esp_fragment", "xdp_inside_dropped_esp_fragment"),
     ("xdp_outside_dropped_nat_keepalive", "xdp_inside_dropped_nat_keepalive"),
     ("xdp_outside_dropped_malformed", "xdp_inside_dropped_malformed"),
@@ -166,7 +163,16 @@ impl Steer {
     /// Gives a queue's packets to an AF_XDP socket.
     pub fn set_socket(&mut self, side: Side, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteerError> {
         let name = if side == Side::Outside { "outside_sockets" } else { "inside_sockets" };
-        let mut sockets = XskMap::try_from(self.ebpf.map_mut(name).expect("in the object"))?;
+        self.put_socket(name, queue, socket)
+    }
+
+    /// Gives a queue's packets on unknown SPIs to an AF_XDP socket; without one they are dropped.
+    pub fn set_background(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteerError> {
+        self.put_socket("background_sockets", queue, socket)
+    }
+
+    fn put_socket(&mut self, map: &str, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteerError> {
+        let mut sockets = XskMap::try_from(self.ebpf.map_mut(map).expect("in the object"))?;
         Ok(sockets.set(queue, socket.as_raw_fd(), 0)?)
     }
 
@@ -175,12 +181,6 @@ impl Steer {
         let Some(map) = self.ebpf.take_map("spi_states") else { return Ok(None) };
         let fd = descriptor(&map)?;
         Ok(Some(SpiStates { map: HashMap::try_from(map)?, fd, keys: Vec::new(), values: Vec::new() }))
-    }
-
-    /// The switch that makes the program sample unknown SPIs, once.
-    pub fn take_pressure(&mut self) -> Result<Option<Pressure>, SteerError> {
-        let Some(map) = self.ebpf.take_map("pressure") else { return Ok(None) };
-        Ok(Some(Pressure::new(descriptor(&map)?)?))
     }
 
     /// Every decision's name and how often it was taken.
@@ -274,47 +274,6 @@ impl SpiStates {
     /// The state that the program sees.
     pub fn state(&self, spi: u32) -> u8 {
         self.map.get(&spi.to_be(), 0).unwrap_or(0)
-    }
-}
-
-/// A word of memory that the program reads: are unknown SPIs to be sampled?
-pub struct Pressure {
-    word: NonNull<AtomicU32>,
-}
-
-// SAFETY: the word is an atomic in memory that this value alone unmaps.
-unsafe impl Send for Pressure {}
-
-impl Pressure {
-    const OCTETS: usize = 4096;
-
-    fn new(map: OwnedFd) -> io::Result<Pressure> {
-        // SAFETY: a fresh mapping of a map with BPF_F_MMAPABLE, whose memory is whole pages.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                Self::OCTETS,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &map,
-                0,
-            )?
-        };
-        let word = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Pressure { word })
-    }
-
-    /// Sets or clears the flag; no system call.
-    pub fn set(&self, pressed: bool) {
-        // SAFETY: mapped, aligned and alive as long as `self`; the kernel only reads it.
-        unsafe { self.word.as_ref() }.store(u32::from(pressed), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Pressure {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new`, unmapped once.
-        let _ = unsafe { rustix::mm::munmap(self.word.as_ptr().cast(), Self::OCTETS) };
     }
 }
 

@@ -7,6 +7,7 @@ const US: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const THEM: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
 
 fn steer() -> Steer {
     Steer::load(&[US], 1024).expect("these tests need root")
@@ -100,26 +101,39 @@ fn the_rest_is_dropped_and_counted() {
     drops(&short, "xdp_outside_dropped_malformed");
 }
 
+fn socket() -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketType};
+    rustix::net::socket(AddressFamily::XDP, SocketType::RAW, None).expect("AF_XDP")
+}
+
 #[test]
-fn under_pressure_unknown_spis_are_sampled_and_known_ones_are_not() {
+fn unknown_spis_go_to_the_background_and_all_others_to_the_first_socket() {
     let steer = &mut steer();
     let mut states = steer.take_spi_states().unwrap().unwrap();
-    let pressure = steer.take_pressure().unwrap().unwrap();
-    states.set(0x1122_3344, 4);
+    for (spi, state) in [(0x1122_3341, 1), (0x1122_3342, 2), (0x1122_3343, 3), (0x1122_3344, 4)] {
+        states.set(spi, state);
+    }
     states.flush().unwrap();
-    let known = packet(US, 50, 0, &ESP);
-    let unknown = packet(US, 17, 0, &udp(4500, &[9; 16]));
-    let sampled = |steer: &mut Steer, packet: &[u8]| {
-        let names = (0..1600).map(|_| run(steer, Side::Outside, packet).1);
-        names.filter(|name| *name == "xdp_outside_dropped_sampled").count()
-    };
-    assert_eq!(sampled(steer, &unknown), 0);
-    pressure.set(true);
-    assert_eq!(sampled(steer, &known), 0);
-    // 1 in 16 gets through: 100 of 1,600 expected, standard deviation below 10.
-    assert!((1430..1570).contains(&sampled(steer, &unknown)));
-    pressure.set(false);
-    assert_eq!(sampled(steer, &unknown), 0);
+    let esp = |last: u8| [&[0x11, 0x22, 0x33, last][..], &[0; 12]].concat();
+    let (first, background) = (socket(), socket());
+
+    steer.set_background(0, background.as_fd()).unwrap();
+    let no_socket = (XDP_DROP, "xdp_outside_dropped_no_socket");
+    assert_eq!(run(steer, Side::Outside, &packet(US, 50, 0, &esp(0x44))), no_socket);
+    let to_background = (XDP_REDIRECT, "xdp_outside_to_background");
+    assert_eq!(run(steer, Side::Outside, &packet(US, 50, 0, &esp(0x45))), to_background);
+
+    steer.set_socket(Side::Outside, 0, first.as_fd()).unwrap();
+    for last in 0x41..=0x44 {
+        let to_socket = (XDP_REDIRECT, "xdp_outside_to_socket");
+        assert_eq!(run(steer, Side::Outside, &packet(US, 50, 0, &esp(last))), to_socket);
+        assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0, &udp(4500, &esp(last)))), to_socket);
+    }
+    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0, &udp(4500, &esp(0x45)))), to_background);
+    // An SPI that is forgotten is unknown.
+    states.set(0x1122_3344, 0);
+    states.flush().unwrap();
+    assert_eq!(run(steer, Side::Outside, &packet(US, 50, 0, &esp(0x44))), to_background);
 }
 
 #[test]

@@ -10,8 +10,10 @@
 //!   it before that hook. The same rule keeps the host from answering for its other side's addresses. From outside,
 //!   a protected source in clear is a forgery, and an answer would name it.
 //! * *forward*: nothing, in either direction, nor between one of the two sides and a third interface.
+//! * *input*: no ESP. It is the dataplane's; while that is away the kernel would answer that it knows no such protocol.
 //! * *postrouting*, before any NAT: only sources that are addresses of the outside interface leave by it, nothing
-//!   from or to a selector's address, and no ICMP error that quotes one.
+//!   from or to a selector's address, and no ICMP error that quotes one. Nor one that tells of an unreachable protocol
+//!   or port: what is down for a moment is none.
 //! * *arp output*: no request or answer with a protected address in either field.
 //!
 //! A selector that holds an outer address (such as 0.0.0.0/0) cannot be forbidden by itself, or IKE would be cut
@@ -126,8 +128,13 @@ impl Guard {
             text,
             "\t}}\n\tchain forward {{\n\t\ttype filter hook forward priority -310; policy accept;\n\
              \t\tiifname {{ \"{inside}\", \"{outside}\" }} drop\n\t\toifname {{ \"{inside}\", \"{outside}\" }} drop\n\t}}\n\
+             \tchain input {{\n\t\ttype filter hook input priority -310; policy accept;\n\
+             \t\tiifname \"{outside}\" meta l4proto esp drop\n\t}}\n\
              \tchain postrouting {{\n\t\ttype filter hook postrouting priority -310; policy accept;\n\
-             \t\toifname != \"{outside}\" accept\n"
+             \t\toifname != \"{outside}\" accept\n\
+             \t\ticmp type destination-unreachable icmp code {{ prot-unreachable, port-unreachable }} drop\n\
+             \t\ticmpv6 type destination-unreachable icmpv6 code port-unreachable drop\n\
+             \t\ticmpv6 type parameter-problem icmpv6 code 1 drop\n"
         );
         let locals: Vec<String> = self.locals.iter().map(IpAddr::to_string).collect();
         let locals = format!("{{ {} }}", locals.join(", "));

@@ -1,12 +1,10 @@
 //! The control process in a namespace, with a dataplane played by the test: command line, state on disk, start.
 
+mod journal;
+
 use serde_json::Value;
-use spindle_abi::{Event, EventRecord, Spi};
-use spindle_control::daemon::disk::{Files, open_store};
-use spindle_control::{config::Settings, daemon::wall_clock_us};
-use spindle_ike::api::IkeSpis;
-use spindle_ike::random::Random;
-use spindle_recovery::api::{JournalRecord, JournalWrite};
+use spindle_abi::{Event, EventRecord};
+use spindle_control::daemon::wall_clock_us;
 use spindle_ring::{AttachmentFds, Side as RingSide};
 use spindle_testbed::{Options, Side, Testbed};
 use std::os::unix::fs::PermissionsExt;
@@ -259,40 +257,10 @@ fn an_incarnation_begins_only_with_a_state_that_can_be_trusted() {
     assert!(next["incarnation"].as_u64() > rolled_back["incarnation"].as_u64());
 }
 
-struct Counting(u8);
-
-impl Random for Counting {
-    fn fill(&mut self, octets: &mut [u8]) {
-        for octet in octets {
-            self.0 = self.0.wrapping_add(1);
-            *octet = self.0;
-        }
-    }
-}
-
 #[test]
 fn with_100_000_journal_records_control_is_ready_in_less_than_half_a_second() {
     let testbed = testbed();
-    let settings = Settings::load(&testbed.gateway(Side::B).config()).unwrap();
-    let mut store = open_store(&settings.gateway.state_dir).unwrap();
-    let now = wall_clock_us() / 1_000_000;
-    store.boot(&mut Files::new(&settings), &mut Counting(0), (now, spindle_abi::Time(1)), false).unwrap();
-    let record = |n: u32| JournalRecord {
-        spi: Spi(0x1000_0000 + n * 7),
-        parent: IkeSpis { initiator: u64::from(n).to_be_bytes(), responder: [9; 8] },
-        earlier_parent: None,
-        initiator: n.is_multiple_of(2),
-        connection: "ab".into(),
-        local: "192.0.2.2:500".parse().unwrap(),
-        remote: "192.0.2.1:500".parse().unwrap(),
-        encapsulated: false,
-        incarnation: 1,
-        hard_expiry: now + 3600,
-    };
-    let records: Vec<_> = (0..100_000).map(|n| JournalWrite::Put(record(n))).collect();
-    store.commit(&records).unwrap();
-    drop(store);
-
+    journal::fill(testbed.gateway(Side::B), 100_000);
     let (control, status) = Control::ready(&testbed, &[]);
     let took = status["ready_us"].as_u64().unwrap() - status["started_us"].as_u64().unwrap();
     assert_eq!(status["former_spis"], 100_000);

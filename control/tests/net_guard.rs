@@ -13,6 +13,8 @@ struct Round {
     leaks: Vec<Leak>,
     /// Did a packet from the wire reach host B?
     crossed: bool,
+    /// ICMP errors on the wire that tell of an unreachable protocol or port (RFC 792).
+    unreachable: usize,
     /// Did the gateway answer an echo request to its own outer address?
     alive: bool,
 }
@@ -84,6 +86,10 @@ fn round() -> (Testbed, impl Fn(&mut Testbed, &str) -> Round) {
             inject(with_ttl(craft::ipv4(host_a, outer_b, 17, &udp(closed)), ttl));
             inject(with_ttl(craft::ipv4(host_a, outer_b, 1, &craft::icmp(8, 0, 1, b"echo")), ttl));
         }
+        // To a gateway that is down for the moment: an answer would tell the peer that nobody is here.
+        for (protocol, payload) in [(50, marker.0.to_vec()), (17, udp(4500)), (17, udp(500))] {
+            inject(craft::ipv4(outer_a, outer_b, protocol, &payload));
+        }
         for asked in [inner_b, host_b] {
             let request = craft::arp(1, (from, outer_a), ([0; 6], asked));
             testbed.inject(Side::B, &craft::ethernet([0xff; 6], from, 0x0806, &request)).unwrap();
@@ -116,7 +122,13 @@ fn round() -> (Testbed, impl Fn(&mut Testbed, &str) -> Round) {
         let frames: Vec<Frame> = capture.stop().unwrap().into_iter().filter(sent_by_b).collect();
         assert!(!frames.is_empty(), "{name}: gateway B sent nothing at all");
         let inside = [InsideNetwork::V4(addresses.inside_a), InsideNetwork::V4(addresses.inside_b)];
-        Round { leaks: leaks(&frames, &inside, marker), crossed, alive }
+        let tells = |frame: &&Frame| {
+            let ip = frame.octets.get(14..).unwrap_or_default();
+            let error = ip.get(20..22).unwrap_or_default();
+            ip.get(9) == Some(&1) && (error == [3, 2] || error == [3, 3])
+        };
+        let unreachable = frames.iter().filter(tells).count();
+        Round { leaks: leaks(&frames, &inside, marker), crossed, unreachable, alive }
     };
     (testbed, run)
 }
@@ -131,11 +143,14 @@ fn with_the_guard_nothing_crosses_and_no_inside_address_shows_until_the_operator
         assert!(seen, "no leak at {place} without the guard, so the test shows nothing: {:?}", without.leaks);
     }
 
+    assert!(without.unreachable >= 3, "the kernel does not tell, so the test shows nothing");
+
     let closed = spindle(&testbed, "close");
     assert!(closed.status.success(), "{}", String::from_utf8_lossy(&closed.stderr));
     let with = run(&mut testbed, "with");
     assert!(!with.crossed, "a packet in clear reached host B");
     assert_eq!(with.leaks, [], "inside addresses on the wire");
+    assert_eq!(with.unreachable, 0, "the kernel says that nobody is here");
     assert!(with.alive, "the gateway no longer answers at its own address");
 
     // Setting it again replaces it; opening it takes it away, sysctls included.

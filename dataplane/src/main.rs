@@ -28,6 +28,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::MlockAllFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::CpuSet;
+use spindle_aead::Provider;
 use spindle_bpf::steer::{MAX_SPIS, Mode, Side, Steer};
 use spindle_engine::{Engine, EngineConfig, PortConfig};
 use spindle_port::{Interface, bind_pair, driver_name};
@@ -155,16 +156,20 @@ impl Dataplane {
         let queue = |link: &Link| Interface { index: link.index, queue: 0 };
         let (port_inside, port_outside, pool) = bind_pair(queue(&inside), queue(&outside))?;
         let zero_copy = port_inside.is_zero_copy() && port_outside.is_zero_copy();
-        let engine = Engine::new(EngineConfig::new(
-            local.clone(),
-            port_config(&inside, &host),
-            port_config(&outside, &host),
-        ));
+        let choice = Provider::choose()?;
+        for (provider, algorithm) in &choice.failed {
+            tracing::error!(%provider, ?algorithm, "a self-test failed: something is amiss with this machine");
+        }
+        let ports = (port_config(&inside, &host), port_config(&outside, &host));
+        let provider = choice.provider;
+        let engine =
+            Engine::new(EngineConfig { provider, ..EngineConfig::new(local.clone(), ports.0, ports.1) });
         let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
         let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
-        let pressure = steer.take_pressure()?.context("the XDP program has no pressure flag")?;
         steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
         steer.set_socket(Side::Outside, 0, port_outside.as_fd())?;
+        let background = port_outside.background().context("the outside port has no background")?;
+        steer.set_background(0, background)?;
 
         let mut counters = side.counters;
         let mut define = |name: &str| counters.define(name).context("more counters than there is room for");
@@ -193,7 +198,6 @@ impl Dataplane {
             commands: side.commands,
             activity: side.activity,
             spi_states,
-            pressure,
             shared: shared.clone(),
             polling: arguments.polling,
             engine_counters,

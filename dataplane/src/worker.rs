@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use spindle_abi::{Command, CommandRecord, Event, Spi, Time};
-use spindle_bpf::steer::{Pressure, SpiStates};
+use spindle_bpf::steer::SpiStates;
 use spindle_engine::{BURST, Engine, NextHop, Output, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
 use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter};
@@ -19,8 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Commands between two bursts at most.
+/// Commands between two bursts at most: a start brings many, a storm must not wait for long.
 const COMMANDS: usize = 64;
+/// Commands at most while no frames come.
+const COMMANDS_AT_LEISURE: usize = 1024;
 /// How long an idle worker spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 /// How long it sleeps at most: former SPIs and held frames have deadlines.
@@ -71,7 +73,6 @@ pub(crate) struct Worker {
     pub(crate) commands: Consumer<CommandRecord>,
     pub(crate) activity: ActivityWriter,
     pub(crate) spi_states: SpiStates,
-    pub(crate) pressure: Pressure,
     pub(crate) shared: Arc<Shared>,
     pub(crate) polling: Polling,
     /// Numbers of the engine's counters begin here, of the sockets' there.
@@ -98,14 +99,15 @@ pub(crate) fn monotonic() -> Time {
 impl Worker {
     /// Runs until it is told to stop, or until the other process breaks the attachment.
     pub(crate) fn run(mut self) -> Result<(), Broken> {
-        let (mut busy, mut kept, mut asked) = (monotonic(), Time(0), Time(0));
+        let (mut busy, mut kept, mut asked, mut limit) = (monotonic(), Time(0), Time(0), COMMANDS_AT_LEISURE);
         let _ = self.outlet.event(Event::Ready); // the first of a fresh ring, so there is room
         self.outlet.urgent.publish();
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now = monotonic();
             self.outlet.now = now;
-            let orders = self.updates(now) + self.commands(now)?;
+            let orders = self.updates(now) + self.commands(now, limit)?;
             let frames = self.burst(now, PortId::Inside) + self.burst(now, PortId::Outside);
+            limit = if frames > 0 { COMMANDS } else { COMMANDS_AT_LEISURE };
             self.outlet.finish(&mut self.engine);
             if orders + frames > 0 {
                 busy = now;
@@ -138,19 +140,15 @@ impl Worker {
         if frames > 0 {
             self.engine.process(now, port, &mut burst, &mut self.outlet);
         }
-        if port == PortId::Outside {
-            // Sampling of unknown SPIs in XDP begins before the kernel has to drop without choice.
-            self.pressure.set(frames == BURST && self.outlet.ports[port as usize].is_pressed());
-        }
         frames
     }
 
     /// Carries out what control sent, as far as there is room to acknowledge it.
-    fn commands(&mut self, now: Time) -> Result<usize, Broken> {
+    fn commands(&mut self, now: Time, limit: usize) -> Result<usize, Broken> {
         if self.commands.is_empty()? {
             return Ok(0);
         }
-        let room = self.outlet.urgent.room(COMMANDS)?.min(COMMANDS);
+        let room = self.outlet.urgent.room(limit)?.min(limit);
         let mut count = 0;
         while count < room {
             let Some(record) = self.commands.pop()? else { break };
@@ -166,19 +164,35 @@ impl Worker {
             let _ = self.outlet.event(Event::Acknowledged { sequence, done });
         }
         if let Err(error) = self.spi_states.flush() {
-            tracing::error!(%error, "the XDP program does not know all SPIs; under pressure it may sample them");
+            tracing::error!(%error, "the XDP program does not know all SPIs; in a storm their packets may be lost");
         }
         Ok(count)
     }
 
     fn carry_out(&mut self, now: Time, sequence: u64, command: Command) -> bool {
-        let spi = spi_of(&command);
+        // The inbound SPIs whose state it changes.
+        let (one, many);
+        let spis: &[Spi] = match &command {
+            Command::SetSpiState { spi, .. } => {
+                one = [*spi];
+                &one
+            }
+            Command::InstallInbound { sa, .. } => {
+                one = [sa.spi];
+                &one
+            }
+            Command::SetFormer { spis } => {
+                many = spis.clone();
+                &many
+            }
+            _ => &[],
+        };
         let result = self.engine.apply(now, command);
         if let Err(error) = &result {
             tracing::error!(sequence, %error, "command refused");
         }
-        if let Some(spi) = spi {
-            self.spi_states.set(spi.0, self.engine.spi_state(spi) as u8);
+        for spi in spis {
+            self.spi_states.set(spi.0, self.engine.spi_state(*spi) as u8);
         }
         result.is_ok()
     }
@@ -243,25 +257,17 @@ impl Worker {
         }
         let [inside, outside] = &mut self.outlet.ports;
         if inside.is_idle() && outside.is_idle() && self.shared.updates.is_empty() {
-            let (inside, outside) = (inside.as_fd(), outside.as_fd());
             let wake = self.shared.wake.as_fd();
+            let background = outside.background().unwrap_or(wake);
+            let (inside, outside) = (inside.as_fd(), outside.as_fd());
             let bell = self.commands.bell().map_or(wake, AsFd::as_fd);
-            let fds =
-                &mut [inside, outside, bell, wake].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            let fds = &mut [inside, outside, background, bell, wake]
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
             // An interrupted sleep is as good as a short one.
             let _ = poll(fds, Some(&SLEEP));
             self.shared.wake.silence();
         }
         self.commands.awake();
         Ok(())
-    }
-}
-
-/// The inbound SPI whose state a command changes.
-fn spi_of(command: &Command) -> Option<Spi> {
-    match command {
-        Command::SetSpiState { spi, .. } => Some(*spi),
-        Command::InstallInbound { sa, .. } => Some(sa.spi),
-        _ => None,
     }
 }

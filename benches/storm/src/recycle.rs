@@ -3,10 +3,10 @@
 
 use crate::interface::Interface;
 use crate::send::{pin, stop_flag};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use spindle_bpf::steer::{Mode, Side, Steer};
+use spindle_bpf::steer::{MAX_SPIS, Mode, Side, Steer};
 use spindle_engine::{ArrayVec, BURST};
 use spindle_port::{Interface as Queue, Port, bind_pair};
 use std::collections::BTreeMap;
@@ -54,9 +54,10 @@ pub(crate) struct Recycled {
 pub(crate) fn recycle(arguments: &RecycleArguments) -> Result<()> {
     let queue = |name: &str| Interface::find(name).map(|found| Queue { index: found.index, queue: 0 });
     let (inside, outside) = (queue(&arguments.inside)?, queue(&arguments.interface)?);
-    let mut steer = Steer::load(&[arguments.address], 1 << 16)?;
+    let mut steer = Steer::load(&[arguments.address], MAX_SPIS)?;
     let (_inside, mut port, mut pool) = bind_pair(inside, outside)?;
     steer.set_socket(Side::Outside, 0, port.as_fd())?;
+    steer.set_background(0, port.background().context("the outside port has no background")?)?;
     steer.attach(Side::Outside, outside.index, Mode::Native)?;
     if let Some(core) = arguments.core {
         pin(core)?;

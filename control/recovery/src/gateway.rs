@@ -12,7 +12,7 @@ use crate::limits::{BySource, SourceHash};
 use crate::qcd::{ProtectedTokens, Tokens};
 use crate::reconnect::Reconnect;
 use crate::stats::{Counter, Stats};
-use spindle_abi::{Command, Event, PolicyAction, Spi, SpiState, Time};
+use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, Spi, SpiState, Time};
 use spindle_ike::Endpoint;
 use spindle_ike::api::{ActivityReader, Authority, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis, Refused};
 use spindle_ike::random::Random;
@@ -118,7 +118,7 @@ impl Gateway {
             token_reports: crate::limits::Total::new(TOKEN_REPORTS),
             stats: Stats::default(),
             output: VecDeque::new(),
-            boot_left: untold.len(),
+            boot_left: untold.len().div_ceil(MAX_FORMER_AT_ONCE),
             untold: untold.into_iter(),
             former,
             sequence: 0,
@@ -163,10 +163,13 @@ impl Gateway {
         if let Some(output) = self.output.pop_front() {
             return Some(output);
         }
-        let spi = self.untold.next()?;
-        // It may have expired, or been installed anew, before its turn came.
-        let state = if self.former.row(spi).is_some() { SpiState::Former } else { SpiState::Unknown };
-        Some(self.numbered(Command::SetSpiState { spi, state }, Awaited::Boot))
+        if self.untold.as_slice().is_empty() {
+            return None;
+        }
+        let spis = self.untold.by_ref().take(MAX_FORMER_AT_ONCE);
+        // One may have expired before its turn came.
+        let spis = spis.filter(|spi| self.former.row(*spi).is_some()).collect();
+        Some(self.numbered(Command::SetFormer { spis }, Awaited::Boot))
     }
 
     /// When [`Gateway::tick`] is to be called next.

@@ -265,7 +265,7 @@ impl<'a> Daemon<'a> {
                 _ = terminate.recv() => self.stop(),
                 _ = interrupt.recv() => self.stop(),
                 ready = bell.readable() => ready.map_err(failed)?.clear_ready(),
-                datagram = self.datagrams.recv() => {
+                datagram = self.datagrams.recv(), if self.status.ready => {
                     if let Some(datagram) = datagram {
                         self.gateway.handle(now(), Input::Datagram(datagram));
                     }
@@ -286,7 +286,9 @@ impl<'a> Daemon<'a> {
         for event in events.drain(..) {
             self.gateway.handle(now(), Input::Event(event));
         }
-        for taken in 1.. {
+        // Before it is ready an answer of ours would be a promise that the dataplane cannot keep; the sockets' queues
+        // hold what comes.
+        for taken in (1..).take_while(|_| self.status.ready) {
             let Ok(datagram) = self.datagrams.try_recv() else { break };
             self.gateway.handle(now(), Input::Datagram(datagram));
             if taken == PORTION {

@@ -182,6 +182,9 @@ pub struct SaParameters {
 /// SAs in one dataplane at most, inbound and outbound.
 pub const MAX_SAS: u32 = 1 << 21;
 
+/// SPIs in one [`Command::SetFormer`] at most: what a record holds.
+pub const MAX_FORMER_AT_ONCE: usize = 120;
+
 /// What happens to packets that a policy matches (RFC 4301 section 4.4.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -220,6 +223,11 @@ pub enum Command {
         spi: Spi,
         /// Its new state; `Current` is refused (it comes with `InstallInbound`).
         state: SpiState,
+    },
+    /// Makes many SPIs former, as [`Command::SetSpiState`] would each of them; for the start.
+    SetFormer {
+        /// Our SPIs, at most [`MAX_FORMER_AT_ONCE`].
+        spis: Vec<Spi>,
     },
     /// Installs an inbound SA; its SPI becomes current.
     InstallInbound {

@@ -3,8 +3,8 @@
 //! Encoding cannot fail but for selector sets that are too large; decoding checks every field.
 
 use crate::{
-    AddressRange, Command, Event, KeyMaterial, MAX_SAS, PolicyAction, SaParameters, Selector, SelectorSet,
-    Spi, SpiReport, SpiState, Suite, Time,
+    AddressRange, Command, Event, KeyMaterial, MAX_FORMER_AT_ONCE, MAX_SAS, PolicyAction, SaParameters,
+    Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time,
 };
 use std::net::{IpAddr, SocketAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -16,7 +16,7 @@ pub const COMMAND_SIZE: usize = 512;
 pub const EVENT_SIZE: usize = 64;
 
 /// Version of everything in this file; change it with any layout.
-const LAYOUT_VERSION: u64 = 1;
+const LAYOUT_VERSION: u64 = 2;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {
@@ -244,7 +244,7 @@ impl<'a> Reader<'a> {
 
 impl CommandRecord {
     /// Encodes a command. `sequence` comes back in its acknowledgement. `None` if a selector set is larger than
-    /// [`SelectorSet::MAX`] or the key material does not fit the suite.
+    /// [`SelectorSet::MAX`], there are too many SPIs, or the key material does not fit the suite.
     pub fn encode(sequence: u64, command: &Command) -> Option<CommandRecord> {
         let small = |set: &SelectorSet| set.local.len().max(set.remote.len()) <= SelectorSet::MAX;
         let fits = match command {
@@ -252,6 +252,7 @@ impl CommandRecord {
             Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa } => {
                 small(&sa.selectors) && sa.keymat.as_bytes().len() == sa.suite.keymat_length()
             }
+            Command::SetFormer { spis } => spis.len() <= MAX_FORMER_AT_ONCE,
             _ => true,
         };
         if !fits {
@@ -272,6 +273,10 @@ impl CommandRecord {
             Command::InstallOutbound { sa } => w.u8(5).sa(sa),
             Command::RemoveOutbound { index } => w.u8(6).u32(*index),
             Command::Readdress { index, local, remote } => w.u8(7).u32(*index).socket(*local).socket(*remote),
+            Command::SetFormer { spis } => {
+                w.u8(8).u8(spis.len() as u8);
+                spis.iter().fold(&mut w, |w, spi| w.u32(spi.0))
+            }
         };
         Some(record)
     }
@@ -315,6 +320,13 @@ impl CommandRecord {
             5 => Command::InstallOutbound { sa: r.sa()? },
             6 => Command::RemoveOutbound { index: r.u32()? },
             7 => Command::Readdress { index: r.u32()?, local: r.socket()?, remote: r.socket()? },
+            8 => {
+                let count = usize::from(r.u8()?);
+                if count > MAX_FORMER_AT_ONCE {
+                    return Err(DecodeError::Field("SPI count"));
+                }
+                Command::SetFormer { spis: (0..count).map(|_| r.u32().map(Spi)).collect::<Result<_, _>>()? }
+            }
             kind => return Err(DecodeError::Kind(kind)),
         })
     }
@@ -434,6 +446,8 @@ mod tests {
             }),
             sa().prop_map(|sa| Command::InstallOutbound { sa }),
             any::<u32>().prop_map(|index| Command::RemoveOutbound { index }),
+            proptest::collection::vec(any::<u32>().prop_map(Spi), 0..=MAX_FORMER_AT_ONCE)
+                .prop_map(|spis| Command::SetFormer { spis }),
             (any::<u32>(), socket(), socket()).prop_map(|(index, local, remote)| Command::Readdress {
                 index,
                 local,
@@ -505,6 +519,15 @@ mod tests {
             CommandRecord::encode(0, &Command::SetSpiState { spi: Spi(7), state: SpiState::Former }).unwrap();
         record.0[13] = SpiState::Current as u8;
         assert_eq!(record.decode().1, Err(DecodeError::Field("SPI state")));
+    }
+
+    #[test]
+    fn more_spis_than_a_record_holds_are_refused() {
+        let command = |count| Command::SetFormer { spis: vec![Spi(256); count] };
+        let mut record = CommandRecord::encode(1, &command(MAX_FORMER_AT_ONCE)).unwrap();
+        assert!(CommandRecord::encode(1, &command(MAX_FORMER_AT_ONCE + 1)).is_none());
+        record.0[9] = u8::MAX;
+        assert_eq!(record.decode().1, Err(DecodeError::Field("SPI count")));
     }
 
     #[test]

@@ -210,7 +210,7 @@ fn every_spi_state_has_its_verdict() {
 #[test]
 fn a_full_ring_loses_noise_counted_and_keeps_what_is_urgent() {
     let (_, mut b) = pair(Suite::Aes128Gcm, false);
-    b.apply(Command::SetSpiState { spi: Spi(0x1003), state: SpiState::Former });
+    b.apply(Command::SetFormer { spis: vec![Spi(0x1003)] });
     b.out.rings_full = true;
     b.process(PortId::Outside, (0x2000..0x2100).map(|spi| esp_to_b(spi, 1, false)));
     b.process(PortId::Outside, [esp_to_b(0x1003, 1, false)]);

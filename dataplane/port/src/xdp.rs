@@ -1,4 +1,9 @@
-//! A pair of AF_XDP sockets on one UMEM: set up, receive, transmit, wake up.
+//! AF_XDP sockets on one UMEM, as two ports: set up, receive, transmit, wake up.
+//!
+//! The outside port has a second socket on the same queue, the *background*: XDP gives it what nobody will miss
+//! (unknown SPIs). Both are fed from one fill ring, which is as long as their receive rings together. So however long
+//! the worker is away, and however hard the background is stormed, its ring fills and no more: the rest of the empty
+//! frames, and all of the first socket's ring, stay for packets of SAs. Those are also received first.
 
 use crate::kernel_ring::{FromKernel, ToKernel};
 use crate::umem::{CHUNK, Pool, Umem, XdpFrame};
@@ -16,10 +21,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Descriptors in each of a socket's four rings.
+/// Descriptors in a receive, transmit or completion ring.
 const RING: u32 = 2048;
-/// Frames that a pair can have on its eight rings, and some to work with.
-const CHUNKS: usize = 8 * RING as usize;
+/// Frames for both ports: three receive rings and as many in fill rings, two transmit rings and as many completions.
+const CHUNKS: usize = 10 * RING as usize;
 /// Frames that the kernel sends for one call, instead of 32.
 const TRANSMIT_BUDGET: u32 = 512;
 /// `XDP_MAX_TX_SKB_BUDGET`, since Linux 6.18.
@@ -68,24 +73,26 @@ impl std::error::Error for BindError {
     }
 }
 
-/// What the kernel counts for a socket: packets that XDP gave it and that did not reach us.
+/// What the kernel counts for a port's sockets: packets that XDP gave them and that did not reach us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SocketCounts {
-    /// Dropped for other reasons (in copy mode also: too long for a chunk).
+    /// Dropped though the receive ring had room. In copy mode: too long for a chunk, or no empty frame was there. In
+    /// zero-copy mode the driver counts what it drops for want of empty frames itself.
     pub dropped: u64,
     /// Dropped because we did not take packets fast enough.
     pub ring_full: u64,
-    /// Dropped because there was no empty frame.
+    /// How often the kernel found no empty frame; in copy mode each time is one packet, in `dropped` already.
     pub fill_empty: u64,
     /// Descriptors of ours that the kernel refused to send.
     pub transmit_invalid: u64,
 }
 
-/// One AF_XDP socket with its rings.
+/// One AF_XDP socket with its rings, and perhaps a second one that receives in the background.
 pub struct XdpPort {
     socket: OwnedFd,
     umem: &'static Umem,
     receive: FromKernel<XdpDesc>,
+    background: Option<Background>,
     transmit: ToKernel<XdpDesc>,
     fill: ToKernel<u64>,
     completion: FromKernel<u64>,
@@ -94,35 +101,41 @@ pub struct XdpPort {
     unfinished: bool,
 }
 
-/// Two sockets that share one UMEM, and the pool of its frames. Zero-copy where both drivers can, else copy. Both
-/// ports are ready to receive once a program's XSKMAP names their sockets.
+/// A socket that receives what may be lost; it shares the fill ring of its port's first socket.
+struct Background {
+    socket: OwnedFd,
+    receive: FromKernel<XdpDesc>,
+}
+
+/// Two ports that share one UMEM, and the pool of its frames; the outside one has a background. Zero-copy where both
+/// drivers can, else copy. They are ready to receive once a program's XSKMAPs name their sockets.
 pub fn bind_pair(
-    first: Interface,
-    second: Interface,
+    inside: Interface,
+    outside: Interface,
 ) -> Result<(XdpPort, XdpPort, Pool<XdpFrame>), BindError> {
     let (umem, mut pool) = Umem::create(CHUNKS).map_err(|error| BindError {
         step: "map memory for packets",
         interface: None,
         error,
     })?;
-    let (mut first, mut second) = try_bind_pair(umem, first, second, SocketAddrXdpFlags::XDP_ZEROCOPY)
-        .or_else(|_| try_bind_pair(umem, first, second, SocketAddrXdpFlags::XDP_COPY))?;
-    first.replenish(&mut pool);
-    second.replenish(&mut pool);
-    Ok((first, second, pool))
+    let (mut inside, mut outside) = try_bind_pair(umem, inside, outside, SocketAddrXdpFlags::XDP_ZEROCOPY)
+        .or_else(|_| try_bind_pair(umem, inside, outside, SocketAddrXdpFlags::XDP_COPY))?;
+    inside.replenish(&mut pool);
+    outside.replenish(&mut pool);
+    Ok((inside, outside, pool))
 }
 
 fn try_bind_pair(
     umem: &'static Umem,
-    first: Interface,
-    second: Interface,
+    inside: Interface,
+    outside: Interface,
     mode: SocketAddrXdpFlags,
 ) -> Result<(XdpPort, XdpPort), BindError> {
     let new = || {
         rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
             .map_err(|e| BindError { step: "open a socket", interface: None, error: e.into() })
     };
-    let (one, two) = (new()?, new()?);
+    let (one, two, three) = (new()?, new()?, new()?);
     let registration = XdpUmemReg {
         addr: umem.address(),
         len: umem.octets(),
@@ -137,17 +150,45 @@ fn try_bind_pair(
         error: e.into(),
     })?;
     let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-    let one = XdpPort::open(one, umem, first, |socket| {
-        rustix::net::bind(socket, &SocketAddrXdp::new(flags, first.index, first.queue))
+    let one = XdpPort::open(one, umem, inside, RING, |socket| {
+        rustix::net::bind(socket, &SocketAddrXdp::new(flags, inside.index, inside.queue))
     })?;
-    let two = XdpPort::open(two, umem, second, |socket| {
-        // The flags of the first socket hold for all that share its memory; others are refused.
-        let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
-        let addr = SocketAddrXdp::new(flags, second.index, second.queue);
-        let shared_umem_fd = one.socket.as_fd();
+    // The flags of the first socket hold for all that share its memory; others are refused.
+    let share = |socket: &OwnedFd, with: &XdpPort| {
+        let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, outside.index, outside.queue);
+        let shared_umem_fd = with.socket.as_fd();
         rustix::net::bind(socket, &SocketAddrXdpWithSharedUmem { addr, shared_umem_fd })
-    })?;
+    };
+    let mut two = XdpPort::open(two, umem, outside, 2 * RING, |socket| share(socket, &one))?;
+    // On the same queue as `two`, so it shares the fill ring as well; and it has no other ring than this.
+    let receive = receive_ring(&three).map_err(BindError::at("set up its receive ring", outside))?;
+    bind_patiently(outside, || share(&three, &two))?;
+    two.background = Some(Background { socket: three, receive });
     Ok((one, two))
+}
+
+fn receive_ring(socket: &OwnedFd) -> io::Result<FromKernel<XdpDesc>> {
+    sockopt::set_xdp_rx_ring_size(socket, RING)?;
+    let offsets = sockopt::xdp_mmap_offsets(socket)?;
+    FromKernel::new(socket.as_fd(), XDP_PGOFF_RX_RING, &offsets.rx, RING)
+}
+
+/// A queue stays busy for some 30 ms after its owner was killed.
+fn bind_patiently(interface: Interface, bind: impl Fn() -> Result<(), Errno>) -> Result<(), BindError> {
+    let started = Instant::now();
+    while let Err(e) = bind() {
+        if e != Errno::BUSY || started.elapsed() > Duration::from_secs(1) {
+            return Err(BindError::at("bind a queue", interface)(e.into()));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+impl BindError {
+    fn at(step: &'static str, interface: Interface) -> impl Fn(io::Error) -> BindError + Copy {
+        move |error| BindError { step, interface: Some(interface.index), error }
+    }
 }
 
 impl XdpPort {
@@ -155,35 +196,36 @@ impl XdpPort {
         socket: OwnedFd,
         umem: &'static Umem,
         interface: Interface,
+        fill: u32,
         bind: impl Fn(&OwnedFd) -> Result<(), Errno>,
     ) -> Result<XdpPort, BindError> {
-        let failed =
-            |step| move |error: io::Error| BindError { step, interface: Some(interface.index), error };
-        let sized = failed("size its rings");
-        sockopt::set_xdp_umem_fill_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
-        sockopt::set_xdp_umem_completion_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
-        sockopt::set_xdp_rx_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
-        sockopt::set_xdp_tx_ring_size(&socket, RING).map_err(|e| sized(e.into()))?;
-        let offsets = sockopt::xdp_mmap_offsets(&socket).map_err(|e| sized(e.into()))?;
-        let mapped = failed("map its rings");
+        let set_up = BindError::at("set up its rings", interface);
+        let refused = |e: Errno| set_up(e.into());
+        let receive = receive_ring(&socket).map_err(set_up)?;
+        sockopt::set_xdp_umem_fill_ring_size(&socket, fill).map_err(refused)?;
+        sockopt::set_xdp_umem_completion_ring_size(&socket, RING).map_err(refused)?;
+        sockopt::set_xdp_tx_ring_size(&socket, RING).map_err(refused)?;
+        let offsets = sockopt::xdp_mmap_offsets(&socket).map_err(refused)?;
         let fd = socket.as_fd();
-        let receive = FromKernel::new(fd, XDP_PGOFF_RX_RING, &offsets.rx, RING).map_err(mapped)?;
-        let transmit = ToKernel::new(fd, XDP_PGOFF_TX_RING, &offsets.tx, RING).map_err(mapped)?;
-        let fill = ToKernel::new(fd, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, RING).map_err(mapped)?;
+        let transmit = ToKernel::new(fd, XDP_PGOFF_TX_RING, &offsets.tx, RING).map_err(set_up)?;
+        let fill = ToKernel::new(fd, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, fill).map_err(set_up)?;
         let completion =
-            FromKernel::new(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, RING).map_err(mapped)?;
+            FromKernel::new(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, RING).map_err(set_up)?;
         raise_limits(&socket);
-        // A queue stays busy for some 30 ms after its owner was killed.
-        let started = Instant::now();
-        while let Err(e) = bind(&socket) {
-            if e != Errno::BUSY || started.elapsed() > Duration::from_secs(1) {
-                return Err(failed("bind a queue")(e.into()));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        bind_patiently(interface, || bind(&socket))?;
         let options = sockopt::xdp_options(&socket).unwrap_or(XdpOptionsFlags::empty());
         let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
-        Ok(XdpPort { socket, umem, receive, transmit, fill, completion, zero_copy, unfinished: false })
+        Ok(XdpPort {
+            socket,
+            umem,
+            receive,
+            background: None,
+            transmit,
+            fill,
+            completion,
+            zero_copy,
+            unfinished: false,
+        })
     }
 
     /// Do frames reach the driver without a copy?
@@ -191,25 +233,30 @@ impl XdpPort {
         self.zero_copy
     }
 
-    /// What the kernel counts.
-    pub fn counts(&self) -> io::Result<SocketCounts> {
-        let s = sockopt::xdp_statistics(&self.socket)?;
-        Ok(SocketCounts {
-            dropped: s.rx_dropped,
-            ring_full: s.rx_ring_full.unwrap_or(0),
-            fill_empty: s.rx_fill_ring_empty_descs.unwrap_or(0),
-            transmit_invalid: s.tx_invalid_descs,
-        })
+    /// The socket that receives in the background.
+    pub fn background(&self) -> Option<BorrowedFd<'_>> {
+        self.background.as_ref().map(|background| background.socket.as_fd())
     }
 
-    /// Is the kernel about to run out of empty frames, or is much waiting for us?
-    pub fn is_pressed(&mut self) -> bool {
-        self.fill.outstanding() < RING / 4 || self.receive.backlog() > RING / 2
+    /// What the kernel counts, for both sockets together.
+    pub fn counts(&self) -> io::Result<SocketCounts> {
+        let mut counts = SocketCounts::default();
+        for socket in [Some(&self.socket), self.background.as_ref().map(|b| &b.socket)].into_iter().flatten()
+        {
+            let s = sockopt::xdp_statistics(socket)?;
+            counts.dropped += s.rx_dropped;
+            counts.ring_full += s.rx_ring_full.unwrap_or(0);
+            counts.transmit_invalid += s.tx_invalid_descs;
+            // The fill ring is one, and either socket tells of it.
+            counts.fill_empty = counts.fill_empty.max(s.rx_fill_ring_empty_descs.unwrap_or(0));
+        }
+        Ok(counts)
     }
 
     /// Is nothing waiting to be received or to be sent?
     pub fn is_idle(&mut self) -> bool {
-        self.receive.backlog() == 0 && !self.unfinished
+        let background = self.background.as_mut().map_or(0, |background| background.receive.backlog());
+        self.receive.backlog() == 0 && background == 0 && !self.unfinished
     }
 
     fn wake_receiver(&self) {
@@ -240,19 +287,26 @@ fn raise_limits(socket: &OwnedFd) {
     };
 }
 
+fn take(ring: &mut FromKernel<XdpDesc>, umem: &Umem, burst: &mut ArrayVec<XdpFrame, BURST>) {
+    let count = (ring.available() as usize).min(burst.remaining_capacity());
+    for _ in 0..count {
+        let descriptor = ring.next();
+        if let Some(frame) = umem.frame_from_kernel(descriptor.addr, descriptor.len) {
+            burst.push(frame);
+        }
+    }
+    if count > 0 {
+        ring.release();
+    }
+}
+
 impl Port for XdpPort {
     type Frame = XdpFrame;
 
     fn receive(&mut self, burst: &mut ArrayVec<XdpFrame, BURST>) {
-        let count = (self.receive.available() as usize).min(burst.remaining_capacity());
-        for _ in 0..count {
-            let descriptor = self.receive.next();
-            if let Some(frame) = self.umem.frame_from_kernel(descriptor.addr, descriptor.len) {
-                burst.push(frame);
-            }
-        }
-        if count > 0 {
-            self.receive.release();
+        take(&mut self.receive, self.umem, burst);
+        if let Some(background) = &mut self.background {
+            take(&mut background.receive, self.umem, burst);
         }
     }
 

@@ -223,13 +223,13 @@ mod tests {
             pps: 1e6,
             ..Sent::default()
         };
-        let before = counts(&[("unknown_spi_detected", 5), ("xdp_outside_dropped_sampled", 1)]);
+        let before = counts(&[("unknown_spi_detected", 5), ("xdp_outside_dropped_malformed", 1)]);
         let after = counts(&[
             ("unknown_spi_detected", 75),
             ("unknown_spi", 75),
             ("noise_lost", 3),
-            ("xdp_outside_dropped_sampled", 11),
-            ("xdp_outside_to_socket", 80),
+            ("xdp_outside_dropped_malformed", 11),
+            ("xdp_outside_to_background", 80),
             ("socket_outside_dropped", 8),
             ("malformed_esp", 2),
         ]);

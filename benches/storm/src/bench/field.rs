@@ -114,7 +114,7 @@ impl Field {
         ])?;
         let sent = self.storm(bounds)?;
         let recycled: Recycled = receiver.finish()?;
-        let to_socket = recycled.xdp.get("xdp_outside_to_socket").copied().unwrap_or(0);
+        let to_socket = recycled.xdp.get("xdp_outside_to_background").copied().unwrap_or(0);
         if to_socket != sent.accepted || to_socket != recycled.received + recycled.dropped_by_socket {
             bail!("{} frames were accepted, but the receiver tells {recycled:?}", sent.accepted);
         }

@@ -459,6 +459,11 @@ impl Running {
                     self.inbound.remove(&spi);
                 }
             }
+            Command::SetFormer { spis } => {
+                for spi in spis {
+                    self.apply(Command::SetSpiState { spi, state: SpiState::Former });
+                }
+            }
             Command::InstallInbound { sa, report_first, .. } => {
                 self.states.insert(sa.spi, SpiState::Current);
                 self.inbound.insert(sa.spi, (sa, report_first));
