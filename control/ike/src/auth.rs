@@ -6,7 +6,7 @@ use crate::child::Sends;
 use crate::connect::Profile;
 use crate::create_child::{ChildOffer, Terms};
 use crate::crypto::{equal, psk_authentication, select_ike};
-use crate::endpoint::{Endpoint, find_error, find_notify, notification};
+use crate::endpoint::{Endpoint, NAT_PORT, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::sa::{IkeSa, State, jittered};
 use crate::window::Request;
@@ -80,14 +80,12 @@ impl Endpoint {
             let failed = [notification(notify::AUTHENTICATION_FAILED, Vec::new())];
             return self.inform(now, sa, &failed, Purpose::RefuseResponder);
         }
-        // RFC 7296 section 2.23: where the answer came from is where the peer is.
-        if sa.nat.there && !sa.nat.here {
-            sa.remote = datagram.remote;
-        }
         if !sa.surplus {
             self.end_initiations_beside(now, sa);
         }
         self.establish(now, sa);
+        // RFC 7296 section 2.23: where the answer came from is where the peer is.
+        self.follow_peer(sa, datagram);
         self.store_tokens(sa, payloads);
         let setup = std::mem::take(&mut sa.setup);
         self.complete_child(now, sa, auth.child, payloads, (&setup.nonce_i, &setup.nonce_r), Sends::AtOnce);
@@ -110,8 +108,7 @@ impl Endpoint {
         };
         self.connections[sa.connection.number].sas.remove(&sa.id);
         sa.connection = connection;
-        // RFC 7296 section 2.23: the initiator may have gone to port 4500.
-        (sa.local, sa.remote) = (request.datagram.local, request.datagram.remote);
+        follow_to_auth(sa, request.datagram);
         let is_contact = find_notify(&request.payloads, notify::INITIAL_CONTACT).is_some();
         if is_contact {
             self.end_older(now, sa);
@@ -124,6 +121,7 @@ impl Endpoint {
         ];
         payloads.extend(self.own_token(sa.spis));
         self.establish(now, sa);
+        self.drop_initiations(now, sa);
         self.store_tokens(sa, &request.payloads);
         let setup = std::mem::take(&mut sa.setup);
         let terms = Terms::first((&setup.nonce_i, &setup.nonce_r));
@@ -264,6 +262,17 @@ impl<'a> Parts<'a> {
             }
         }
         parts
+    }
+}
+
+/// RFC 7296 section 2.23: by its IKE_AUTH request an initiator behind a NAT has gone to port 4500, and where it is now
+/// is seen here only; any other may have. But where no NAT is, its address is the one that IKE_SA_INIT came from and
+/// signed: a copy of this request that an attacker sends first, from elsewhere, is answered and moves nothing.
+fn follow_to_auth(sa: &mut IkeSa, datagram: &Datagram) {
+    let there = datagram.remote.ip() == sa.remote.ip() && datagram.local.ip() == sa.local.ip();
+    let floated = datagram.local.port() == NAT_PORT && datagram.remote.port() == NAT_PORT;
+    if sa.nat.there || there && floated {
+        (sa.local, sa.remote) = (datagram.local, datagram.remote);
     }
 }
 

@@ -106,6 +106,7 @@ impl Endpoint {
             pending_outbound: (sends != Sends::Never).then(|| Box::new(outbound)),
             outbound_installed: false,
             replaces: agreed.replaces,
+            confirmed_by: None,
             config: agreed.config,
         };
         self.child_home.insert(id, sa.id);
@@ -242,19 +243,28 @@ impl Endpoint {
             self.outbound.insert((child.outbound, child.id), to.id);
             self.report(Report::ChildMoved { child: child.id, inbound: child.inbound, ike: to.id });
         }
+        let moved = !from.children.is_empty() && (from.local, from.remote) != (to.local, to.remote);
         to.children.append(&mut from.children);
+        // An IKE rekey waits until the exchanges of Child SAs are over (RFC 7296 section 2.25.1).
+        to.children.iter_mut().for_each(|child| child.confirmed_by = None);
+        if moved {
+            self.readdress(to);
+        }
         for home in self.outbound.values_mut().filter(|home| **home == from.id) {
             *home = to.id;
         }
     }
 
     /// The peer's address changed (RFC 7296 section 2.23): its Child SAs follow.
-    pub(crate) fn readdress(&mut self, sa: &IkeSa) {
-        for child in sa.children.iter().filter(|c| c.encapsulated) {
-            let (local, remote) = esp_ends(sa, true);
+    pub(crate) fn readdress(&mut self, sa: &mut IkeSa) {
+        let (local, remote) = esp_ends(sa, true);
+        for child in sa.children.iter_mut().filter(|c| c.encapsulated) {
             self.dataplane(Command::Readdress { index: child.inbound_index, local, remote });
             if child.outbound_installed {
                 self.dataplane(Command::Readdress { index: child.outbound_index, local, remote });
+            }
+            if let Some(pending) = &mut child.pending_outbound {
+                (pending.local, pending.remote) = (local, remote);
             }
         }
     }

@@ -177,6 +177,10 @@ impl Endpoint {
         if old.state == State::Rekeyed {
             return;
         }
+        // The peer's address as it was last heard of.
+        if old.heard > new.heard {
+            (new.local, new.remote, new.elsewhere) = (old.local, old.remote, old.elsewhere);
+        }
         self.report(Report::IkeRekeyed { old: old.id, new: new.id, spis: new.spis });
         self.move_children(old, new);
         for (at, task) in std::mem::take(&mut old.queue) {

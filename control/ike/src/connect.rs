@@ -254,6 +254,23 @@ impl Endpoint {
         }
     }
 
+    /// The peer's initiation succeeded: one of ours that has not come to IKE_AUTH is dropped, for the peer knows
+    /// nothing of it that lasts. Further ones are settled once they are authenticated.
+    pub(crate) fn drop_initiations(&mut self, now: Time, sa: &mut IkeSa) {
+        for id in self.same_peer(sa) {
+            self.with_sa(now, id, |_, other| {
+                let init = matches!(other.outstanding.as_ref().map(|o| &o.purpose), Some(Purpose::Init(_)));
+                if init && other.is_initiation() && other.connection.number == sa.connection.number {
+                    for name in std::mem::take(&mut other.wanted) {
+                        sa.enqueue(now, Task::CreateChild(name));
+                    }
+                    other.surplus = true;
+                    other.end(Authority::Superseded(Evidence(())), false);
+                }
+            });
+        }
+    }
+
     /// Initiations whose time has come.
     pub(crate) fn tick_connections(&mut self, now: Time) {
         while let Some(number) = self.retries.first().filter(|(at, _)| *at <= now).map(|(_, n)| *n) {

@@ -48,6 +48,8 @@ impl<'a> Terms<'a> {
 
 /// Until a Child SA that the peer has not used yet is looked at again.
 const UNCONFIRMED: Duration = Duration::from_millis(500);
+/// A peer that has not seen our answer for so long has given up.
+const UNSEEN: Duration = Duration::from_secs(30);
 
 impl ChildOffer {
     /// The first Child SA of an IKE SA, in IKE_AUTH: without key exchange, with IKE_SA_INIT's nonces.
@@ -116,12 +118,15 @@ impl Endpoint {
 
     /// Starts the rekey of a Child SA.
     pub(crate) fn begin_child_rekey(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
+        let receive_id = sa.receive_id;
         let Some(child) = sa.child(id).filter(|c| c.state == ChildState::Installed) else { return };
         // A Child SA of the peer's rekey that it hasn't used yet: the peer may not know of it, our answer on its way.
-        if child.pending_outbound.is_some() {
+        let unseen = child.confirmed_by == Some(receive_id) && now.since(child.installed) < UNSEEN;
+        let (pending, index) = (child.pending_outbound.is_some(), child.inbound_index);
+        if pending || unseen && self.activity.activity(index).packets == 0 {
             return sa.enqueue(now.after(UNCONFIRMED), Task::RekeyChild(id));
         }
-        let profile = child.config.clone();
+        let Some(profile) = sa.child(id).map(|c| c.config.clone()) else { return };
         self.request_child(now, sa, profile, Some(id), None);
     }
 
@@ -324,10 +329,13 @@ impl Endpoint {
     /// The Child SA that a REKEY_SA notification names, or the error to answer with (RFC 7296 section 2.25.1).
     fn rekey_target(&self, sa: &mut IkeSa, notify: &Notify) -> Result<ChildSaId, Payload> {
         let spi = <[u8; 4]>::try_from(&notify.spi[..]).ok().map(|s| Spi(u32::from_be_bytes(s)));
+        let creating = matches!(sa.outstanding.as_ref().map(|o| &o.purpose), Some(Purpose::CreateChild(_)));
         let child = spi.filter(|_| notify.protocol == protocol::ESP).and_then(|s| sa.child_by_outbound(s));
         match child {
             Some(child) if child.state == ChildState::Installed => Ok(child.id),
             Some(_) => Err(notification(notify::TEMPORARY_FAILURE, Vec::new())),
+            // It may be the one that we are asking for, whose answer is on its way.
+            None if creating => Err(notification(notify::TEMPORARY_FAILURE, Vec::new())),
             // The SPI that was not found is named.
             None => Err(Payload::Notify(Notify {
                 kind: notify::CHILD_SA_NOT_FOUND,
@@ -402,6 +410,9 @@ impl Endpoint {
             replaces: terms.replaces,
         };
         let id = self.install_child(now, sa, agreed, terms.sends).ok_or_else(no_more)?;
+        // An initiator of IKE_AUTH takes no request before its answer, so that one needs no confirmation.
+        let next = terms.create.then_some(sa.receive_id);
+        sa.child(id).into_iter().for_each(|child| child.confirmed_by = next);
         Ok((id, accepted))
     }
 }

@@ -357,7 +357,7 @@ impl Endpoint {
         self.send(datagram.local, datagram.remote, message);
     }
 
-    fn send(&mut self, local: SocketAddr, remote: SocketAddr, message: &[u8]) {
+    pub(crate) fn send(&mut self, local: SocketAddr, remote: SocketAddr, message: &[u8]) {
         let data = match local.port() {
             NAT_PORT => wire::add_non_esp_marker(message),
             _ => message.to_vec(),

@@ -88,12 +88,7 @@ impl Endpoint {
     /// Starts the next exchange that is due, if none is outstanding.
     pub(crate) fn start_next(&mut self, now: Time, sa: &mut IkeSa) {
         while sa.outstanding.is_none() && sa.ended.is_none() {
-            let may = |task: &Task| match sa.state {
-                State::Connecting | State::Refused => false,
-                State::Established => true,
-                State::Rekeyed | State::Deleting(_) => *task == Task::DeleteIke,
-            };
-            let due = |(at, task): &(Time, Task)| *at <= now && may(task);
+            let due = |(at, task): &(Time, Task)| *at <= now && sa.may_start(task);
             let first = sa.queue.iter().position(|t| t.1 == Task::DeleteIke && due(t));
             let Some(position) = first.or_else(|| sa.queue.iter().position(due)) else { return };
             let (_, task) = sa.queue.remove(position);
@@ -126,6 +121,9 @@ impl Endpoint {
             Due::Retransmit { first } => {
                 let octets = outstanding.octets.clone();
                 self.transmit(sa, &octets);
+                if let Some(elsewhere) = sa.elsewhere {
+                    self.send(sa.local, elsewhere, &octets);
+                }
                 if first && sa.established.is_some() {
                     self.report(Report::Suspected { ike: sa.id });
                 }

@@ -88,6 +88,9 @@ pub(crate) struct IkeSa {
     pub(crate) initiator: bool,
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
+    /// Where else authentic messages of a peer behind a NAT came from lately: the address before the present one, or
+    /// that of a copy. Our retransmissions go there too, and a response from there leads back.
+    pub(crate) elsewhere: Option<SocketAddr>,
     pub(crate) nat: Nat,
     pub(crate) state: State,
     pub(crate) ended: Option<Ending>,
@@ -166,6 +169,7 @@ impl IkeSa {
             initiator,
             local,
             remote,
+            elsewhere: None,
             nat: Nat::default(),
             state: State::Connecting,
             ended: None,
@@ -216,6 +220,11 @@ impl IkeSa {
     /// Our attempt to make it is under way, and wanted.
     pub(crate) fn is_initiation(&self) -> bool {
         self.initiator && self.state == State::Connecting && self.ended.is_none() && !self.surplus
+    }
+
+    /// Is its peer's address the source of the last new authenticated packet (RFC 7296 section 2.23)?
+    pub(crate) fn follows_peer(&self) -> bool {
+        self.established.is_some() && self.nat.there && !self.nat.here
     }
 
     /// It is over; the first reason stands.
@@ -287,12 +296,21 @@ impl IkeSa {
         }
     }
 
+    /// May this exchange begin in its present state? On its way out, only the Delete may.
+    pub(crate) fn may_start(&self, task: &Task) -> bool {
+        match self.state {
+            State::Connecting | State::Refused => false,
+            State::Established => true,
+            State::Rekeyed | State::Deleting(_) => *task == Task::DeleteIke,
+        }
+    }
+
     /// When it next has something to do.
     pub(crate) fn deadline(&self) -> Option<Time> {
         let outstanding = self.outstanding.as_ref().map(|o| o.schedule.next());
-        let queue = match (&self.outstanding, &self.state) {
-            (Some(_), _) | (None, State::Connecting | State::Refused) => None,
-            _ => self.queue.iter().map(|(at, _)| *at).min(),
+        let queue = match &self.outstanding {
+            Some(_) => None,
+            None => self.queue.iter().filter(|(_, task)| self.may_start(task)).map(|(at, _)| *at).min(),
         };
         let children = match self.state {
             State::Established => self.children.iter().filter_map(|c| c.rekey_at).min(),
@@ -346,6 +364,9 @@ pub(crate) struct ChildSa {
     pub(crate) outbound_installed: bool,
     /// The Child SA that this one replaces.
     pub(crate) replaces: Option<ChildSaId>,
+    /// Made by the request before this Message ID, which is the peer's next one: until that comes, the peer may not
+    /// have seen our answer.
+    pub(crate) confirmed_by: Option<u32>,
 }
 
 /// A soft lifetime, jittered downwards by up to a tenth, so that both sides seldom rekey at once (RFC 7296 section
@@ -353,4 +374,49 @@ pub(crate) struct ChildSa {
 pub(crate) fn jittered(now: Time, lifetime: Duration, random: u32) -> Option<Time> {
     let share = f64::from(random) / f64::from(u32::MAX);
     (!lifetime.is_zero()).then(|| now.after(lifetime.mul_f64(1.0 - share / 10.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connect::Connection;
+
+    fn sa() -> IkeSa {
+        let id = |name: &str| Identity::Fqdn(name.into());
+        let config = ConnectionConfig {
+            name: "peer".into(),
+            local: [192, 0, 2, 1].into(),
+            remote: None,
+            remote_port: 500,
+            local_id: id("a"),
+            remote_id: id("b"),
+            psk: Psk(Zeroizing::new(Vec::new())),
+            proposals: Vec::new(),
+            force_encapsulation: false,
+            dpd_delay: Duration::ZERO,
+            retransmission: Retransmission { timeout: Duration::from_secs(1), base: 1.5, tries: 4 },
+            rekey_time: Duration::ZERO,
+            start_action: StartAction::Trap,
+            children: Vec::new(),
+        };
+        let ends = (([192, 0, 2, 1], 500).into(), ([192, 0, 2, 2], 500).into());
+        let spis = IkeSpis { initiator: [1; 8], responder: [2; 8] };
+        IkeSa::new(IkeSaId(1), Connection::new(0, &config).profile, spis, true, ends, Time(0))
+    }
+
+    /// A deadline that passes without anything being done would never let the gateway rest.
+    #[test]
+    fn what_may_not_start_any_more_sets_no_deadline() {
+        let mut sa = sa();
+        sa.enqueue(Time(5), Task::Liveness);
+        assert_eq!(sa.deadline(), None, "not yet established");
+        sa.state = State::Established;
+        assert_eq!(sa.deadline(), Some(Time(5)));
+        for state in [State::Rekeyed, State::Deleting(Authority::Local("test"))] {
+            sa.state = state;
+            assert_eq!(sa.deadline(), None);
+        }
+        sa.enqueue(Time(7), Task::DeleteIke);
+        assert_eq!(sa.deadline(), Some(Time(7)));
+    }
 }

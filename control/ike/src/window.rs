@@ -69,6 +69,10 @@ impl Endpoint {
         // RFC 7296 section 2.1: a retransmitted request triggers a retransmission of the response and nothing else.
         if let Some(last) = repeated {
             let response = last.response.clone();
+            // Either this copy or the first one may be an attacker's.
+            if sa.follows_peer() && datagram.remote != sa.remote {
+                sa.elsewhere = Some(datagram.remote);
+            }
             return self.answer(datagram, &response);
         }
         sa.note_heard(now);
@@ -183,10 +187,10 @@ impl Endpoint {
 
     /// RFC 7296 section 2.23: a peer behind a NAT is followed to the source of any new authenticated packet; but not
     /// by a host that is behind a NAT itself.
-    fn follow_peer(&mut self, sa: &mut IkeSa, datagram: &Datagram) {
-        let follows = sa.established.is_some() && sa.nat.there && !sa.nat.here;
-        if follows && sa.remote != datagram.remote && sa.local.port() == datagram.local.port() {
-            sa.remote = datagram.remote;
+    pub(crate) fn follow_peer(&mut self, sa: &mut IkeSa, datagram: &Datagram) {
+        let moved = sa.remote != datagram.remote && sa.local.port() == datagram.local.port();
+        if moved && sa.follows_peer() {
+            sa.elsewhere = Some(std::mem::replace(&mut sa.remote, datagram.remote));
             self.readdress(sa);
         }
     }
