@@ -12,6 +12,10 @@ use tokio::sync::mpsc;
 /// Frames for which one call of the engine may find the hold full: a burst, or what was held.
 const SURPLUS: usize = BURST + Held::<()>::MAX;
 
+/// Unknown SPIs told between two housekeepings (a millisecond); the others are counted. Control answers far fewer,
+/// and a storm must not cost it a core.
+const NOISE: usize = 64;
+
 /// One worker's outlet.
 pub(crate) struct Outlet<P: Port> {
     pub(crate) ports: [P; 2],
@@ -26,6 +30,8 @@ pub(crate) struct Outlet<P: Port> {
     /// The attachment is over.
     pub(crate) broken: Option<Broken>,
     lost: [u64; 2],
+    /// Unknown SPIs that may still be told.
+    noise_left: usize,
     surplus: ArrayVec<P::Frame, SURPLUS>,
 }
 
@@ -47,6 +53,7 @@ impl<P: Port> Outlet<P> {
             now: Time(0),
             broken: None,
             lost: [0; 2],
+            noise_left: NOISE,
             surplus: ArrayVec::new(),
         }
     }
@@ -66,6 +73,11 @@ impl<P: Port> Outlet<P> {
         }
         self.urgent.publish();
         self.noise.publish();
+    }
+
+    /// Lets unknown SPIs be told again; at each housekeeping.
+    pub(crate) fn allow_noise(&mut self) {
+        self.noise_left = NOISE;
     }
 
     /// Asks for a next hop. If too many are asked for already, a later frame asks again.
@@ -102,7 +114,14 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
     }
 
     fn event(&mut self, event: Event) -> bool {
-        let ring = if event.is_urgent() { &mut self.urgent } else { &mut self.noise };
+        let ring = if event.is_urgent() {
+            &mut self.urgent
+        } else if let Some(left) = self.noise_left.checked_sub(1) {
+            self.noise_left = left;
+            &mut self.noise
+        } else {
+            return false;
+        };
         ring.stage(&EventRecord::encode(&event)).unwrap_or_else(|broken| {
             self.broken = Some(broken);
             false
@@ -170,5 +189,24 @@ mod tests {
         outlet.finish(&mut engine());
         assert_eq!(control.urgent.pop().unwrap().unwrap().decode(), Ok(Event::FormerSpi(report)));
         assert_eq!(control.noise.pop().unwrap().unwrap().decode(), Ok(Event::UnknownSpi(report)));
+    }
+
+    #[test]
+    fn a_storm_of_unknown_spis_is_told_in_part_and_leaves_urgent_events_alone() {
+        let (mut outlet, mut control, _asked) = outlet();
+        let end = SocketAddr::from(([192, 0, 2, 1], 0));
+        let report = SpiReport { spi: Spi(300), sequence: 1, source: end, destination: end, at: Time(5) };
+        for _ in 0..2 {
+            let told = (0..10 * NOISE).filter(|_| outlet.event(Event::UnknownSpi(report))).count();
+            assert_eq!(told, NOISE);
+            assert!(outlet.event(Event::FormerSpi(report)));
+            outlet.allow_noise();
+        }
+        outlet.finish(&mut engine());
+        let mut events = 0;
+        while control.noise.pop().unwrap().is_some() {
+            events += 1;
+        }
+        assert_eq!(events, 2 * NOISE);
     }
 }

@@ -226,6 +226,7 @@ impl Worker {
 
     /// What has a deadline: urgent events, held frames, the activity of SAs.
     fn keep_house(&mut self, now: Time) {
+        self.outlet.allow_noise();
         self.engine.sweep(now, &mut self.outlet);
         while let Some(w) = self.outlet.held.take_expired(now) {
             self.engine.give_up(w.frame, &mut self.outlet);

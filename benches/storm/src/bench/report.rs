@@ -34,6 +34,8 @@ impl Machine {
 #[derive(Serialize, Clone, Debug)]
 pub(crate) struct Report {
     schema: u32,
+    /// What was run.
+    command: String,
     pub(crate) machine: Machine,
     /// Frames per second that the generator makes into a sink.
     pub(crate) generator_pps: Option<f64>,
@@ -78,6 +80,10 @@ impl Report {
     pub(crate) fn new() -> Report {
         Report {
             schema: 1,
+            command: format!(
+                "scripts/bench storm {}",
+                std::env::args().skip(2).collect::<Vec<_>>().join(" ")
+            ),
             machine: Machine::here(),
             generator_pps: None,
             recycle_only_pps: None,
