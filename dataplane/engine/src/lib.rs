@@ -131,10 +131,14 @@ impl Engine {
                 Ok(())
             }
             Command::SetSpiState { spi, state } => self.set_spi_state(spi, state),
-            // One that is refused keeps none of the others from it.
-            Command::SetFormer { spis } => spis
-                .into_iter()
-                .fold(Ok(()), |result, spi| result.and(self.set_spi_state(spi, SpiState::Former))),
+            Command::SetFormer { spis } => {
+                let mut result = Ok(());
+                // One that is refused keeps none of the others from it.
+                for spi in spis {
+                    result = result.and(self.set_spi_state(spi, SpiState::Former));
+                }
+                result
+            }
             Command::InstallInbound { sa, replay_window, report_first } => {
                 self.install_inbound(&sa, replay_window, report_first)
             }
