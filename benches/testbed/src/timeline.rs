@@ -215,7 +215,9 @@ impl<'a> Recovery<'a> {
         Timeline {
             first_esp: self.first_esp(),
             invalid_spi: first(&|event| clear(event, number::INVALID_SPI)),
-            probe: first(&|event| self.is_in(event) && is_probe(event)),
+            // A later one asks on the new SA.
+            probe: first(&|event| self.is_in(event) && is_probe(event))
+                .filter(|at| init_request.is_none_or(|init| *at < init)),
             token: first(&|event| clear(event, number::QCD_TOKEN)),
             ike_sa_init_request: init_request,
             ike_sa_init_response: init_response,
