@@ -214,28 +214,41 @@ impl Endpoint {
         }
     }
 
-    /// Both sides may have initiated at once. Of two IKE SAs of one peer whose making overlapped, one by each side,
-    /// the one with the lowest nonce is deleted by its creator, as after simultaneous rekeys (RFC 7296 section 2.8.1).
-    /// What happens in the same instant overlaps: neither side can have known of the other's.
-    fn settle_duplicates(&mut self, now: Time, sa: &mut IkeSa) {
+    /// Both sides may have initiated, at once or because one had not heard of the other's IKE SA. Of two IKE SAs of a
+    /// connection, one by each side, the one whose IKE_SA_INIT had the lowest nonce is deleted by its creator, as
+    /// after simultaneous rekeys (RFC 7296 section 2.8.1). Only what is known to both ends decides, so both decide
+    /// alike, whenever they look; and a side that has lost one of the two deletes nothing of the peer's.
+    pub(crate) fn settle_duplicates(&mut self, now: Time, sa: &mut IkeSa) {
         for id in self.same_peer(sa) {
             let lost = self.with_sa(now, id, |e, other| {
                 let both = other.is_established() && sa.is_established();
-                let overlap = other.established >= Some(sa.created) && sa.established >= Some(other.created);
-                let crossed = other.initiator != sa.initiator && !other.by_rekey && !sa.by_rekey;
-                if !(both && overlap && crossed) {
+                let unsettled = other.predecessor.is_some() || sa.predecessor.is_some();
+                let same = other.connection.number == sa.connection.number;
+                if !both || unsettled || !same || other.origin.ours == sa.origin.ours {
                     return false;
                 }
-                let other_lost = other.lowest_nonce < sa.lowest_nonce;
-                if other_lost && other.initiator {
-                    e.close(now, other, Authority::Superseded(Evidence(())));
+                let other_lost = other.origin.lowest_nonce < sa.origin.lowest_nonce;
+                if other_lost && other.origin.ours {
+                    e.close_duplicate(now, other, sa);
                 }
-                !other_lost && sa.initiator
+                let lost = !other_lost && sa.origin.ours;
+                if lost {
+                    e.close_duplicate(now, sa, other);
+                }
+                lost
             });
             if lost == Some(true) {
-                self.close(now, sa, Authority::Superseded(Evidence(())));
+                return;
             }
         }
+    }
+
+    /// What the one that stays lacks is made on it.
+    fn close_duplicate(&mut self, now: Time, lost: &mut IkeSa, stays: &mut IkeSa) {
+        for name in &lost.child_names() - &stays.child_names() {
+            stays.enqueue(now, Task::CreateChild(name));
+        }
+        self.close(now, lost, Authority::Superseded(Evidence(())));
     }
 }
 

@@ -149,6 +149,7 @@ impl Endpoint {
                 self.with_sa(now, collision.theirs, |_, theirs| {
                     theirs.state = State::Rekeyed;
                     theirs.expires = Some(now.after(ABANDONED));
+                    move_tasks(theirs, &mut ours);
                 });
             }
             None => {}
@@ -172,8 +173,10 @@ impl Endpoint {
         }
     }
 
-    /// `new` takes the place of `old`: it inherits the Child SAs and what waits for them (RFC 7296 section 2.8).
+    /// `new` takes the place of `old`: it inherits the Child SAs and what waits for them (RFC 7296 section 2.8), and
+    /// the wish that it be closed.
     pub(crate) fn succeed(&mut self, now: Time, old: &mut IkeSa, new: &mut IkeSa) {
+        new.predecessor = None;
         if old.state == State::Rekeyed {
             return;
         }
@@ -183,13 +186,22 @@ impl Endpoint {
         }
         self.report(Report::IkeRekeyed { old: old.id, new: new.id, spis: new.spis });
         self.move_children(old, new);
-        for (at, task) in std::mem::take(&mut old.queue) {
-            match task {
-                Task::RekeyIke | Task::DeleteIke | Task::Liveness | Task::SendToken => {}
-                task => new.enqueue(at, task),
-            }
-        }
-        old.state = State::Rekeyed;
+        move_tasks(old, new);
+        let state = std::mem::replace(&mut old.state, State::Rekeyed);
         old.expires = Some(now.after(ABANDONED));
+        match state {
+            State::Deleting(authority) => self.close(now, new, authority),
+            _ => self.settle_duplicates(now, new),
+        }
+    }
+}
+
+/// What waits for the Child SAs of one IKE SA goes to its successor.
+fn move_tasks(old: &mut IkeSa, new: &mut IkeSa) {
+    for (at, task) in std::mem::take(&mut old.queue) {
+        match task {
+            Task::RekeyIke | Task::DeleteIke | Task::Liveness | Task::SendToken => {}
+            task => new.enqueue(at, task),
+        }
     }
 }

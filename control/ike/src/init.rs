@@ -119,7 +119,7 @@ impl Endpoint {
         agreed: AgreedInit,
     ) {
         sa.spis = agreed.spis;
-        sa.lowest_nonce = sa.setup.nonce_i.clone().min(agreed.nonce.clone());
+        sa.origin.lowest_nonce = sa.setup.nonce_i.clone().min(agreed.nonce.clone());
         let keys = IkeKeys::new(agreed.suite, &agreed.shared, &sa.setup.nonce_i, &agreed.nonce, sa.spis);
         sa.keys = Some(SaKeys::new(keys, true));
         sa.setup.response = octets.to_vec();
@@ -228,7 +228,7 @@ impl Endpoint {
             nonce_i: parts.nonce.to_vec(),
             nonce_r: nonce,
         };
-        sa.lowest_nonce = sa.setup.nonce_i.clone().min(sa.setup.nonce_r.clone());
+        sa.origin.lowest_nonce = sa.setup.nonce_i.clone().min(sa.setup.nonce_r.clone());
         let request = message_hash(octets);
         sa.last_response = Some(LastResponse { message_id: 0, request, response });
         sa.receive_id = 1;

@@ -174,7 +174,7 @@ impl Endpoint {
         new.state = State::Established;
         new.nat = sa.nat;
         new.remote_id = sa.remote_id.clone();
-        new.by_rekey = true;
+        new.origin = sa.origin.clone();
         new.keys = Some(keys);
         self.start_timers(now, &mut new);
         new

@@ -79,6 +79,15 @@ impl SaKeys {
     }
 }
 
+/// The IKE_SA_INIT from which an IKE SA comes, by however many rekeys: settles duplicates.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Origin {
+    /// Did we initiate it?
+    pub(crate) ours: bool,
+    /// The lower of its nonces.
+    pub(crate) lowest_nonce: Vec<u8>,
+}
+
 /// One IKE SA.
 pub(crate) struct IkeSa {
     pub(crate) id: IkeSaId,
@@ -101,11 +110,11 @@ pub(crate) struct IkeSa {
     pub(crate) init_hash: Option<MessageHash>,
     /// Counts among the half-open IKE SAs of peers that initiated.
     pub(crate) half_open: bool,
-    /// The lower nonce of the exchange that created it, to settle duplicates.
+    /// The lower nonce of the exchange that created it, to settle rekeys that crossed.
     pub(crate) lowest_nonce: Vec<u8>,
-    /// Came from an IKE rekey, so it is no duplicate of another one.
-    pub(crate) by_rekey: bool,
-    /// The IKE SA that it may take the place of, where two rekeys crossed.
+    pub(crate) origin: Origin,
+    /// The IKE SA that it may take the place of, where two rekeys crossed. Until that is settled no Child SA is its
+    /// own.
     pub(crate) predecessor: Option<IkeSaId>,
     /// When its first message was sent or received.
     pub(crate) created: Time,
@@ -178,7 +187,7 @@ impl IkeSa {
             init_hash: None,
             half_open: false,
             lowest_nonce: Vec::new(),
-            by_rekey: false,
+            origin: Origin { ours: initiator, lowest_nonce: Vec::new() },
             predecessor: None,
             created: now,
             established: None,
@@ -244,6 +253,16 @@ impl IkeSa {
         self.children.iter_mut().find(|c| c.id == id)
     }
 
+    /// The children that it serves, or is to serve.
+    pub(crate) fn child_names(&self) -> BTreeSet<String> {
+        let served = self.children.iter().filter(|c| c.state != ChildState::Deleting);
+        let wanted = self.queue.iter().filter_map(|(_, task)| match task {
+            Task::CreateChild(name) => Some(name.clone()),
+            _ => None,
+        });
+        served.map(|c| c.config.name.clone()).chain(wanted).collect()
+    }
+
     /// Its Child SA with this outbound SPI.
     pub(crate) fn child_by_outbound(&mut self, spi: Spi) -> Option<&mut ChildSa> {
         self.children.iter_mut().find(|c| c.outbound == spi)
@@ -300,6 +319,9 @@ impl IkeSa {
     pub(crate) fn may_start(&self, task: &Task) -> bool {
         match self.state {
             State::Connecting | State::Refused => false,
+            State::Established if self.predecessor.is_some() => {
+                matches!(task, Task::Liveness | Task::SendToken)
+            }
             State::Established => true,
             State::Rekeyed | State::Deleting(_) => *task == Task::DeleteIke,
         }

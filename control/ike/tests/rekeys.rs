@@ -198,14 +198,14 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    // The same cases every time; with SPINDLE_LONG other ones.
-    #![proptest_config(ProptestConfig {
-        rng_seed: match std::env::var_os("SPINDLE_LONG") {
-            None => proptest::test_runner::RngSeed::Fixed(7296),
-            Some(_) => proptest::test_runner::RngSeed::Random,
+    // The same cases every time; with SPINDLE_LONG more, and other ones.
+    #![proptest_config(match std::env::var_os("SPINDLE_LONG") {
+        None => ProptestConfig {
+            rng_seed: proptest::test_runner::RngSeed::Fixed(7296),
+            failure_persistence: None,
+            ..ProptestConfig::with_cases(256)
         },
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(64)
+        Some(_) => ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(10_000) },
     })]
 
     /// Whatever crosses, is lost, doubled or overtaken: in the end there is one of each, and no packet was lost.

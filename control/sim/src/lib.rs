@@ -53,8 +53,6 @@ pub struct Summary {
     pub packets_delivered: u64,
     /// From the last disturbance until both gateways agreed.
     pub recovered_in: Duration,
-    /// Worlds that end with more than one IKE SA between the two (both agree on them).
-    pub duplicates: u64,
     /// Of all that was sent outside, and when: the same in every run of a seed.
     pub digest: u64,
 }
@@ -83,7 +81,6 @@ impl Summary {
         self.strikes += other.strikes;
         self.packets_sent += other.packets_sent;
         self.packets_delivered += other.packets_delivered;
-        self.duplicates += other.duplicates;
         self.recovered_in = self.recovered_in.max(other.recovered_in);
     }
 }
