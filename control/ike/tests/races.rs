@@ -3,7 +3,10 @@
 mod world;
 
 use spindle_ike::api::*;
+use spindle_ike::wire::exchange;
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 use world::{A, B, World, address, connection};
 
@@ -110,4 +113,72 @@ fn an_initiation_that_the_peers_overtakes_before_ike_auth_is_dropped() {
     world.assert_one_of_each();
     assert!(world.sas(B)[0].initiator);
     assert_eq!(world.reports(A, |r| matches!(r, Report::InitiationFailed { .. })), 0);
+}
+
+/// RFC 7296 section 2.8.2: A knows not yet which of two crossing rekeys stands when it is told to rekey the IKE SA that
+/// B's made. That waits, for the Child SA is not moved yet.
+#[test]
+fn a_successor_is_not_rekeyed_before_it_is_settled_that_it_stands() {
+    let mut world = World::patient(75);
+    world.traffic = Some(Duration::from_millis(7));
+    let (child, spis) = (world.sas(A)[0].children[0].id, world.sas(A)[0].spis);
+    // On the old IKE SA A's own rekey is lost at first, and B's Delete.
+    let bad = Rc::new(Cell::new(true));
+    let of_old = move |octets: &[u8]| octets[..8] == spis.initiator && octets[8..16] == spis.responder;
+    let network = bad.clone();
+    world.network = Box::new(move |from, _, datagram| {
+        let (exchange, response) = (datagram.data[18], datagram.data[19] & 0x20 != 0);
+        let lost = if from == A { exchange::CREATE_CHILD_SA } else { exchange::INFORMATIONAL };
+        (network.get() && of_old(&datagram.data) && !response && exchange == lost).then(Vec::new)
+    });
+    for side in [A, B] {
+        let ike = world.sas(side)[0].id;
+        world.at(side, |e, now| e.rekey_ike(now, ike)).unwrap();
+    }
+    world.run(Duration::from_millis(15));
+    let of_a = world.sas(A);
+    assert_eq!(of_a.iter().map(|sa| sa.state).collect::<Vec<_>>(), ["rekeying", "established"]);
+    world.at(A, |e, now| e.rekey_ike(now, of_a[1].id)).unwrap();
+    world.run(Duration::from_secs(3));
+    bad.set(false);
+    world.run(Duration::from_secs(60));
+    world.assert_one_of_each();
+    assert_eq!((world.sas(A)[0].children[0].id, world.lost), (child, 0));
+}
+
+/// The IKE SA is terminated while its rekey is under way: its successor is.
+#[test]
+fn an_ike_sa_that_is_terminated_while_it_is_rekeyed_ends() {
+    let mut world = World::established(76);
+    let ike = world.sas(A)[0].id;
+    world.at(A, |e, now| e.rekey_ike(now, ike)).unwrap();
+    world.at(A, |e, now| e.terminate_ike(now, ike)).unwrap();
+    world.run(Duration::from_secs(10));
+    assert!(world.sas(A).is_empty() && world.sas(B).is_empty(), "{:#?}", world.sas(A));
+    world.assert_planes(0, 0);
+}
+
+/// Both sides initiate at once, each for another child: one IKE SA stays and serves both.
+#[test]
+fn of_two_ike_sas_one_by_each_side_one_stays_and_serves_the_children_of_both() {
+    for seed in 77..97 {
+        let [a, b] = [A, B].map(|side| {
+            let mut connection = connection(side);
+            connection.children.push(world::child("other", side, 1));
+            EndpointConfig::new(vec![connection])
+        });
+        let mut world = World::with(seed, a, b);
+        for (side, child) in [(A, "net"), (B, "other")] {
+            world.at(side, |e, now| e.initiate(now, "peer", Some(child), false)).unwrap();
+        }
+        world.run(Duration::from_secs(10));
+        for side in [A, B] {
+            let sas = world.sas(side);
+            let mut names: Vec<_> = sas.iter().flat_map(|sa| &sa.children).map(|c| &c.name[..]).collect();
+            names.sort_unstable();
+            assert_eq!((sas.len(), &names[..]), (1, &["net", "other"][..]), "seed {seed}, side {side}");
+        }
+        assert_eq!(world.sas(A)[0].spis, world.sas(B)[0].spis, "seed {seed}");
+        world.assert_planes(2, 2);
+    }
 }
