@@ -49,6 +49,18 @@ pub enum Identity {
     KeyId(Vec<u8>),
 }
 
+impl Identity {
+    /// Are both the same? Domain names and mail addresses know no case (RFC 4343, RFC 5280 section 7.5).
+    pub fn is(&self, other: &Identity) -> bool {
+        match (self, other) {
+            (Identity::Fqdn(a), Identity::Fqdn(b)) | (Identity::Email(a), Identity::Email(b)) => {
+                a.eq_ignore_ascii_case(b)
+            }
+            _ => self == other,
+        }
+    }
+}
+
 /// A pre-shared key. Redacted in Debug.
 #[derive(Clone)]
 pub struct Psk(pub Zeroizing<Vec<u8>>);

@@ -40,7 +40,6 @@ impl Endpoint {
         let Some(data) = authentication_data(sa, true, &id) else { return };
         let mut payloads = vec![Payload::IdInitiator(id)];
         if self.may_send_initial_contact(sa) {
-            self.contacted.insert(peer(&connection));
             payloads.push(notification(notify::INITIAL_CONTACT, Vec::new()));
         }
         payloads.push(Payload::IdResponder(Id::new(&connection.remote_id)));
@@ -69,7 +68,7 @@ impl Endpoint {
             sa.refusal = Some(format!("the peer answers IKE_AUTH with error {error}"));
             return sa.end(Authority::ProtocolError(Evidence(())), false);
         };
-        let authentic = id.identity().as_ref() == Some(&sa.connection.remote_id)
+        let authentic = id.identity().is_some_and(|id| id.is(&sa.connection.remote_id))
             && method == authentication::SHARED_KEY
             && authentication_data(sa, false, id).is_some_and(|expected| equal(&expected, data));
         if !authentic {
@@ -88,7 +87,10 @@ impl Endpoint {
         self.follow_peer(sa, datagram);
         self.store_tokens(sa, payloads);
         let setup = std::mem::take(&mut sa.setup);
-        self.complete_child(now, sa, auth.child, payloads, (&setup.nonce_i, &setup.nonce_r), Sends::AtOnce);
+        let (name, nonces) = (auth.child.profile.name.clone(), (&setup.nonce_i[..], &setup.nonce_r[..]));
+        if self.complete_child(now, sa, auth.child, payloads, nonces, Sends::AtOnce).is_none() {
+            self.make_child_later(now, sa, &name);
+        }
         if sa.surplus {
             return self.close(now, sa, Authority::Superseded(Evidence(())));
         }
@@ -98,6 +100,11 @@ impl Endpoint {
     /// An IKE_AUTH request on a half-open IKE SA.
     pub(crate) fn receive_auth_request(&mut self, now: Time, sa: &mut IkeSa, request: Request<'_>) {
         let Parts { id_initiator, id_responder, method, data } = Parts::of(&request.payloads);
+        // RFC 7296 section 2.16: without AUTH the initiator wants EAP, which is not spoken here.
+        if id_initiator.is_some() && data.is_none() {
+            self.respond_error(sa, &request, notify::AUTHENTICATION_FAILED);
+            return self.refuse(now, sa);
+        }
         let Some((id, data)) = id_initiator.zip(data) else {
             return self.reject_syntax(now, sa, &request);
         };
@@ -151,8 +158,8 @@ impl Endpoint {
         let suite = sa.keys.as_ref()?.ike.suite();
         let offer = [crate::crypto::IkeProposal::from(suite).to_wire(1, &[])];
         let matching = self.candidates(sa.local.ip(), sa.remote.ip()).into_iter().find(|c| {
-            c.remote_id == identity
-                && wanted.as_ref().is_none_or(|w| *w == c.local_id)
+            identity.is(&c.remote_id)
+                && wanted.as_ref().is_none_or(|w| w.is(&c.local_id))
                 && select_ike(&c.proposals, &offer, None).is_ok()
         })?;
         let expected = authentication_with(sa, &matching, true, id)?;

@@ -3,7 +3,7 @@
 
 use crate::api::*;
 use crate::connect::ChildProfile;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::sa::{ChildSa, ChildState, IkeSa, jittered};
 use spindle_abi::{Command, KeyMaterial, SaParameters, SelectorSet, Spi, SpiState, Suite, Time};
 use std::net::SocketAddr;
@@ -68,7 +68,8 @@ impl Endpoint {
             self.release_child_spi(agreed.inbound);
             return None;
         };
-        let encapsulated = sa.nat.encapsulates();
+        // RFC 7296 section 2.23: UDP encapsulation MUST NOT be done on port 500.
+        let encapsulated = sa.nat.encapsulates() && sa.local.port() == NAT_PORT;
         let (local, remote) = esp_ends(sa, encapsulated);
         let parameters = |spi, index, keymat, soft_packets| SaParameters {
             spi,
@@ -90,6 +91,7 @@ impl Endpoint {
             report_first: sends == Sends::OnceUsed,
         });
         self.child_spis.install(agreed.inbound, id);
+        sa.backoff.remove(&agreed.config.name);
         let rekey_at = jittered(now, agreed.config.rekey_time, self.random_u32());
         let child = ChildSa {
             id,

@@ -48,7 +48,7 @@ impl Profile {
     }
 
     /// The children that start with the gateway.
-    fn started(&self) -> BTreeSet<String> {
+    pub(crate) fn started(&self) -> BTreeSet<String> {
         let all = self.start_action == StartAction::Start;
         let starts = |c: &&Rc<ChildProfile>| c.start_action == StartAction::Start;
         let mut names: BTreeSet<String> =
@@ -105,9 +105,13 @@ impl Connection {
     }
 
     fn backoff(&self) -> Duration {
-        let doublings = self.failures.saturating_sub(1).min(16);
-        (FIRST_BACKOFF * (1 << doublings)).min(LAST_BACKOFF)
+        backoff(self.failures.saturating_sub(1))
     }
+}
+
+/// The pause after a failure, and `more` before it.
+pub(crate) fn backoff(more: u32) -> Duration {
+    (FIRST_BACKOFF * (1 << more.min(16))).min(LAST_BACKOFF)
 }
 
 impl Endpoint {
@@ -409,13 +413,6 @@ impl Endpoint {
             connection.waiting.extend(started.into_iter().chain(wanted));
             let at = connection.retry_at.unwrap_or(now.after(connection.backoff() + jitter));
             self.retry(number, Some(at));
-        }
-    }
-
-    /// It is half-open no more. A late copy of its IKE_SA_INIT request is still known as such.
-    pub(crate) fn leave_half_open(&mut self, sa: &mut IkeSa) {
-        if std::mem::take(&mut sa.half_open) {
-            self.half_open = self.half_open.saturating_sub(1);
         }
     }
 

@@ -4,13 +4,13 @@
 use crate::api::*;
 use crate::child::{Agreed, Sends};
 use crate::collision::ChildCollision;
-use crate::connect::ChildProfile;
+use crate::connect::{ChildProfile, backoff};
 use crate::crypto::{EspProposal, Group, PrivateKey, Secret, select_esp};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::init::{is_single, key_exchange, wanted_group};
 use crate::narrow::{is_subset, narrow};
-use crate::sa::{ChildState, IkeSa};
+use crate::sa::{ChildState, IkeSa, again};
 use crate::window::Request;
 use crate::wire::{Payload, Proposal, exchange, notify, protocol};
 use spindle_abi::{Selector, SelectorSet, Spi, Time};
@@ -113,6 +113,9 @@ impl Endpoint {
     pub(crate) fn create_child(&mut self, now: Time, sa: &mut IkeSa, name: &str) {
         let exists = sa.children.iter().any(|c| c.config.name == name && c.state == ChildState::Installed);
         let Some(profile) = sa.connection.child(name).filter(|_| !exists) else { return };
+        if let Some((_, at)) = sa.backoff.get(name).filter(|(_, at)| *at > now) {
+            return sa.enqueue(*at, Task::CreateChild(name.to_owned()));
+        }
         self.request_child(now, sa, profile, None, None);
     }
 
@@ -167,7 +170,7 @@ impl Endpoint {
             self.release_child_spi(offer.inbound);
             return self.child_refused(now, sa, &offer, error, payloads);
         }
-        sa.refused_since = None;
+        sa.refused = None;
         sa.ke_retries = 0;
         let Some(nonce) = ChildParts::of(payloads).nonce else {
             self.release_child_spi(offer.inbound);
@@ -201,16 +204,6 @@ impl Endpoint {
         };
         match error {
             notify::TEMPORARY_FAILURE => self.try_later(now, sa, task),
-            notify::INVALID_KE_PAYLOAD => {
-                let wanted = find_notify(payloads, error).and_then(wanted_group);
-                let offered = |g: &Group| offer.profile.proposals.iter().any(|p| p.groups.contains(g));
-                let other = |g: &Group| offer.key.as_ref().is_some_and(|k| k.group() != *g);
-                let retry = wanted.filter(offered).filter(other).filter(|_| sa.ke_retries < 3);
-                if let Some(group) = retry {
-                    sa.ke_retries += 1;
-                    self.request_child(now, sa, offer.profile.clone(), offer.replaces, Some(group));
-                }
-            }
             // RFC 7296 section 2.25: the Child SA is silently deleted and made anew; unless its end is known here, by
             // a rekey or Delete of the peer's that crossed ours (section 2.8.1).
             notify::CHILD_SA_NOT_FOUND => {
@@ -222,13 +215,52 @@ impl Endpoint {
                 }
             }
             error => {
+                if let Some(group) = self.other_group(sa, offer, error, payloads) {
+                    sa.ke_retries += 1;
+                    return self.request_child(now, sa, offer.profile.clone(), offer.replaces, Some(group));
+                }
                 tracing::warn!(connection = sa.connection.name, name, error, "the peer refuses the Child SA");
-                if let Some(old) = offer.replaces.and_then(|old| sa.child(old)) {
+                let old = offer.replaces.and_then(|old| sa.child(old)).map(|old| old.id);
+                match old {
+                    // RFC 7296 section 4: an implementation MUST be capable of deleting the old SA and creating a
+                    // new one.
+                    Some(old) if error == notify::NO_ADDITIONAL_SAS => {
+                        sa.enqueue(now, Task::DeleteChild(old));
+                        sa.enqueue(now, Task::CreateChild(name));
+                    }
                     // Tried again well before the sequence numbers end.
-                    let later = old.config.rekey_time / 10;
-                    old.rekey_at = (!later.is_zero()).then(|| now.after(later));
+                    Some(old) => {
+                        let later = now.after(again(offer.profile.rekey_time));
+                        sa.child(old).into_iter().for_each(|old| old.rekey_at = Some(later));
+                    }
+                    // The peer has one Child SA per IKE SA, and that is gone.
+                    None if error == notify::NO_ADDITIONAL_SAS && sa.children.is_empty() => {
+                        self.close(now, sa, Authority::ProtocolError(Evidence(())));
+                    }
+                    None => self.make_child_later(now, sa, &name),
                 }
             }
+        }
+    }
+
+    /// RFC 7296 section 1.3: the group that the peer wants instead, if we offered it and it may help.
+    fn other_group(&self, sa: &IkeSa, offer: &ChildOffer, error: u16, payloads: &[Payload]) -> Option<Group> {
+        let invalid = find_notify(payloads, error).filter(|_| error == notify::INVALID_KE_PAYLOAD);
+        let wanted = invalid.and_then(wanted_group).filter(|_| sa.ke_retries < 3);
+        let offered = |g: &Group| offer.profile.proposals.iter().any(|p| p.groups.contains(g));
+        let other = |g: &Group| offer.key.as_ref().is_some_and(|k| k.group() != *g);
+        wanted.filter(offered).filter(other)
+    }
+
+    /// The peer refused or deleted this Child SA. If it is to be up always it is asked for again, ever more seldom;
+    /// packets that want it must wait as long.
+    pub(crate) fn make_child_later(&mut self, now: Time, sa: &mut IkeSa, name: &str) {
+        let failures = sa.backoff.get(name).map_or(0, |(failures, _)| failures.saturating_add(1));
+        let jitter = Duration::from_millis(u64::from(self.random_u32() % 250));
+        let at = now.after(backoff(failures) + jitter);
+        sa.backoff.insert(name.to_owned(), (failures, at));
+        if sa.connection.started().contains(name) {
+            sa.enqueue(at, Task::CreateChild(name.to_owned()));
         }
     }
 

@@ -5,6 +5,7 @@
 //! the rest of the endpoint, other IKE SAs included. When it returns, the next exchange is started, an IKE SA that
 //! ended is buried, and its timer is set.
 
+use crate::admission::{ClearErrors, HalfOpen};
 use crate::api::*;
 use crate::auth::peer;
 use crate::connect::Connection;
@@ -17,7 +18,6 @@ use crate::wire::{self, Protection, View, exchange, notify};
 use spindle_abi::{Command, Spi, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::time::Duration;
 
 /// UDP port whose datagrams carry the non-ESP marker (RFC 3948 section 2.2, RFC 7296 section 2.23).
 pub(crate) const NAT_PORT: u16 = 4500;
@@ -45,7 +45,7 @@ pub struct Endpoint {
     /// IKE SAs by the IKE_SA_INIT request of their peer. RFC 7296 section 2.1: a retransmission is known by the whole
     /// packet, for peers behind one NAT may choose the same SPI.
     pub(crate) by_init: BTreeMap<MessageHash, IkeSaId>,
-    pub(crate) half_open: usize,
+    pub(crate) half_open: HalfOpen,
     timers: BTreeSet<(Time, IkeSaId)>,
     pub(crate) tombstones: Tombstones,
     pub(crate) cookies: CookieSecrets,
@@ -59,8 +59,7 @@ pub struct Endpoint {
     pub(crate) recent_outbound: VecDeque<(Time, Spi, ChildSaId)>,
     /// Inbound SAs that a successor replaced, still receiving for a while.
     pub(crate) lingering: VecDeque<(Time, Spi, u32)>,
-    /// Answers in clear to messages that are no part of an IKE SA: budget of the current second.
-    pub(crate) clear_answers: (Time, u32),
+    pub(crate) clear_errors: ClearErrors,
     pub(crate) shutting_down: bool,
 }
 
@@ -95,7 +94,7 @@ impl Endpoint {
             by_spi: BTreeMap::new(),
             by_remote: BTreeSet::new(),
             by_init: BTreeMap::new(),
-            half_open: 0,
+            half_open: HalfOpen::default(),
             timers: BTreeSet::new(),
             tombstones: Tombstones::default(),
             cookies: CookieSecrets::default(),
@@ -106,7 +105,7 @@ impl Endpoint {
             outbound: BTreeMap::new(),
             recent_outbound: VecDeque::new(),
             lingering: VecDeque::new(),
-            clear_answers: (Time(0), 0),
+            clear_errors: ClearErrors::default(),
             shutting_down: false,
         }
     }
@@ -363,16 +362,6 @@ impl Endpoint {
             _ => message.to_vec(),
         };
         self.push(Output::Transmit(Datagram { local, remote, data }));
-    }
-
-    /// RFC 7296 section 2.21.4: the rate of answers to unprotected messages is limited.
-    pub(crate) fn may_answer_in_clear(&mut self, now: Time) -> bool {
-        const PER_SECOND: u32 = 100;
-        if now.since(self.clear_answers.0) >= Duration::from_secs(1) {
-            self.clear_answers = (now, 0);
-        }
-        self.clear_answers.1 += 1;
-        self.clear_answers.1 <= PER_SECOND
     }
 
     /// Answers a request in clear, with its SPIs and Message ID.

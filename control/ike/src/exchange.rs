@@ -55,6 +55,8 @@ pub(crate) struct Outstanding {
 
 /// RFC 7296 section 2.25: not at once, and after several minutes of it the IKE SA is closed.
 const TEMPORARY: Duration = Duration::from_secs(180);
+/// Refusals that lie further apart have nothing to do with each other.
+const UNRELATED: Duration = Duration::from_secs(30);
 
 impl Endpoint {
     /// Seals and sends a request; its response comes to `purpose`.
@@ -156,9 +158,14 @@ impl Endpoint {
 
     /// The peer answered TEMPORARY_FAILURE: `task` is tried again after some seconds, with jitter, for some minutes.
     pub(crate) fn try_later(&mut self, now: Time, sa: &mut IkeSa, task: Task) {
-        let since = *sa.refused_since.get_or_insert(now);
+        let since = match sa.refused {
+            Some((since, last)) if now.since(last) < UNRELATED => since,
+            _ => now,
+        };
+        sa.refused = Some((since, now));
         if now.since(since) > TEMPORARY {
-            return self.close(now, sa, Authority::Local("the peer answers TEMPORARY_FAILURE for minutes"));
+            tracing::warn!(connection = sa.connection.name, "the peer answers TEMPORARY_FAILURE for minutes");
+            return self.close(now, sa, Authority::ProtocolError(Evidence(())));
         }
         let jitter = Duration::from_millis(u64::from(self.random_u32() % 2000));
         sa.enqueue(now.after(Duration::from_secs(1) + jitter), task);

@@ -67,6 +67,7 @@ impl Endpoint {
     fn delete_by_peer(&mut self, now: Time, sa: &mut IkeSa, spi: Spi) -> Option<Spi> {
         let child = sa.child_by_outbound(spi)?;
         let (id, inbound, state) = (child.id, child.inbound, child.state);
+        let name = child.config.name.clone();
         if state == ChildState::Deleting {
             self.stop_sending(child);
             return None;
@@ -74,6 +75,10 @@ impl Endpoint {
         sa.queue.retain(|(_, task)| *task != Task::DeleteChild(id) && *task != Task::RekeyChild(id));
         let replaced = sa.children.iter().any(|c| c.replaces == Some(id));
         self.remove_child(now, sa, id, replaced);
+        let served = sa.children.iter().any(|c| c.config.name == name && c.state == ChildState::Installed);
+        if state == ChildState::Installed && !replaced && !served {
+            self.make_child_later(now, sa, &name);
+        }
         Some(inbound)
     }
 

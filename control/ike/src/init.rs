@@ -4,6 +4,7 @@
 //! Nothing here is authenticated. So an error in answer to our request is believed only after further tries (2.21.1),
 //! and nothing but our own half-open IKE SA is touched.
 
+use crate::admission::MAX_REQUEST;
 use crate::api::*;
 use crate::connect::Profile;
 use crate::crypto::{Group, IkeKeys, IkeProposal, IkeSuite, PrivateKey, nat_detection_hash, select_ike};
@@ -124,10 +125,9 @@ impl Endpoint {
         sa.keys = Some(SaKeys::new(keys, true));
         sa.setup.response = octets.to_vec();
         sa.setup.nonce_r = agreed.nonce;
-        sa.nat = detect_nat(agreed.spis, datagram, &agreed.payloads);
+        sa.nat = detect_nat(agreed.spis, datagram, &agreed.payloads, sa.connection.force_encapsulation);
         // RFC 7296 section 2.23: with a NAT in between, all goes on at port 4500.
-        if sa.nat.encapsulates() || sa.connection.force_encapsulation {
-            sa.nat.there |= sa.connection.force_encapsulation && !sa.nat.here;
+        if sa.nat.encapsulates() {
             sa.local.set_port(NAT_PORT);
             if sa.remote.port() == 500 {
                 sa.remote.set_port(NAT_PORT);
@@ -157,43 +157,35 @@ impl Endpoint {
             }
             return;
         }
-        if self.half_open >= self.config.max_half_open || self.sas.len() >= self.config.max_ike_sas {
+        if octets.len() > MAX_REQUEST || !self.has_room_for(datagram.remote.ip()) {
             return;
         }
+        let mut proven = false;
         let result = view.message().map_err(|error| error.notify());
-        let answer = result.and_then(|message| self.accept_init(now, datagram, octets, &message));
+        let answer =
+            result.and_then(|message| self.accept_init(now, datagram, octets, &message, &mut proven));
         if let Err(Some(notify)) = answer
-            && self.may_answer_in_clear(now)
+            && (proven || self.may_answer_in_clear(now))
         {
             self.answer_in_clear(datagram, &header, vec![Payload::Notify(notify)]);
         }
     }
 
-    /// Creates a half-open IKE SA and answers; or says which notification to answer with, if any.
+    /// Creates a half-open IKE SA and answers; or says which notification to answer with, if any. `proven` becomes
+    /// true where the sender showed a COOKIE that was demanded.
     fn accept_init(
         &mut self,
         now: Time,
         datagram: &Datagram,
         octets: &[u8],
         message: &Message,
+        proven: &mut bool,
     ) -> Result<(), Option<Notify>> {
         let error = |kind, data| Some(Notify { kind, protocol: 0, spi: Vec::new(), data });
         let syntax = || error(notify::INVALID_SYNTAX, Vec::new());
         let parts = Parts::of(&message.payloads).ok_or_else(syntax)?;
-        let (remote, spi) = (datagram.remote, &message.header.spis.initiator);
-        if self.half_open >= self.config.cookie_threshold {
-            let shown = find_notify(&message.payloads, notify::COOKIE);
-            let random = &mut *self.random;
-            let valid =
-                shown.is_some_and(|c| self.cookies.verify(now, random, remote, spi, parts.nonce, &c.data));
-            // RFC 7296 section 2.6: a wrong cookie is as none.
-            if !valid {
-                let cookie = self.cookies.make(now, &mut *self.random, remote, spi, parts.nonce);
-                let request = &message.header;
-                self.answer_in_clear(datagram, request, vec![notification(notify::COOKIE, cookie)]);
-                return Err(None);
-            }
-        }
+        let (remote, spi) = (datagram.remote, message.header.spis.initiator);
+        *proven = self.proves_address(now, datagram, message, parts.nonce)?;
         let candidates = self.candidates(datagram.local.ip(), datagram.remote.ip());
         let group = Group::from_id(parts.group);
         let chosen = candidates.iter().find_map(|connection| {
@@ -209,12 +201,12 @@ impl Endpoint {
         }
         let key = PrivateKey::generate(suite.group, &mut *self.random);
         let shared = key.agree(parts.key).map_err(|_| syntax())?;
-        let spis = IkeSpis { initiator: *spi, responder: self.allocate_ike_spi() };
+        let spis = IkeSpis { initiator: spi, responder: self.allocate_ike_spi() };
         let id = IkeSaId(self.next_id());
         let mut sa = IkeSa::new(id, connection, spis, false, (datagram.local, remote), now);
         let nonce = self.nonce();
-        sa.nat = detect_nat(message.header.spis, datagram, &message.payloads);
-        sa.nat.there |= sa.connection.force_encapsulation && !sa.nat.here;
+        let force = sa.connection.force_encapsulation;
+        sa.nat = detect_nat(message.header.spis, datagram, &message.payloads, force);
         sa.keys = Some(SaKeys::new(IkeKeys::new(suite, &shared, parts.nonce, &nonce, spis), false));
         let chosen = IkeProposal::from(suite).to_wire(number, &[]);
         let mut payloads = vec![Payload::Sa(vec![chosen]), key_exchange(&key), Payload::Nonce(nonce.clone())];
@@ -235,8 +227,7 @@ impl Endpoint {
         sa.expires = Some(now.after(self.config.half_open_timeout));
         sa.init_hash = Some(request);
         self.by_init.insert(request, id);
-        sa.half_open = true;
-        self.half_open += 1;
+        self.enter_half_open(&mut sa);
         self.insert_sa(now, sa);
         Ok(())
     }
@@ -368,15 +359,16 @@ fn nat_detection(spis: IkeSpis, local: SocketAddr, remote: SocketAddr, force: bo
 }
 
 /// RFC 7296 section 2.23: the peer is behind a NAT if none of its source hashes is its address as seen here; we are
-/// if the destination hash isn't our own address. Without these payloads the peer knows no NAT traversal.
-fn detect_nat(spis: IkeSpis, datagram: &Datagram, payloads: &[Payload]) -> Nat {
+/// if the destination hash isn't our own address. Without these payloads the peer knows no NAT traversal; with them
+/// `force` makes us see a NAT in any case.
+fn detect_nat(spis: IkeSpis, datagram: &Datagram, payloads: &[Payload], force: bool) -> Nat {
     let hashes = |kind| notifies(payloads).filter(move |n| n.kind == kind).map(|n| &n.data);
     let differs = |kind, address| {
         let expected = nat_detection_hash(spis, address);
         hashes(kind).next().is_some() && hashes(kind).all(|data| data[..] != expected)
     };
-    Nat {
-        here: differs(notify::NAT_DETECTION_DESTINATION_IP, datagram.local),
-        there: differs(notify::NAT_DETECTION_SOURCE_IP, datagram.remote),
-    }
+    let here = differs(notify::NAT_DETECTION_DESTINATION_IP, datagram.local);
+    let traverses = hashes(notify::NAT_DETECTION_SOURCE_IP).next().is_some();
+    let there = differs(notify::NAT_DETECTION_SOURCE_IP, datagram.remote);
+    Nat { here, there: there || force && traverses && !here }
 }

@@ -8,7 +8,7 @@ use crate::crypto::{Group, IkeProposal, PrivateKey, select_ike};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::init::{chosen_ike, key_exchange, wanted_group};
-use crate::sa::{IkeSa, SaKeys, State};
+use crate::sa::{IkeSa, SaKeys, State, again};
 use crate::window::Request;
 use crate::wire::{Payload, exchange, notify};
 use spindle_abi::Time;
@@ -124,7 +124,7 @@ impl Endpoint {
         };
         match agreed() {
             Some((spis, keys, lowest)) => {
-                sa.refused_since = None;
+                sa.refused = None;
                 sa.ke_retries = 0;
                 let mut new = self.successor(now, sa, spis, true, SaKeys::new(keys, true));
                 new.lowest_nonce = lowest;
@@ -146,21 +146,22 @@ impl Endpoint {
     fn ike_rekey_refused(&mut self, now: Time, sa: &mut IkeSa, group: Group, payloads: &[Payload]) {
         match find_error(payloads) {
             Some(notify::TEMPORARY_FAILURE) => self.try_later(now, sa, Task::RekeyIke),
-            Some(notify::INVALID_KE_PAYLOAD) if sa.ke_retries < 3 => {
-                sa.ke_retries += 1;
+            // RFC 7296 section 4: an implementation MUST be capable of deleting the old SA and creating a new one.
+            Some(notify::NO_ADDITIONAL_SAS) => self.close(now, sa, Authority::ProtocolError(Evidence(()))),
+            Some(error) => {
                 let wanted = find_notify(payloads, notify::INVALID_KE_PAYLOAD).and_then(wanted_group);
                 let offered = |g: &Group| sa.connection.proposals.iter().any(|p| p.groups.contains(g));
-                let other = wanted.filter(|g| *g != group).filter(offered);
-                self.request_ike_rekey(now, sa, other);
-            }
-            Some(error) => {
+                let other = wanted.filter(|g| *g != group).filter(offered).filter(|_| sa.ke_retries < 3);
+                if other.is_some() {
+                    sa.ke_retries += 1;
+                    return self.request_ike_rekey(now, sa, other);
+                }
                 tracing::warn!(
                     connection = sa.connection.name,
                     error,
                     "the peer refuses to rekey the IKE SA"
                 );
-                let later = sa.connection.rekey_time / 10;
-                sa.rekey_at = (!later.is_zero()).then(|| now.after(later));
+                sa.rekey_at = Some(now.after(again(sa.connection.rekey_time)));
             }
             None => self.close(now, sa, Authority::ProtocolError(Evidence(()))),
         }

@@ -8,8 +8,8 @@ use crate::exchange::{Outstanding, Purpose, Task};
 use crate::tombstone::{LastResponse, MessageHash};
 use crate::wire::{OpeningKey, SealingKey};
 use spindle_abi::{SaParameters, SelectorSet, Spi, Time};
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
@@ -108,8 +108,8 @@ pub(crate) struct IkeSa {
     pub(crate) setup: Setup,
     /// As responder, of the IKE_SA_INIT request.
     pub(crate) init_hash: Option<MessageHash>,
-    /// Counts among the half-open IKE SAs of peers that initiated.
-    pub(crate) half_open: bool,
+    /// Counts among the half-open IKE SAs of peers that initiated, under this address.
+    pub(crate) half_open: Option<IpAddr>,
     /// The lower nonce of the exchange that created it, to settle rekeys that crossed.
     pub(crate) lowest_nonce: Vec<u8>,
     pub(crate) origin: Origin,
@@ -144,8 +144,10 @@ pub(crate) struct IkeSa {
     /// Half-open, refused and rekeyed IKE SAs end then.
     pub(crate) expires: Option<Time>,
     pub(crate) keepalive_at: Option<Time>,
-    /// TEMPORARY_FAILURE since then (RFC 7296 section 2.25).
-    pub(crate) refused_since: Option<Time>,
+    /// The first and the last TEMPORARY_FAILURE of an uninterrupted row (RFC 7296 section 2.25).
+    pub(crate) refused: Option<(Time, Time)>,
+    /// Children that the peer refused or deleted: how often in a row, and from when on they are asked for again.
+    pub(crate) backoff: BTreeMap<String, (u32, Time)>,
     /// INVALID_KE_PAYLOAD answers followed since the last success.
     pub(crate) ke_retries: u32,
     /// As initiator: an attempt beside this one succeeded first; closed as soon as it is authenticated.
@@ -185,7 +187,7 @@ impl IkeSa {
             keys: None,
             setup: Setup::default(),
             init_hash: None,
-            half_open: false,
+            half_open: None,
             lowest_nonce: Vec::new(),
             origin: Origin { ours: initiator, lowest_nonce: Vec::new() },
             predecessor: None,
@@ -207,7 +209,8 @@ impl IkeSa {
             rekey_at: None,
             expires: None,
             keepalive_at: None,
-            refused_since: None,
+            refused: None,
+            backoff: BTreeMap::new(),
             ke_retries: 0,
             surplus: false,
             refusal: None,
@@ -389,6 +392,11 @@ pub(crate) struct ChildSa {
     /// Made by the request before this Message ID, which is the peer's next one: until that comes, the peer may not
     /// have seen our answer.
     pub(crate) confirmed_by: Option<u32>,
+}
+
+/// When an SA whose rekey was refused is rekeyed again: well before its end.
+pub(crate) fn again(lifetime: Duration) -> Duration {
+    if lifetime.is_zero() { Duration::from_secs(300) } else { lifetime / 10 }
 }
 
 /// A soft lifetime, jittered downwards by up to a tenth, so that both sides seldom rekey at once (RFC 7296 section

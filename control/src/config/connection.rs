@@ -152,7 +152,8 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
     Ok(config)
 }
 
-/// RFC 7296 section 3.5: an address, a mail address, `keyid:` and hexadecimal digits, else a domain name.
+/// RFC 7296 section 3.5: an address, a mail address, `keyid:` and hexadecimal digits, else a domain name, perhaps
+/// after `@`.
 fn identity(value: &Value<'_>) -> Result<Identity> {
     let text = value.string()?;
     if text.len() > 255 {
@@ -165,8 +166,13 @@ fn identity(value: &Value<'_>) -> Result<Identity> {
     }
     Ok(match text.parse::<IpAddr>() {
         Ok(address) => Identity::Address(address),
-        Err(_) if text.contains('@') => Identity::Email(text.trim_start_matches('@').into()),
-        Err(_) => Identity::Fqdn(text.into()),
+        // strongSwan's notation: `@` says that a domain name follows, `@@` a mail address.
+        Err(_) => match (text.strip_prefix("@@"), text.strip_prefix('@')) {
+            (Some(mail), _) => Identity::Email(mail.into()),
+            (None, Some(name)) => Identity::Fqdn(name.into()),
+            (None, None) if text.contains('@') => Identity::Email(text.into()),
+            (None, None) => Identity::Fqdn(text.into()),
+        },
     })
 }
 

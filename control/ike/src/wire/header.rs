@@ -115,7 +115,8 @@ impl<'a> View<'a> {
 /// field is the type of the first inner one.
 fn find_protected(header: &Header, datagram: &[u8]) -> Result<Option<Protected>, Error> {
     let (mut kind, mut at) = (header.next_payload, HEADER_LENGTH);
-    for _ in 0..=payload::MAX_PAYLOADS {
+    // Each payload is at least as long as its header, so the datagram's length bounds the walk.
+    loop {
         if kind == payload::NONE {
             return if at == datagram.len() {
                 Ok(None)
@@ -146,7 +147,6 @@ fn find_protected(header: &Header, datagram: &[u8]) -> Result<Option<Protected>,
         }
         (kind, at) = (next, end);
     }
-    Err(Error::Malformed("too many payloads"))
 }
 
 /// The header with a Length of zero; [`set_length`] writes it once the payloads stand.

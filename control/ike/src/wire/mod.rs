@@ -15,9 +15,8 @@ mod ts;
 pub use constants::*;
 pub use header::{HEADER_LENGTH, Protection, View, add_non_esp_marker, strip_non_esp_marker};
 pub use payload::{Delete, Id, MAX_NOTIFIES, MAX_PAYLOADS, Payload};
-pub use sa::{MAX_PROPOSALS, MAX_TRANSFORMS, Proposal, Transform};
+pub use sa::{MAX_PROPOSALS, Proposal, Transform};
 pub use sk::{OpeningKey, SealingKey, seal, seal_chain};
-pub use ts::MAX_SELECTORS;
 
 use crate::api::{Header, Notify};
 
@@ -77,7 +76,7 @@ impl Error {
     pub fn notify(&self) -> Option<Notify> {
         let (kind, data) = match self {
             Error::Malformed(_) => (notify::INVALID_SYNTAX, vec![]),
-            Error::MajorVersion { .. } => (notify::INVALID_MAJOR_VERSION, vec![2]),
+            Error::MajorVersion { .. } => (notify::INVALID_MAJOR_VERSION, vec![]),
             Error::CriticalPayload(kind) => (notify::UNSUPPORTED_CRITICAL_PAYLOAD, vec![*kind]),
             Error::Integrity | Error::Unprotected => return None,
         };

@@ -7,10 +7,10 @@ use crate::api::{Identity, Notify};
 use spindle_abi::{Selector, Spi};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Payloads in one chain at most; more is malformed.
-pub const MAX_PAYLOADS: usize = 32;
-/// Notify payloads that are kept of one chain; the rest is ignored.
-pub const MAX_NOTIFIES: usize = 16;
+/// Payloads that are kept of one chain; further ones are walked over, for RFC 7296 sets no bound.
+pub const MAX_PAYLOADS: usize = 128;
+/// Notify payloads that are kept of one chain.
+pub const MAX_NOTIFIES: usize = 64;
 pub(super) const GENERIC_LENGTH: usize = 4;
 const CRITICAL: u8 = 0x80;
 
@@ -57,7 +57,7 @@ pub enum Payload {
     Configuration(Vec<u8>),
     /// EAP (section 3.16), opaque.
     Eap(Vec<u8>),
-    /// A type that is not known and not critical; to be ignored (section 2.5).
+    /// A type that is not known and not critical, or a Delete of nothing that is known; to be ignored (section 2.5).
     Unknown {
         /// Its type.
         kind: u8,
@@ -139,18 +139,14 @@ pub(super) fn generic(octets: &[u8]) -> Result<(u8, &[u8]), Error> {
 /// Parses a whole chain, up to the payload of type `until`, which is where `octets` must end.
 pub(super) fn parse_chain(first: u8, octets: &[u8], until: u8) -> Result<Vec<Payload>, Error> {
     let (mut kind, mut rest) = (first, octets);
-    let (mut payloads, mut count, mut notifies) = (Vec::new(), 0, 0);
+    let (mut payloads, mut notifies) = (Vec::new(), 0);
     while kind != until {
-        count += 1;
-        if count > MAX_PAYLOADS {
-            return Err(Error::Malformed("too many payloads"));
-        }
         let (next, body) = generic(rest)?;
         let critical = rest[1] & CRITICAL != 0;
         let payload = Payload::parse(kind, critical, body)?;
         let is_notify = matches!(payload, Payload::Notify(_));
         notifies += usize::from(is_notify);
-        if !is_notify || notifies <= MAX_NOTIFIES {
+        if payloads.len() < MAX_PAYLOADS && (!is_notify || notifies <= MAX_NOTIFIES) {
             payloads.push(payload);
         }
         rest = &rest[GENERIC_LENGTH + body.len()..];
@@ -214,7 +210,10 @@ impl Payload {
             NONCE if (16..=256).contains(&body.len()) => Payload::Nonce(body.to_vec()),
             NONCE => return Err(Error::Malformed("nonce length")),
             NOTIFY => Payload::Notify(parse_notify(body)?),
-            DELETE => Payload::Delete(parse_delete(body)?),
+            DELETE => match parse_delete(body)? {
+                Some(delete) => Payload::Delete(delete),
+                None => Payload::Unknown { kind, body: body.to_vec() },
+            },
             VENDOR_ID => Payload::VendorId(body.to_vec()),
             TS_INITIATOR => Payload::TsInitiator(ts::parse(body)?),
             TS_RESPONDER => Payload::TsResponder(ts::parse(body)?),
@@ -273,7 +272,8 @@ fn parse_notify(body: &[u8]) -> Result<Notify, Error> {
     Ok(Notify { kind: u16::from_be_bytes([k0, k1]), protocol, spi: spi.to_vec(), data: data.to_vec() })
 }
 
-fn parse_delete(body: &[u8]) -> Result<Delete, Error> {
+/// `None` if it names no SA, or those of a protocol that is not known here.
+fn parse_delete(body: &[u8]) -> Result<Option<Delete>, Error> {
     use super::constants::protocol;
     let ([kind, size, n0, n1], rest) = split(body, "short Delete payload")?;
     let count = usize::from(u16::from_be_bytes([n0, n1]));
@@ -286,10 +286,12 @@ fn parse_delete(body: &[u8]) -> Result<Delete, Error> {
     };
     match kind {
         // RFC 7296 section 3.11: for IKE no SPI is named, the message's own SA is meant.
-        protocol::IKE if size == 0 && count == 0 && rest.is_empty() => Ok(Delete::Ike),
-        protocol::ESP => Ok(Delete::Esp(spis()?)),
-        protocol::AH => Ok(Delete::Ah(spis()?)),
-        _ => Err(Error::Malformed("Delete protocol")),
+        protocol::IKE if size == 0 && count == 0 && rest.is_empty() => Ok(Some(Delete::Ike)),
+        protocol::IKE => Err(Error::Malformed("Delete of an IKE SA by its SPI")),
+        protocol::ESP | protocol::AH if size != 4 && count == 0 && rest.is_empty() => Ok(None),
+        protocol::ESP => Ok(Some(Delete::Esp(spis()?))),
+        protocol::AH => Ok(Some(Delete::Ah(spis()?))),
+        _ => Ok(None),
     }
 }
 

@@ -2,10 +2,8 @@
 
 use super::Error;
 
-/// Proposals in one SA payload at most.
-pub const MAX_PROPOSALS: usize = 32;
-/// Transforms in one proposal at most.
-pub const MAX_TRANSFORMS: usize = 64;
+/// Proposals that are kept of one SA payload; their numbers are octets, so there should be no more.
+pub const MAX_PROPOSALS: usize = 255;
 
 const MORE_PROPOSALS: u8 = 2;
 const MORE_TRANSFORMS: u8 = 3;
@@ -43,11 +41,11 @@ pub(super) fn parse(body: &[u8]) -> Result<Vec<Proposal>, Error> {
     let mut proposals = Vec::new();
     let mut rest = body;
     loop {
-        if proposals.len() == MAX_PROPOSALS {
-            return Err(Error::Malformed("too many proposals"));
-        }
         let (last, proposal, after) = substructure(rest, MORE_PROPOSALS)?;
-        proposals.push(parse_proposal(proposal)?);
+        let proposal = parse_proposal(proposal)?;
+        if proposals.len() < MAX_PROPOSALS {
+            proposals.push(proposal);
+        }
         match (last, after.is_empty()) {
             (true, true) => return Ok(proposals),
             (false, false) => rest = after,
@@ -73,9 +71,6 @@ fn parse_proposal(body: &[u8]) -> Result<Proposal, Error> {
     let (spi, mut rest) =
         rest.split_at_checked(usize::from(*spi_size)).ok_or(Error::Malformed("proposal SPI size"))?;
     let count = usize::from(*count);
-    if count > MAX_TRANSFORMS {
-        return Err(Error::Malformed("too many transforms"));
-    }
     let mut transforms = Vec::with_capacity(count);
     for i in 1..=count {
         let (last, transform, after) = substructure(rest, MORE_TRANSFORMS)?;

@@ -4,9 +4,6 @@ use super::Error;
 use spindle_abi::{AddressRange, Selector};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Traffic selectors in one payload at most.
-pub const MAX_SELECTORS: usize = 64;
-
 const IPV4_RANGE: u8 = 7;
 const IPV6_RANGE: u8 = 8;
 
@@ -15,9 +12,6 @@ const IPV6_RANGE: u8 = 8;
 pub(super) fn parse(body: &[u8]) -> Result<Vec<Selector>, Error> {
     let ([count, _, _, _], mut rest) =
         body.split_first_chunk().ok_or(Error::Malformed("short TS payload"))?;
-    if usize::from(*count) > MAX_SELECTORS {
-        return Err(Error::Malformed("too many traffic selectors"));
-    }
     let mut selectors = Vec::with_capacity(usize::from(*count));
     for _ in 0..*count {
         let [kind, protocol, l0, l1] =
@@ -54,7 +48,7 @@ fn address(octets: &[u8]) -> IpAddr {
     }
 }
 
-/// `selectors` are at most [`MAX_SELECTORS`], each with addresses of one IP version.
+/// `selectors` are at most 255, each with addresses of one IP version.
 pub(super) fn emit(selectors: &[Selector], octets: &mut Vec<u8>) {
     octets.extend_from_slice(&[u8::try_from(selectors.len()).expect("below 256 selectors"), 0, 0, 0]);
     for selector in selectors {

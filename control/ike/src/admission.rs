@@ -1,0 +1,121 @@
+//! Whose IKE_SA_INIT request is taken up. Nobody is authenticated yet, so what a flood may take from others is bounded
+//! here: under load an address must show a COOKIE (RFC 7296 section 2.6) before anything is spent on it, and then it
+//! has a share of the half-open IKE SAs, not all of them.
+
+use crate::api::*;
+use crate::endpoint::{Endpoint, find_notify, notification};
+use crate::sa::IkeSa;
+use crate::wire::Message;
+use spindle_abi::Time;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// IKE_SA_INIT requests that are longer are ignored: they would be kept until IKE_AUTH.
+pub(crate) const MAX_REQUEST: usize = 8192;
+/// Errors told in clear per second to addresses that have shown nothing.
+const CLEAR_ERRORS: u32 = 100;
+/// An address that no connection names has this part of the half-open IKE SAs.
+const SHARE: usize = 64;
+
+/// The half-open IKE SAs of peers that initiated, by their addresses.
+#[derive(Default)]
+pub(crate) struct HalfOpen {
+    count: usize,
+    by_address: BTreeMap<IpAddr, usize>,
+}
+
+impl HalfOpen {
+    /// One more.
+    fn enter(&mut self, address: IpAddr) {
+        self.count += 1;
+        *self.by_address.entry(address).or_default() += 1;
+    }
+
+    fn leave(&mut self, address: IpAddr) {
+        if let Some(count) = self.by_address.get_mut(&address) {
+            self.count -= 1;
+            *count -= 1;
+            if *count == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+
+    fn of(&self, address: &IpAddr) -> usize {
+        self.by_address.get(address).copied().unwrap_or(0)
+    }
+}
+
+/// What is left of this second's errors in clear.
+#[derive(Default)]
+pub(crate) struct ClearErrors {
+    since: Time,
+    sent: u32,
+}
+
+impl ClearErrors {
+    fn are_spent(&mut self, now: Time) -> bool {
+        if now.since(self.since) >= Duration::from_secs(1) {
+            *self = ClearErrors { since: now, sent: 0 };
+        }
+        self.sent >= CLEAR_ERRORS
+    }
+}
+
+impl Endpoint {
+    /// May this address have one more half-open IKE SA? At least half of all are kept for addresses that the
+    /// configuration names.
+    pub(crate) fn has_room_for(&self, remote: IpAddr) -> bool {
+        let max = self.config.max_half_open;
+        let named = || self.connections.iter().any(|c| c.profile.remote == Some(remote));
+        let few = self.half_open.of(&remote) < (max / SHARE).max(1) && self.half_open.count < max.div_ceil(2);
+        self.sas.len() < self.config.max_ike_sas && self.half_open.count < max && (few || named())
+    }
+
+    /// It becomes half-open.
+    pub(crate) fn enter_half_open(&mut self, sa: &mut IkeSa) {
+        sa.half_open = Some(sa.remote.ip());
+        self.half_open.enter(sa.remote.ip());
+    }
+
+    /// It is half-open no more. A late copy of its IKE_SA_INIT request is still known as such.
+    pub(crate) fn leave_half_open(&mut self, sa: &mut IkeSa) {
+        if let Some(address) = sa.half_open.take() {
+            self.half_open.leave(address);
+        }
+    }
+
+    /// Has the sender shown that it receives at its address? Under load a request that does not is answered with a
+    /// COOKIE, and with nothing else: many IKE SAs are half-open, or so many errors were told that an honest one's
+    /// would have no room.
+    pub(crate) fn proves_address(
+        &mut self,
+        now: Time,
+        datagram: &Datagram,
+        request: &Message,
+        nonce: &[u8],
+    ) -> Result<bool, Option<Notify>> {
+        if self.half_open.count < self.config.cookie_threshold && !self.clear_errors.are_spent(now) {
+            return Ok(false);
+        }
+        let (remote, spi) = (datagram.remote, &request.header.spis.initiator);
+        let shown = find_notify(&request.payloads, crate::wire::notify::COOKIE);
+        let random = &mut *self.random;
+        // RFC 7296 section 2.6: a wrong cookie is as none.
+        if shown.is_some_and(|c| self.cookies.verify(now, random, remote, spi, nonce, &c.data)) {
+            return Ok(true);
+        }
+        let cookie = self.cookies.make(now, &mut *self.random, remote, spi, nonce);
+        let cookie = notification(crate::wire::notify::COOKIE, cookie);
+        self.answer_in_clear(datagram, &request.header, vec![cookie]);
+        Err(None)
+    }
+
+    /// RFC 7296 section 2.21.4: the rate of answers to unprotected messages is limited.
+    pub(crate) fn may_answer_in_clear(&mut self, now: Time) -> bool {
+        let may = !self.clear_errors.are_spent(now);
+        self.clear_errors.sent += u32::from(may);
+        may
+    }
+}
