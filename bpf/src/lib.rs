@@ -1,4 +1,5 @@
 //! The XDP programs (`*.bpf.c`, built by `build.rs`) and what loads them.
 
+mod object;
 pub mod steer;
 pub mod storm;

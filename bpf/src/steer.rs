@@ -3,10 +3,10 @@
 //! A program stays attached as long as [`Steer`] lives: the attachment is a link's descriptor, so that even the
 //! death of the process ends it. [`SpiStates`] is a handle of its own, for the worker.
 
+pub use crate::object::{LoadError, Mode};
+
+use crate::object::{Link, Loaded, Program};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
-use aya::programs::xdp::XdpMode;
-use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -37,15 +37,6 @@ impl Side {
     }
 }
 
-/// How XDP attaches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
-    /// In the driver.
-    Native,
-    /// In the kernel's stack, for drivers without XDP; slower.
-    Generic,
-}
-
 /// What the programs decide, with the names of their counters: outside, inside. The order is that of `enum decision`.
 const NAMES: [(&str, &str); 8] = [
     ("xdp_outside_to_socket", "xdp_inside_to_socket"),
@@ -65,7 +56,7 @@ pub enum SteerError {
     #[error(
         "cannot load the XDP programs (start as root or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW): {0}"
     )]
-    Load(#[from] EbpfError),
+    Load(#[from] LoadError),
     /// An interface refused a program.
     #[error("cannot attach XDP to {interface} ({fix}): {error}")]
     Attach {
@@ -74,11 +65,8 @@ pub enum SteerError {
         /// What the operator can do.
         fix: &'static str,
         /// The kernel's word.
-        error: ProgramError,
+        error: io::Error,
     },
-    /// The kernel refused a program.
-    #[error("the kernel refuses the XDP program: {0}")]
-    Program(#[from] ProgramError),
     /// A map refused.
     #[error("cannot use the XDP program's maps: {0}")]
     Map(#[from] MapError),
@@ -89,7 +77,8 @@ pub enum SteerError {
 
 /// The programs and what they are told.
 pub struct Steer {
-    ebpf: Ebpf,
+    object: Loaded,
+    links: Vec<Link>,
     counts: PerCpuArray<MapData, [u64; DECISIONS]>,
     addresses: HashMap<MapData, u32, u8>,
 }
@@ -97,14 +86,10 @@ pub struct Steer {
 impl Steer {
     /// Loads both programs; attaches nothing. At most `max_spis` SPIs have a state.
     pub fn load(local: &[Ipv4Addr], max_spis: u32) -> Result<Steer, SteerError> {
-        let mut loader = EbpfLoader::new();
-        let mut ebpf = loader.map_max_entries("spi_states", max_spis).load(OBJECT)?;
-        for side in [Side::Outside, Side::Inside] {
-            program(&mut ebpf, side)?.load()?;
-        }
-        let counts = PerCpuArray::try_from(ebpf.take_map("steer_counts").expect("in the object"))?;
-        let addresses = HashMap::try_from(ebpf.take_map("local_addresses").expect("in the object"))?;
-        let mut steer = Steer { ebpf, counts, addresses };
+        let mut object = Loaded::new(OBJECT, &[("spi_states", max_spis)])?;
+        let counts = PerCpuArray::try_from(object.take_map("steer_counts").expect("in the object"))?;
+        let addresses = HashMap::try_from(object.take_map("local_addresses").expect("in the object"))?;
+        let mut steer = Steer { object, links: Vec::new(), counts, addresses };
         steer.set_local_addresses(local)?;
         Ok(steer)
     }
@@ -128,18 +113,14 @@ impl Steer {
     /// milliseconds, so a busy interface is tried again for a second.
     pub fn attach(&mut self, side: Side, interface: u32, mode: Mode) -> Result<(), SteerError> {
         let started = Instant::now();
-        let mode = match mode {
-            Mode::Native => XdpMode::Driver,
-            Mode::Generic => XdpMode::Skb,
-        };
         loop {
-            match program(&mut self.ebpf, side)?.attach_to_if_index(interface, mode) {
-                Ok(_) => return Ok(()),
+            match self.program(side).attach(interface, mode) {
+                Ok(link) => {
+                    self.links.push(link);
+                    return Ok(());
+                }
                 Err(error) => {
-                    let errno = match &error {
-                        ProgramError::SyscallError(e) => e.io_error.raw_os_error(),
-                        _ => None,
-                    };
+                    let errno = error.raw_os_error();
                     let busy = matches!(errno, Some(libc::EBUSY | libc::EEXIST));
                     if busy && started.elapsed() < Duration::from_secs(1) {
                         std::thread::sleep(Duration::from_millis(1));
@@ -149,15 +130,17 @@ impl Steer {
                         _ if busy => "another XDP program is attached: `ip link set dev NAME xdp off`",
                         Some(libc::EOPNOTSUPP) => "its driver has no native XDP: use --xdp-mode generic",
                         Some(libc::EPERM | libc::EACCES) => "root or CAP_NET_ADMIN is needed",
-                        Some(libc::ERANGE | libc::EINVAL) => {
-                            "its MTU may be too large for XDP: at most 3,498"
-                        }
-                        _ => "does the interface exist?",
+                        Some(libc::ERANGE) => "its MTU may be too large for XDP: at most 3,498",
+                        _ => "does the interface exist, with an MTU of at most 3,498?",
                     };
                     return Err(SteerError::Attach { interface, fix, error });
                 }
             }
         }
+    }
+
+    fn program(&self, side: Side) -> &Program {
+        self.object.program(side.name()).expect("in the object")
     }
 
     /// Gives a queue's packets to an AF_XDP socket.
@@ -172,13 +155,13 @@ impl Steer {
     }
 
     fn put_socket(&mut self, map: &str, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteerError> {
-        let mut sockets = XskMap::try_from(self.ebpf.map_mut(map).expect("in the object"))?;
+        let mut sockets = XskMap::try_from(self.object.map_mut(map).expect("in the object"))?;
         Ok(sockets.set(queue, socket.as_raw_fd(), 0)?)
     }
 
     /// The states of SPIs, once.
     pub fn take_spi_states(&mut self) -> Result<Option<SpiStates>, SteerError> {
-        let Some(map) = self.ebpf.take_map("spi_states") else { return Ok(None) };
+        let Some(map) = self.object.take_map("spi_states") else { return Ok(None) };
         let fd = descriptor(&map)?;
         Ok(Some(SpiStates { map: HashMap::try_from(map)?, fd, keys: Vec::new(), values: Vec::new() }))
     }
@@ -203,10 +186,6 @@ fn descriptor(map: &Map) -> io::Result<OwnedFd> {
         Map::HashMap(data) | Map::Array(data) => data.fd().as_fd().try_clone_to_owned(),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
-}
-
-fn program(ebpf: &mut Ebpf, side: Side) -> Result<&mut Xdp, ProgramError> {
-    ebpf.program_mut(side.name()).expect("in the object").try_into()
 }
 
 /// The states of inbound SPIs as the program sees them. Changes are collected, then written together.

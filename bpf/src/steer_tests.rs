@@ -1,7 +1,7 @@
 //! Runs the loaded programs on single packets (BPF_PROG_TEST_RUN; root is needed).
 
 use super::*;
-use aya::{TestRun, TestRunOptions};
+use rustix::time::{ClockId, clock_gettime};
 
 const US: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const THEM: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
@@ -37,8 +37,7 @@ fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
 /// The program's verdict, and which one count went up by one.
 fn run(steer: &mut Steer, side: Side, packet: &[u8]) -> (u32, &'static str) {
     let before = steer.counts().unwrap();
-    let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() };
-    let verdict = program(&mut steer.ebpf, side).unwrap().test_run(options).unwrap().return_value;
+    let verdict = steer.program(side).test_run(packet).unwrap();
     let after = steer.counts().unwrap();
     let changed: Vec<_> =
         before.iter().zip(&after).filter(|(b, a)| b != a).map(|(b, a)| (a.0, a.1 - b.1)).collect();
@@ -137,17 +136,19 @@ fn unknown_spis_go_to_the_background_and_all_others_to_the_first_socket() {
 }
 
 #[test]
-fn a_hundred_thousand_spis_are_written_in_well_under_300_ms() {
+fn a_hundred_thousand_spis_are_written_with_little_work() {
     let mut steer = Steer::load(&[US], MAX_SPIS).unwrap();
     let mut states = steer.take_spi_states().unwrap().unwrap();
-    let started = Instant::now();
+    // Of this thread, not of the machine, which others may keep busy.
+    let processor = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+    let started = processor();
     for spi in 0..100_000_u32 {
         states.set(spi.wrapping_mul(0x9e37_79b9), 4);
         if spi % 1000 == 999 {
             states.flush().unwrap();
         }
     }
-    let took = started.elapsed();
+    let took = processor() - started;
     assert!(took < Duration::from_millis(300), "{took:?}");
     assert_eq!(states.state(0x9e37_79b9), 4);
     states.set(0x9e37_79b9, 0);
@@ -164,4 +165,14 @@ fn local_addresses_are_replaced() {
     assert_eq!(run(steer, Side::Outside, &to_them).1, "xdp_outside_passed");
     let to_us = packet(US, 1, 0, &[8; 8]);
     assert_eq!(run(steer, Side::Outside, &to_us).1, "xdp_outside_dropped_not_ours");
+}
+
+#[test]
+fn a_refused_attachment_says_what_helps() {
+    let steer = &mut steer();
+    let error = steer.attach(Side::Outside, 1, Mode::Native).expect_err("loopback's driver knows no XDP");
+    assert!(error.to_string().contains("--xdp-mode generic"), "{error}");
+    let error =
+        steer.attach(Side::Outside, u32::MAX >> 1, Mode::Native).expect_err("there is no such interface");
+    assert!(error.to_string().contains("does the interface exist"), "{error}");
 }

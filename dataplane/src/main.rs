@@ -149,7 +149,7 @@ impl Dataplane {
         }
         let host = network::local_addresses(&handle).await?;
         let local = union(&arguments.local, &host);
-        // Loading takes as long as all the rest (the loader reads the kernel's types), so it goes on beside it.
+        // The kernel makes a map with millions of buckets, which takes as long as all the rest; so it goes on beside it.
         let addresses = local.clone();
         let loading = std::thread::spawn(move || Steer::load(&addresses, MAX_SPIS));
 
