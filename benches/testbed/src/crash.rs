@@ -3,20 +3,22 @@
 //!
 //! Host A sends a packet each few milliseconds to host B, which has nothing to send; so only the method under test can
 //! bring the tunnel back. Whatever must never happen is an error here, in every run: an inside address or a payload
-//! marker on the outer wire, an IKE_SA_INIT request from B, a counter of B that its wire contradicts.
+//! marker on the outer wire, an IKE_SA_INIT request from B, a counter of either gateway that its wire contradicts.
 
-use crate::compare::disagreements;
+use crate::compare::{Tally, disagreements};
 use crate::delay::Link;
 use crate::error::{Context, Error, Result};
-use crate::event::wire_events;
+use crate::event::{WireEvent, wire_events};
 use crate::gateway::{Gateway, GatewayEvent};
 use crate::method::Method;
 use crate::packet::now;
 use crate::testbed::{Options, Testbed};
 use crate::timeline::{Counts, Crash, Exchange, Recovery, Timeline};
 use crate::topology::Side;
-use crate::traffic::{Outage, Stream, StreamLog};
+use crate::traffic::{Outage, StreamLog};
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -131,15 +133,16 @@ fn crash_in(testbed: &mut Testbed, plan: &Plan, step: &mut dyn FnMut(&str)) -> R
         return Err(subject(text));
     }
     std::thread::sleep(AFTER);
+    // Counted when the wire is silent: what is under way has no certain place.
+    let log = stream.stop(plan.round_trip + Duration::from_millis(50));
     let events = [testbed.gateway(Side::A).events()?, testbed.gateway(Side::B).events()?];
-    let stats = testbed.gateway(Side::B).stats()?;
-    let counted = now();
+    let stats = [Account::take(testbed.gateway(Side::A))?, Account::take(testbed.gateway(Side::B))?];
     for (side, events) in [Side::A, Side::B].iter().zip(&events) {
         let file = testbed.gateway(*side).directory().join("events.json");
         let text = serde_json::to_string_pretty(events).unwrap_or_default();
         std::fs::write(&file, text).context(|| format!("writing {}", file.display()))?;
     }
-    let log = stop(testbed, stream, plan)?;
+    stop(testbed, plan)?;
 
     let crash = Crash {
         gateway: testbed.topology().addresses.gateway_outside(Side::B).into(),
@@ -156,17 +159,19 @@ fn crash_in(testbed: &mut Testbed, plan: &Plan, step: &mut dyn FnMut(&str)) -> R
     if testbed.delay().counters().overflowed != 0 {
         return Err(Error::Capture("the delay box's queue overflowed".to_owned()));
     }
-    let wire = wire_events(&wires.b);
+    let [wire_a, wire] = [wire_events(&wires.a), wire_events(&wires.b)];
     let recovery = Recovery::new(&wire, crash);
-    let counts = recovery.counts(counted);
+    let counts = recovery.counts(stats[1].after);
     if counts.ike_sa_init_requests_out != 0 {
         let requests = counts.ike_sa_init_requests_out;
         let text = format!("gateway B, which has nothing to send, sent {requests} IKE_SA_INIT requests");
         return Err(subject(text));
     }
-    let disagreements = disagreements(&counts, &stats);
-    if !disagreements.is_empty() {
-        return Err(subject(format!("gateway B and its wire disagree: {}", disagreements.join("; "))));
+    let other = testbed.topology().addresses.gateway_outside(Side::A).into();
+    let mut contradictions = stats[0].of_survivor(&wire_a, other);
+    contradictions.extend(stats[1].of_restarted(&wire, &crash, &log));
+    if !contradictions.is_empty() {
+        return Err(subject(format!("a gateway and its wire disagree: {}", contradictions.join("; "))));
     }
     let missing = |what: &str| subject(format!("the capture or the stream holds no {what}"));
     Ok(Run {
@@ -184,13 +189,61 @@ fn subject(text: String) -> Error {
     Error::Subject(text)
 }
 
-/// Stops both gateways while host A still sends, since nothing may pass in clear then either.
-fn stop(testbed: &mut Testbed, stream: Stream, plan: &Plan) -> Result<StreamLog> {
+/// What a gateway says that it has counted, and between which two moments it said so.
+struct Account {
+    stats: serde_json::Value,
+    before: u64,
+    after: u64,
+}
+
+impl Account {
+    fn take(gateway: &Gateway) -> Result<Account> {
+        let before = now();
+        let stats = gateway.stats()?;
+        Ok(Account { stats, before, after: now() })
+    }
+
+    /// Against the wire of a gateway that lived through it all.
+    fn of_survivor(&self, wire: &[WireEvent], gateway: IpAddr) -> Vec<String> {
+        let tally = |until| Tally::of(wire, gateway, 0..=until);
+        self.against("A", tally(self.before), tally(self.after))
+    }
+
+    /// Against the wire and the deliveries since a gateway was started again. Nobody knows which of the packets that
+    /// came before it was ready found a socket already.
+    fn of_restarted(&self, wire: &[WireEvent], crash: &Crash, log: &StreamLog) -> Vec<String> {
+        let former: BTreeSet<u32> =
+            wire.iter().filter(|event| event.at < crash.started).filter_map(WireEvent::esp).collect();
+        let on_new = wire.iter().filter(|event| {
+            event.destination == Some(crash.gateway) && event.esp().is_some_and(|spi| !former.contains(&spi))
+        });
+        let on_new = on_new.filter(|event| (crash.started..=self.before).contains(&event.at)).count();
+        let delivered = log.deliveries.iter().filter(|delivery| delivery.received >= crash.started).count();
+        let tally = |since, until| {
+            let tally = Tally::of(wire, crash.gateway, since..=until);
+            tally.with("dataplane/decapsulated", on_new).with("dataplane/delivered_inside", delivered)
+        };
+        self.against("B", tally(crash.ready, self.before), tally(crash.started, self.after))
+    }
+
+    fn against(&self, name: &str, at_least: Tally, at_most: Tally) -> Vec<String> {
+        // A probe is an INFORMATIONAL request, but such a request need not be a probe on a hint.
+        let probes = "control/probes-started+probes-sent-again";
+        let requests = at_most.count("control/informational_requests_sent") as usize;
+        let found = disagreements(&at_least.with(probes, 0), &at_most.with(probes, requests), &self.stats);
+        found.into_iter().map(|text| format!("{name}: {text}")).collect()
+    }
+}
+
+/// Stops both gateways while host A sends, since nothing may pass in clear then either.
+fn stop(testbed: &mut Testbed, plan: &Plan) -> Result<()> {
+    let stream = testbed.stream(Side::A, plan.interval)?;
     for side in [Side::A, Side::B] {
         testbed.gateway_mut(side).stop()?;
     }
     std::thread::sleep(AFTER);
-    Ok(stream.stop(plan.round_trip + Duration::from_millis(20)))
+    stream.stop(plan.round_trip + Duration::from_millis(20));
+    Ok(())
 }
 
 fn logs(testbed: &Testbed) -> String {

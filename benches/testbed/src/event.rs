@@ -15,6 +15,8 @@ pub mod number {
     pub const CREATE_CHILD_SA: u8 = 36;
     /// Exchange type of INFORMATIONAL.
     pub const INFORMATIONAL: u8 = 37;
+    /// Exchange type of IKE_SESSION_RESUME (RFC 5723).
+    pub const IKE_SESSION_RESUME: u8 = 38;
     /// Notification of an IKE message on an unknown IKE SA (RFC 7296 section 2.21.4).
     pub const INVALID_IKE_SPI: u16 = 4;
     /// Notification of an ESP packet on an unknown SPI (RFC 7296 section 1.5).

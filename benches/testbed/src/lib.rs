@@ -35,7 +35,7 @@ mod traffic;
 
 pub use capture::Capture;
 pub use cleanup::{PREFIX, prepare};
-pub use compare::disagreements;
+pub use compare::{Tally, disagreements};
 pub use crash::{Plan, Run, crash};
 pub use delay::{DelayBox, DelayCounters, Filter, Link, Verdict};
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@
 mod bridge;
 pub mod disk;
 mod events;
+mod messages;
 mod server;
 mod show;
 mod sockets;
@@ -436,13 +437,7 @@ impl<'a> Daemon<'a> {
     fn stats(&self) -> Stats {
         let owned = |(name, value): (&str, u64)| (name.to_owned(), value);
         let control = self.gateway.stats().into_iter().map(owned);
-        let ours = self
-            .sockets
-            .stats()
-            .into_iter()
-            .chain(self.bridge.stats())
-            .chain(self.journal.stats())
-            .map(owned);
+        let ours = self.sockets.stats().chain(self.bridge.stats()).chain(self.journal.stats()).map(owned);
         let dataplane = self.bridge.dataplane_counters().into_iter().collect();
         Stats { control: control.chain(ours).collect(), packets: show::equation(&dataplane), dataplane }
     }

@@ -4,6 +4,7 @@
 //! Each socket is bound to its address, so a datagram's destination is known. ESP in UDP (RFC 3948) is the
 //! dataplane's: it never comes here while XDP is attached, and what comes without a non-ESP marker is dropped.
 
+use super::messages::{Messages, Way};
 use spindle_ike::api::Datagram;
 use std::collections::HashMap;
 use std::io;
@@ -30,6 +31,7 @@ pub(super) struct Counts {
     sent: AtomicU64,
     not_sent: AtomicU64,
     without_marker: AtomicU64,
+    messages: Messages,
 }
 
 /// All sockets.
@@ -66,7 +68,10 @@ impl Sockets {
             None => Err(io::ErrorKind::AddrNotAvailable.into()),
         };
         let counter = match sent {
-            Ok(_) => &self.counts.sent,
+            Ok(_) => {
+                self.counts.messages.count(Way::Sent, message(datagram.local, &datagram.data));
+                &self.counts.sent
+            }
             Err(e) => {
                 tracing::debug!("not sent from {} to {}: {e}", datagram.local, datagram.remote);
                 &self.counts.not_sent
@@ -76,15 +81,21 @@ impl Sockets {
     }
 
     /// Names and values for `stats`.
-    pub(super) fn stats(&self) -> [(&'static str, u64); 4] {
+    pub(super) fn stats(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        [
+        let datagrams = [
             ("datagrams_received", value(&self.counts.received)),
             ("datagrams_sent", value(&self.counts.sent)),
             ("datagrams_not_sent", value(&self.counts.not_sent)),
             ("datagrams_without_marker", value(&self.counts.without_marker)),
-        ]
+        ];
+        datagrams.into_iter().chain(self.counts.messages.stats())
     }
+}
+
+/// The IKE message of a datagram: what follows the non-ESP marker (RFC 3948 section 2.2).
+fn message(local: SocketAddr, data: &[u8]) -> &[u8] {
+    if local.port() == NATT { data.get(4..).unwrap_or(&[]) } else { data }
 }
 
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -119,6 +130,7 @@ async fn receive(
             continue;
         }
         counts.received.fetch_add(1, Ordering::Relaxed);
+        counts.messages.count(Way::Received, message(local, data));
         if sender.send(Datagram { local, remote, data: data.to_vec() }).await.is_err() {
             return;
         }
