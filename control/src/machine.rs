@@ -46,15 +46,13 @@ pub fn check_privileges() -> Result<(), String> {
 
 /// Interfaces, AF_XDP and addresses.
 pub fn check(settings: &Settings) -> Result<(), String> {
-    let file = settings.file.display();
     let probe =
         UdpSocket::bind("0.0.0.0:0").map_err(|e| format!("no UDP socket can be made: {e}; run as root"))?;
     for (key, name) in [("inside", &settings.gateway.inside), ("outside", &settings.gateway.outside)] {
         if rustix::net::netdevice::name_to_index(&probe, name).is_err() {
-            return Err(format!(
-                "{file}: gateway.{key}: this machine has no interface {name}; create it, or name one that \
-                 `ip link` shows"
-            ));
+            let problem =
+                format!("this machine has no interface {name}; create it, or name one that `ip link` shows");
+            return Err(settings.error(&format!("gateway.{key}"), problem).to_string());
         }
     }
     rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).map_err(|e| {
@@ -62,11 +60,11 @@ pub fn check(settings: &Settings) -> Result<(), String> {
     })?;
     for connection in &settings.connections {
         UdpSocket::bind((connection.local, 0)).map_err(|e| {
-            format!(
-                "{file}: connections.{}.local.address: {} is not an address of this machine ({e}); add it with \
-                 `ip address add`, or correct it",
-                connection.name, connection.local
-            )
+            let problem = format!(
+                "{} is not an address of this machine ({e}); add it with `ip address add`, or correct it",
+                connection.local
+            );
+            settings.error(&format!("connections.{}.local.address", connection.name), problem).to_string()
         })?;
     }
     Ok(())

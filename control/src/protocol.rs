@@ -259,3 +259,146 @@ pub struct Done {
     /// SAs concerned.
     pub sas: usize,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    const README: &str = include_str!("../../README.md");
+
+    /// The fields that the README has for a command's JSON, by dotted path.
+    fn documented(command: &str) -> BTreeSet<String> {
+        let row = README.lines().find(|line| {
+            let name = line.strip_prefix("| `").and_then(|rest| rest.split([' ', '`']).next());
+            name == Some(command) && line.contains('{')
+        });
+        let notation = row.and_then(|row| row.rsplit_once("| `")).expect("the README has it").1;
+        let notation = notation.split('`').next().expect("it ends");
+        let (mut fields, mut above) = (BTreeSet::new(), vec![String::new()]);
+        let (mut word, mut last, mut is_value) = (String::new(), String::new(), false);
+        for letter in notation.chars() {
+            if letter.is_alphanumeric() || letter == '_' {
+                word.push(letter);
+                continue;
+            }
+            if !word.is_empty() && !is_value {
+                last = format!("{}{word}", above.last().expect("balanced"));
+                fields.insert(last.clone());
+            }
+            word.clear();
+            match letter {
+                ':' => is_value = true,
+                ',' => is_value = false,
+                '{' => {
+                    above.push(if last.is_empty() { String::new() } else { format!("{last}.") });
+                    is_value = false;
+                }
+                '}' => drop(above.pop()),
+                _ => {}
+            }
+        }
+        fields
+    }
+
+    fn fields(value: &Value, above: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(key, value)| {
+                found.insert(format!("{above}{key}"));
+                fields(value, &format!("{above}{key}."), found);
+            }),
+            Value::Array(values) => values.iter().for_each(|value| fields(value, above, found)),
+            _ => {}
+        }
+    }
+
+    fn is_as_documented(commands: &[&str], result: impl Serialize) {
+        let mut found = BTreeSet::new();
+        fields(&serde_json::to_value(result).unwrap(), "", &mut found);
+        for command in commands {
+            assert_eq!(documented(command), found, "{command}");
+        }
+    }
+
+    #[test]
+    fn every_json_is_as_the_readme_has_it() {
+        let text = String::new;
+        let pids = Pids { supervisor: 1, dataplane: 2, control: 3 };
+        let status = Status {
+            name: text(),
+            version: text(),
+            incarnation: 1,
+            ready: true,
+            maker_id: text(),
+            tokens: true,
+            former_spis: 0,
+            started_us: 0,
+            ready_us: None,
+            pids,
+            ike_sas: 0,
+            child_sas: 0,
+        };
+        is_as_documented(&["status"], status);
+        let child = ChildSa {
+            id: 1,
+            name: text(),
+            state: text(),
+            spi_i: text(),
+            spi_o: text(),
+            proposal: text(),
+            encapsulated: false,
+            local_ts: vec![text()],
+            remote_ts: vec![text()],
+            installed_s: 0,
+            packets_i: 0,
+            bytes_i: 0,
+            packets_o: 0,
+            bytes_o: 0,
+        };
+        let sa = IkeSa {
+            id: 1,
+            connection: text(),
+            state: text(),
+            role: text(),
+            ike_spi_i: text(),
+            ike_spi_r: text(),
+            local: text(),
+            remote: text(),
+            remote_id: None,
+            proposal: text(),
+            established_s: None,
+            token_held: false,
+            children: vec![child],
+        };
+        is_as_documented(&["list-sas"], [sa]);
+        let child =
+            Child { name: text(), local_ts: vec![text()], remote_ts: vec![text()], start_action: text() };
+        let connection = Connection {
+            name: text(),
+            state: text(),
+            local: text(),
+            remote: text(),
+            local_id: text(),
+            remote_id: text(),
+            ike_sas: 0,
+            child_sas: 0,
+            children: vec![child],
+        };
+        is_as_documented(&["list-conns"], [connection]);
+        let counters = BTreeMap::from([("NAME".to_owned(), 1)]);
+        let packets = Equation::default();
+        is_as_documented(&["stats"], Stats { control: counters.clone(), dataplane: counters, packets });
+        let event = LoggedEvent {
+            at_us: 0,
+            event: text(),
+            connection: None,
+            ike_spi_i: None,
+            ike_spi_r: None,
+            spi: None,
+            detail: text(),
+        };
+        is_as_documented(&["events"], [event]);
+        is_as_documented(&["initiate", "terminate", "rekey"], Done { done: text(), sas: 1 });
+    }
+}

@@ -53,7 +53,8 @@ pub fn up(settings: &Settings, new_secret: bool) -> Result<u8, Refused> {
     let gateway = &settings.gateway;
     for (key, directory) in [("state_dir", &gateway.state_dir), ("run_dir", &gateway.run_dir)] {
         private_directory(directory).map_err(|e| {
-            format!("gateway.{key}: {} cannot be made: {e}; name another one", directory.display())
+            let problem = format!("{} cannot be made: {e}; name another directory", directory.display());
+            settings.error(&format!("gateway.{key}"), problem)
         })?;
     }
     let _lock = lock(&gateway.run_dir)?;

@@ -4,7 +4,10 @@ use super::Result;
 use super::read::{Section, Value};
 use spindle_abi::{Selector, SelectorSet};
 use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -117,10 +120,14 @@ fn check_name(name: &str, value: &Value<'_>) -> Result<()> {
 fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
     let section = value.section()?;
     check_name(name, value)?;
+    let remote_ts = section.required("remote_ts", "[\"10.1.0.0/24\"]")?;
     let selectors = SelectorSet {
         local: selectors(&section.required("local_ts", "[\"10.2.0.0/24\"]")?)?,
-        remote: selectors(&section.required("remote_ts", "[\"10.1.0.0/24\"]")?)?,
+        remote: selectors(&remote_ts)?,
     };
+    if selectors.local == selectors.remote {
+        return Err(remote_ts.error("is the same as local_ts; write the networks behind the peer"));
+    }
     let proposals = match section.optional("esp_proposals") {
         Some(value) => proposals(&value, &[ENCRYPTION, KEY_EXCHANGE], 1, "aes128gcm16")?,
         None => vec!["aes128gcm16".into()],
@@ -194,9 +201,17 @@ fn psk(local: &Section<'_>, base: &Path) -> Result<Psk> {
         }
         (None, Some(value)) => {
             let path = base.join(value.string()?);
-            let text = std::fs::read_to_string(&path).map_err(|e| {
+            let unreadable = |e: io::Error| {
                 value.error(format!("{} cannot be read: {e}; name a readable file", path.display()))
-            })?;
+            };
+            let file = File::open(&path).map_err(unreadable)?;
+            if file.metadata().map_err(unreadable)?.permissions().mode() & 0o077 != 0 {
+                let path = path.display();
+                return Err(value.error(format!(
+                    "others than its owner may read {path}, or change it; `chmod 0600 {path}`"
+                )));
+            }
+            let text = io::read_to_string(file).map_err(unreadable)?;
             let text = Zeroizing::new(text);
             let line = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
             if line.is_empty() {

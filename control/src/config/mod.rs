@@ -9,9 +9,10 @@ mod read;
 pub use read::ConfigError;
 
 use read::{Document, Section, Value};
-use spindle_abi::AddressRange;
+use spindle_abi::{AddressRange, Selector, SelectorSet};
 use spindle_ike::api::ConnectionConfig;
 use spindle_recovery::api::{Limits, Method};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub struct Settings {
     pub recovery: RecoverySettings,
     /// `[connections.*]`, in the order of the file. Policy ids are unique.
     pub connections: Vec<ConnectionConfig>,
+    /// By dotted path.
+    lines: BTreeMap<String, usize>,
 }
 
 /// `[gateway]`: the machine's side.
@@ -120,13 +123,24 @@ pub struct RecoverySettings {
 impl Settings {
     /// Reads and checks a file, and the files with keys that it names.
     pub fn load(file: &Path) -> Result<Settings> {
-        let source = std::fs::read_to_string(file).map_err(|e| ConfigError {
+        let octets = std::fs::read(file).map_err(|e| ConfigError {
             file: file.into(),
             line: 0,
             key: String::new(),
             problem: format!("cannot be read: {e}; name a readable file with --config FILE"),
         })?;
-        Settings::parse(file, &source)
+        Settings::read(file, &octets)
+    }
+
+    /// Checks the octets of a file.
+    fn read(file: &Path, octets: &[u8]) -> Result<Settings> {
+        let source = std::str::from_utf8(octets).map_err(|e| ConfigError {
+            file: file.into(),
+            line: read::line(&octets[..e.valid_up_to()]),
+            key: String::new(),
+            problem: "this is not UTF-8, as TOML must be; save it as UTF-8".into(),
+        })?;
+        Settings::parse(file, source)
     }
 
     /// Checks a text; `file` is named in errors, and relative paths in the text are relative to its directory.
@@ -147,7 +161,42 @@ impl Settings {
             return Err(section.error("has no connection; add a section such as `[connections.office]`"));
         }
         root.finish()?;
-        Ok(Settings { file: file.into(), gateway, recovery, connections })
+        let lines = document.lines(table.get_ref());
+        let settings = Settings { file: file.into(), gateway, recovery, connections, lines };
+        settings.check_order()?;
+        Ok(settings)
+    }
+
+    /// An error about a key of this file, for what shows only when the machine is looked at.
+    pub fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        let line = self.lines.get(key).copied().unwrap_or(0);
+        ConfigError { file: self.file.clone(), line, key: key.into(), problem: problem.into() }
+    }
+
+    /// The first policy in the file that matches a packet takes it (RFC 4301 section 4.4.1), so one that stands behind
+    /// another which matches all of its packets would never be asked.
+    fn check_order(&self) -> Result<()> {
+        let mut earlier: Vec<(String, &SelectorSet)> = Vec::new();
+        for connection in &self.connections {
+            for child in &connection.children {
+                let key = format!("connections.{}.children.{}", connection.name, child.name);
+                let taken = |(_, other): &&(String, &SelectorSet)| {
+                    covers(&other.local, &child.selectors.local)
+                        && covers(&other.remote, &child.selectors.remote)
+                };
+                if let Some((other, _)) = earlier.iter().find(taken) {
+                    return Err(self.error(
+                        &key,
+                        format!(
+                            "stands behind {other}, whose local_ts and remote_ts hold all of its own, so no packet \
+                             would ever come here; put it first, or narrow the other one"
+                        ),
+                    ));
+                }
+                earlier.push((key, &child.selectors));
+            }
+        }
+        Ok(())
     }
 
     /// Our outer addresses, each once.
@@ -165,6 +214,13 @@ impl Settings {
         let remote = children().flat_map(|c| &c.selectors.remote).map(|s| s.addresses).collect();
         (local, remote)
     }
+}
+
+/// Lies each of `these` within one of `those`?
+fn covers(those: &[Selector], these: &[Selector]) -> bool {
+    these.iter().map(|selector| selector.addresses).all(|this| {
+        those.iter().any(|that| that.addresses.start <= this.start && this.end <= that.addresses.end)
+    })
 }
 
 fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {

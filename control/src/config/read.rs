@@ -4,6 +4,7 @@
 //! [`Section::finish`] refuses the keys that nobody asked for.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
@@ -33,15 +34,21 @@ impl fmt::Display for ConfigError {
             write!(f, ":{}", self.line)?;
         }
         if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
+            write!(f, ": {}", self.key.escape_debug())?;
         }
-        write!(f, ": {}", self.problem)
+        // One line, whatever the file holds.
+        write!(f, ": {}", self.problem.replace(char::is_control, " "))
     }
 }
 
 impl std::error::Error for ConfigError {}
 
 type Result<T> = std::result::Result<T, ConfigError>;
+
+/// The line, from 1, that begins or goes on behind these octets.
+pub(super) fn line(before: &[u8]) -> usize {
+    before.iter().filter(|octet| **octet == b'\n').count() + 1
+}
 
 /// A file's text.
 pub(super) struct Document<'a> {
@@ -54,10 +61,12 @@ impl<'a> Document<'a> {
         Document { file, source }
     }
 
+    fn line(&self, at: usize) -> usize {
+        line(&self.source.as_bytes()[..at.min(self.source.len())])
+    }
+
     fn error(&self, at: usize, key: &str, problem: impl Into<String>) -> ConfigError {
-        let before = &self.source.as_bytes()[..at.min(self.source.len())];
-        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
-        ConfigError { file: self.file.into(), line, key: key.into(), problem: problem.into() }
+        ConfigError { file: self.file.into(), line: self.line(at), key: key.into(), problem: problem.into() }
     }
 
     /// Parses; a syntax error names its line.
@@ -66,10 +75,32 @@ impl<'a> Document<'a> {
             let at = e.span().map_or(0, |s| s.start);
             let start = self.source[..at.min(self.source.len())].rfind('\n').map_or(0, |i| i + 1);
             let line = self.source[start..].lines().next().unwrap_or("");
-            let key = line.split('=').next().unwrap_or("").trim();
+            // Where no key is to be seen none is named: the line may be the rest of a secret.
+            let key = match line.split_once('=') {
+                Some((key, _)) => key.trim(),
+                None if line.starts_with('[') => line.trim().trim_matches(['[', ']']),
+                None => "",
+            };
             let message = e.message().replace('\n', "; ");
             self.error(at, key, format!("this is not TOML: {message}"))
         })
+    }
+
+    /// The line on which each key's value stands, by its dotted path.
+    pub(super) fn lines(&self, table: &DeTable<'_>) -> BTreeMap<String, usize> {
+        let mut lines = BTreeMap::new();
+        let mut waiting = vec![(String::new(), table)];
+        while let Some((path, table)) = waiting.pop() {
+            for (key, value) in table.iter() {
+                let name = key.get_ref();
+                let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
+                lines.insert(path.clone(), self.line(value.span().start));
+                if let Some(table) = value.get_ref().as_table() {
+                    waiting.push((path, table));
+                }
+            }
+        }
+        lines
     }
 
     pub(super) fn root(&'a self, table: &'a Spanned<DeTable<'a>>) -> Section<'a> {
@@ -281,6 +312,10 @@ impl<'a> Value<'a> {
         match text.parse() {
             Ok(IpAddr::V6(_)) => {
                 Err(self.error(format!("{text}: IPv6 is not supported yet; write an IPv4 address")))
+            }
+            Ok(IpAddr::V4(a)) if a.is_unspecified() || a.is_multicast() || a.is_broadcast() => {
+                Err(self
+                    .error(format!("{text} is not the address of one host; write one such as \"192.0.2.2\"")))
             }
             Ok(address) => Ok(address),
             Err(_) => {

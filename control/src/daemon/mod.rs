@@ -130,7 +130,16 @@ struct Daemon<'a> {
 impl<'a> Daemon<'a> {
     fn start(settings: &'a Settings, start: Start, side: ControlSide) -> Result<Daemon<'a>, Failure> {
         let state_dir = &settings.gateway.state_dir;
-        let refused = |e: StoreError| Failure::Refused(format!("{}: {e}", state_dir.display()));
+        let refused = |e: StoreError| {
+            let problem = match &e {
+                StoreError::Database(redb::Error::Io(e)) => format!(
+                    "{} cannot be used: {e}; make it readable and writable, or name another directory",
+                    state_dir.display()
+                ),
+                e => format!("{}: {e}", state_dir.display()),
+            };
+            Failure::Refused(settings.error("gateway.state_dir", problem).to_string())
+        };
         let mut store = disk::open_store(state_dir).map_err(refused)?;
         tracing::debug!("the database is open");
         let mut files = Files::new(settings);
