@@ -84,8 +84,8 @@ impl Testbed {
         cleanup::prepare()?;
         let topology = Topology::create(options.addresses)?;
         let directory = std::env::temp_dir().join(unique_name(topology.number, "files"));
-        std::fs::create_dir_all(&directory).context(|| format!("making {}", directory.display()))?;
         let guard = Guard::directory(&directory);
+        std::fs::create_dir_all(&directory).context(|| format!("making {}", directory.display()))?;
         let capture = |side: Side| {
             let path = directory.join(format!("outer-{}.pcap", side.letter()));
             Capture::start(topology.delay_box(), &side.box_interface(), &path)
