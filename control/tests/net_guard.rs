@@ -32,17 +32,6 @@ fn mac(testbed: &Testbed, interface: &str) -> [u8; 6] {
     octets.try_into().unwrap()
 }
 
-/// An IPv4 packet with this TTL.
-fn with_ttl(mut packet: Vec<u8>, ttl: u8) -> Vec<u8> {
-    packet[8] = ttl;
-    packet[10..12].fill(0);
-    let sum: u32 = packet[..20].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
-    packet
-}
-
 /// Sends the whole repertoire and looks at the wire.
 fn round() -> (Testbed, impl Fn(&mut Testbed, &str) -> Round) {
     let testbed = Testbed::two_gateways(Options::default()).unwrap();
@@ -74,17 +63,17 @@ fn round() -> (Testbed, impl Fn(&mut Testbed, &str) -> Round) {
         for ttl in [64, 1] {
             for source in [host_a, outer_a] {
                 for destination in [host_b, inner_b, Ipv4Addr::new(10, 2, 0, 77)] {
-                    inject(with_ttl(craft::ipv4(source, destination, 17, &udp(port)), ttl));
-                    inject(with_ttl(craft::ipv4(source, destination, 17, &udp(closed)), ttl));
-                    inject(with_ttl(
+                    inject(craft::with_ttl(craft::ipv4(source, destination, 17, &udp(port)), ttl));
+                    inject(craft::with_ttl(craft::ipv4(source, destination, 17, &udp(closed)), ttl));
+                    inject(craft::with_ttl(
                         craft::ipv4(source, destination, 1, &craft::icmp(8, 0, 1, &marker.0)),
                         ttl,
                     ));
                 }
             }
             // In clear, with a protected source, to the gateway itself: an answer would name the source.
-            inject(with_ttl(craft::ipv4(host_a, outer_b, 17, &udp(closed)), ttl));
-            inject(with_ttl(craft::ipv4(host_a, outer_b, 1, &craft::icmp(8, 0, 1, b"echo")), ttl));
+            inject(craft::with_ttl(craft::ipv4(host_a, outer_b, 17, &udp(closed)), ttl));
+            inject(craft::with_ttl(craft::ipv4(host_a, outer_b, 1, &craft::icmp(8, 0, 1, b"echo")), ttl));
         }
         // To a gateway that is down for the moment: an answer would tell the peer that nobody is here.
         for (protocol, payload) in [(50, marker.0.to_vec()), (17, udp(4500)), (17, udp(500))] {

@@ -19,6 +19,15 @@ pub fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8
     [header, payload.to_vec()].concat()
 }
 
+/// The same IPv4 packet with another Time to Live, its checksum right.
+pub fn with_ttl(mut packet: Vec<u8>, ttl: u8) -> Vec<u8> {
+    packet[8] = ttl;
+    packet[10..12].fill(0);
+    let checksum = (!internet_sum(&packet[..20])).to_be_bytes();
+    packet[10..12].copy_from_slice(&checksum);
+    packet
+}
+
 /// An IPv6 packet.
 pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next_header: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).to_be_bytes();

@@ -42,36 +42,23 @@ fn cleartext_from_outside_never_arrives_inside() {
     let capture =
         spindle_testbed::Capture::start(testbed.topology().host(Side::B), "b-host", &path).expect("capture");
     let marker = testbed.marker();
-    let strike = |times: usize| {
-        for _ in 0..times {
-            for time_to_live in [1, 64] {
-                let mut packet = craft::ipv4(host_a, host_b, 17, &craft::udp(4000, 7001, &marker.0));
-                // RFC 1624: another TTL, the checksum kept right.
-                packet[8] = time_to_live;
-                packet[10..12].copy_from_slice(&[0, 0]);
-                let sum: u32 =
-                    packet[..20].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-                let folded = (sum & 0xffff) + (sum >> 16);
-                packet[10..12].copy_from_slice(&(!((folded & 0xffff) + (folded >> 16)) as u16).to_be_bytes());
-                testbed.inject(Side::B, &craft::ethernet(mac, [4; 6], 0x0800, &packet)).expect("inject");
-            }
-        }
-    };
-    strike(20);
-    std::thread::sleep(Duration::from_millis(200));
-    testbed.gateway_mut(Side::B).kill_group().expect("a kill");
-    let strike_again = |testbed: &spindle_testbed::Testbed| {
-        let packet = craft::ipv4(host_a, host_b, 17, &craft::udp(4000, 7001, &marker.0));
-        for _ in 0..20 {
+    // Packets whose time ends at the gateway, and packets that would live on.
+    let strike = |testbed: &spindle_testbed::Testbed| {
+        for time_to_live in [1, 64].repeat(20) {
+            let packet = craft::ipv4(host_a, host_b, 17, &craft::udp(4000, 7001, &marker.0));
+            let packet = craft::with_ttl(packet, time_to_live);
             testbed.inject(Side::B, &craft::ethernet(mac, [4; 6], 0x0800, &packet)).expect("inject");
         }
     };
-    strike_again(&testbed);
+    strike(&testbed);
+    std::thread::sleep(Duration::from_millis(200));
+    testbed.gateway_mut(Side::B).kill_group().expect("a kill");
+    strike(&testbed);
     std::thread::sleep(Duration::from_millis(200));
     testbed.gateway_mut(Side::B).start().expect("a start");
     testbed.gateway_mut(Side::B).wait_ready(READY).expect("ready");
     testbed.gateway_mut(Side::B).stop().expect("a stop");
-    strike_again(&testbed);
+    strike(&testbed);
     std::thread::sleep(Duration::from_millis(200));
     let frames = capture.stop().expect("frames");
     let arrived =

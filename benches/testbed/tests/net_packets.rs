@@ -1,6 +1,9 @@
 //! Packets of ordinary sockets through a tunnel of real gateways, the hosts' offloads untouched; nothing leaks, and
 //! every packet has its place in the dataplane's equation.
 
+mod gateways;
+
+use gateways::hardware_address;
 use spindle_testbed::{Options, Place, Side, Testbed, craft};
 use std::time::Duration;
 
@@ -58,16 +61,7 @@ fn a_cleartext_packet_from_outside_never_reaches_a_host() {
     payload.extend(0_u64.to_be_bytes());
     let datagram = craft::udp(9, spindle_testbed::Stream::PORT, &payload);
     let packet = craft::ipv4(addresses.host(Side::A), addresses.host(Side::B), 17, &datagram);
-    let hardware = testbed.topology().gateway(Side::B).ip("-o link show b-out").expect("it is there");
-    let hardware: Vec<u8> = hardware
-        .split_once("link/ether ")
-        .map(|(_, rest)| rest.split_whitespace().next().unwrap_or_default().split(':'))
-        .into_iter()
-        .flatten()
-        .filter_map(|octet| u8::from_str_radix(octet, 16).ok())
-        .collect();
-    let hardware: [u8; 6] = hardware.try_into().expect("a hardware address");
-    let frame = craft::ethernet(hardware, [2, 0, 0, 0, 0, 1], 0x0800, &packet);
+    let frame = craft::ethernet(hardware_address(&testbed, Side::B), [2, 0, 0, 0, 0, 1], 0x0800, &packet);
     for _ in 0..20 {
         testbed.inject(Side::B, &frame).expect("the kernel sends it");
     }
