@@ -58,10 +58,8 @@ pub enum SteerError {
     )]
     Load(#[from] LoadError),
     /// An interface refused a program.
-    #[error("cannot attach XDP to {interface} ({fix}): {error}")]
+    #[error("cannot attach XDP ({fix}): {error}")]
     Attach {
-        /// The interface's index.
-        interface: u32,
         /// What the operator can do.
         fix: &'static str,
         /// The kernel's word.
@@ -128,12 +126,12 @@ impl Steer {
                     }
                     let fix = match errno {
                         _ if busy => "another XDP program is attached: `ip link set dev NAME xdp off`",
-                        Some(libc::EOPNOTSUPP) => "its driver has no native XDP: use --xdp-mode generic",
+                        Some(libc::EOPNOTSUPP) => "its driver has no native XDP: set xdp_mode = \"generic\"",
                         Some(libc::EPERM | libc::EACCES) => "root or CAP_NET_ADMIN is needed",
                         Some(libc::ERANGE) => "its MTU may be too large for XDP: at most 3,498",
                         _ => "does the interface exist, with an MTU of at most 3,498?",
                     };
-                    return Err(SteerError::Attach { interface, fix, error });
+                    return Err(SteerError::Attach { fix, error });
                 }
             }
         }

@@ -171,7 +171,7 @@ fn local_addresses_are_replaced() {
 fn a_refused_attachment_says_what_helps() {
     let steer = &mut steer();
     let error = steer.attach(Side::Outside, 1, Mode::Native).expect_err("loopback's driver knows no XDP");
-    assert!(error.to_string().contains("--xdp-mode generic"), "{error}");
+    assert!(error.to_string().contains("xdp_mode = \"generic\""), "{error}");
     let error =
         steer.attach(Side::Outside, u32::MAX >> 1, Mode::Native).expect_err("there is no such interface");
     assert!(error.to_string().contains("does the interface exist"), "{error}");

@@ -57,7 +57,7 @@ pub fn up(settings: &Settings, new_secret: bool) -> Result<u8, Refused> {
             settings.error(&format!("gateway.{key}"), problem)
         })?;
     }
-    let _lock = lock(&gateway.run_dir)?;
+    let _lock = lock(settings)?;
     Guard::new(settings).close()?;
     machine::check(settings)?;
     let programs = Programs::beside_us()?;
@@ -65,20 +65,26 @@ pub fn up(settings: &Settings, new_secret: bool) -> Result<u8, Refused> {
     runtime.block_on(supervise(settings, &programs, started_us, new_secret))
 }
 
-/// Takes the lock of a run directory, which ends with this process.
-pub fn lock(run_dir: &Path) -> Result<File, Refused> {
-    let path = run_dir.join("lock");
-    let mut file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
+/// Takes the lock of the run directory, which ends with this process.
+pub fn lock(settings: &Settings) -> Result<File, Refused> {
+    let path = settings.gateway.run_dir.join("lock");
+    let refused = |problem: String| settings.error("gateway.run_dir", problem);
+    let open = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let mut file = open.map_err(|e| {
+        refused(format!(
+            "{} cannot be written: {e}; make it writable, or name another directory",
+            path.display()
+        ))
+    })?;
     let patience = Instant::now() + LOCK_PATIENCE;
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() >= patience {
             let holder = std::fs::read_to_string(&path).unwrap_or_default();
-            return Err(Refused(format!(
-                "{}: another `spindle up` (process {}) runs with this run_dir; stop it, or give this gateway a run_dir \
-                 of its own",
-                path.display(),
+            let problem = format!(
+                "another `spindle up` (process {}) runs with this directory; stop it, or give this gateway one of its own",
                 holder.trim()
-            )));
+            );
+            return Err(refused(problem).into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -213,8 +213,8 @@ impl Dataplane {
                 Mode::Generic
             }
         };
-        steer.attach(Side::Inside, inside.index, mode)?;
-        steer.attach(Side::Outside, outside.index, mode)?;
+        steer.attach(Side::Inside, inside.index, mode).context(inside.name.clone())?;
+        steer.attach(Side::Outside, outside.index, mode).context(outside.name.clone())?;
         tracing::info!(
             inside = inside.name,
             outside = outside.name,

@@ -46,6 +46,10 @@ fn an_interrupted_demonstration_leaves_nothing_behind_at_any_step() {
         assert!(told.by_ref().any(|line| line.contains(step)), "{step}: it did not come to that");
         // Sometime within the step.
         std::thread::sleep(Duration::from_millis(40 * number as u64));
+        assert!(
+            number == 0 || !remains(demo.id()).is_empty(),
+            "{step}: nothing is found, so nothing is shown"
+        );
         let signalled = Command::new("kill").args(["-s", "INT", &demo.id().to_string()]).status();
         assert!(signalled.expect("kill runs").success());
         let code = demo.wait().expect("it ends").code();

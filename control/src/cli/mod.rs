@@ -3,7 +3,7 @@
 mod client;
 mod tables;
 
-use crate::config::Settings;
+use crate::config::{RUN_DIR, Settings};
 use crate::guard::Guard;
 use crate::protocol::{Done, Request};
 use crate::supervisor;
@@ -96,9 +96,9 @@ enum Verb {
 #[derive(Args)]
 struct Ask {
     /// The gateway's configuration, which names its run_dir.
-    #[arg(long, required_unless_present = "run_dir")]
+    #[arg(long)]
     config: Option<PathBuf>,
-    /// The gateway's run_dir.
+    /// The gateway's run_dir; without this and --config, the default one.
     #[arg(long, conflicts_with = "config")]
     run_dir: Option<PathBuf>,
     /// Print JSON.
@@ -194,15 +194,15 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
             let settings = Settings::load(&config).map_err(Unsuccessful::usage)?;
             let run_dir = &settings.gateway.run_dir;
             crate::daemon::disk::private_directory(run_dir)
-                .map_err(|e| Unsuccessful::usage(format!("{}: {e}", run_dir.display())))?;
+                .map_err(|e| format!("{} cannot be made: {e}; name another directory", run_dir.display()))
+                .map_err(|problem| Unsuccessful::usage(settings.error("gateway.run_dir", problem)))?;
             Guard::new(&settings).close().map_err(Unsuccessful::usage)?;
             Ok(0)
         }
         Verb::Open { config } => {
             let settings = Settings::load(&config).map_err(Unsuccessful::usage)?;
-            let run_dir = &settings.gateway.run_dir;
-            if run_dir.exists() {
-                supervisor::lock(run_dir).map_err(|e| {
+            if settings.gateway.run_dir.exists() {
+                supervisor::lock(&settings).map_err(|e| {
                     Unsuccessful::failed(format!("the guard stays while the gateway runs: {}", e.0))
                 })?;
             }
@@ -242,7 +242,7 @@ fn run_dir(ask: &Ask) -> Result<PathBuf, Unsuccessful> {
         (None, Some(config)) => {
             Settings::load(config).map(|s| s.gateway.run_dir).map_err(Unsuccessful::usage)
         }
-        (None, None) => Err(Unsuccessful::usage("say which gateway with --config FILE or --run-dir DIR")),
+        (None, None) => Ok(PathBuf::from(RUN_DIR)),
     }
 }
 

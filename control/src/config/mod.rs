@@ -17,6 +17,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Where lock and control socket are if the file doesn't say.
+pub const RUN_DIR: &str = "/run/spindle";
+
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// A whole configuration, checked.
@@ -240,7 +243,14 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         None => Ok(default),
     };
     let state_dir = path("state_dir", "/var/lib/spindle".into())?;
-    let run_dir = path("run_dir", "/run/spindle".into())?;
+    let run_dir = path("run_dir", RUN_DIR.into())?;
+    // Of `struct sockaddr_un`, the final zero included.
+    const LONGEST_SOCKET: usize = 108;
+    if run_dir.join(crate::protocol::SOCKET).as_os_str().len() >= LONGEST_SOCKET {
+        return Err(
+            section.error_of("run_dir", "is too long for the control socket in it; write a shorter path")
+        );
+    }
     let anchor = match section.optional("anchor") {
         Some(value) => {
             let anchor = base.join(value.string()?);

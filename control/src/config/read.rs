@@ -179,6 +179,11 @@ impl<'a> Section<'a> {
         self.document.error(self.span.start, &self.path, problem)
     }
 
+    /// An error about the value of a key, or about the section if it has no such key.
+    pub(super) fn error_of(&self, key: &str, problem: &str) -> ConfigError {
+        self.entry(key).map_or_else(|| self.error(problem), |value| value.error(problem))
+    }
+
     /// Refuses keys that were not asked for.
     pub(super) fn finish(&self) -> Result<()> {
         let known = self.known.borrow();

@@ -176,6 +176,13 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "connections.ab.children.zulu",
             "not TOML",
         ),
+        (
+            "outside = [\"b-out\"]",
+            &format!("outside = [\"b-out\"]\nrun_dir = \"/{}\"", "long".repeat(30)),
+            5,
+            "gateway.run_dir",
+            "a shorter path",
+        ),
         ("\"192.0.2.2\"", "\"0.0.0.0\"", 6, "connections.ab.local.address", "address of one host"),
         (
             "[\"0.0.0.0/0\"]",

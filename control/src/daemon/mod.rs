@@ -144,16 +144,14 @@ impl<'a> Daemon<'a> {
         tracing::debug!("the database is open");
         let mut files = Files::new(settings);
         if settings.recovery.secret_file.is_some() && !start.new_secret {
-            shared_secret_is_there(&mut files)?;
+            shared_secret_is_there(settings, &mut files)?;
         }
         let clock = (wall_clock_us() / 1_000_000, now());
         let booted =
             store.boot(&mut files, &mut SystemRandom, clock, start.new_secret).map_err(|e| match &e {
-                StoreError::File(file, _) => {
-                    Failure::Refused(format!("{}: {e}", files.path(*file).display()))
-                }
+                StoreError::File(file, _) => of_file(settings, &files, *file, e.to_string()),
                 StoreError::SecretMissing | StoreError::SecretMalformed(_) => {
-                    Failure::Refused(format!("{}: {e}", files.path(SmallFile::Secret).display()))
+                    of_file(settings, &files, SmallFile::Secret, e.to_string())
                 }
                 _ => refused(e),
             })?;
@@ -189,7 +187,8 @@ impl<'a> Daemon<'a> {
             })?;
         let run_dir = &settings.gateway.run_dir;
         let requests = server::listen(run_dir)
-            .map_err(|e| Failure::Refused(format!("{}: {e}; make run_dir writable", run_dir.display())))?;
+            .map_err(|e| format!("{} cannot be used: {e}; make it writable", run_dir.display()))
+            .map_err(|problem| Failure::Refused(settings.error("gateway.run_dir", problem).to_string()))?;
 
         let status = Status {
             name: settings.gateway.name.clone(),
@@ -453,13 +452,19 @@ impl<'a> Daemon<'a> {
 }
 
 /// A secret that a cluster shares is brought here by the operator, never made.
-fn shared_secret_is_there(files: &mut Files) -> Result<(), Failure> {
+fn shared_secret_is_there(settings: &Settings, files: &mut Files) -> Result<(), Failure> {
+    let missing = "the QCD secret is missing; copy the cluster's there, or make one with --new-secret";
     match files.read(SmallFile::Secret) {
-        Ok(None) => Err(Failure::Refused(format!(
-            "{}: the QCD secret named by recovery.secret_file is missing; copy the cluster's there, or make one with \
-             --new-secret",
-            files.path(SmallFile::Secret).display()
-        ))),
+        Ok(None) => Err(of_file(settings, files, SmallFile::Secret, missing.into())),
         _ => Ok(()),
     }
+}
+
+/// A refusal for the sake of a small file, by the key that names it.
+fn of_file(settings: &Settings, files: &Files, file: SmallFile, problem: String) -> Failure {
+    let key = match file {
+        SmallFile::Secret => "recovery.secret_file",
+        SmallFile::Anchor => "gateway.anchor",
+    };
+    Failure::Refused(settings.error(key, format!("{}: {problem}", files.path(file).display())).to_string())
 }
