@@ -8,7 +8,8 @@ pub struct ReplayWindow {
     top: u32,
     /// Numbers in the window; 0 is off.
     size: u32,
-    /// At least one block more than the window needs, so that its left end is whole. A power of two.
+    /// At least one block more than the window fills, so that its left end is whole wherever its right end stands in
+    /// a block. A power of two.
     blocks: Box<[u64]>,
 }
 
@@ -17,7 +18,7 @@ impl ReplayWindow {
     pub fn new(size: u32) -> Option<ReplayWindow> {
         let blocks = match size {
             0 => 0,
-            32..=65536 if size.is_power_of_two() => (size / 64 + 1).next_power_of_two() as usize,
+            32..=65536 if size.is_power_of_two() => (size.div_ceil(64) + 1).next_power_of_two() as usize,
             _ => return None,
         };
         Some(ReplayWindow { top: 0, size, blocks: vec![0; blocks].into_boxed_slice() })
@@ -114,6 +115,21 @@ mod tests {
             assert!(!window.check(sequence));
         }
         assert!(!window.check(u32::MAX - 64) && window.check(u32::MAX - 1));
+    }
+
+    /// RFC 4303 section 3.4.3: every number within the window is remembered, wherever in a block its right end stands.
+    #[test]
+    fn nothing_in_the_window_is_accepted_again_as_it_moves_on_one_by_one() {
+        for size in [32, 64, 128, 1024] {
+            let mut window = ReplayWindow::new(size).unwrap();
+            for top in 1..3 * size + 200 {
+                assert!(window.check(top));
+                window.update(top);
+                for sequence in top.saturating_sub(size + 70)..=top {
+                    assert!(!window.check(sequence), "{sequence} again below {top}, window {size}");
+                }
+            }
+        }
     }
 
     proptest! {
