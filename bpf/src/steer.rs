@@ -208,8 +208,8 @@ impl SpiStates {
         }
         let result = self.update();
         for (key, value) in self.keys.iter().zip(&self.values) {
-            if *value == 0 {
-                // Absent already if the SPI was set twice.
+            // One that has got a state since it became unknown stays; one may be absent already.
+            if *value == 0 && matches!(self.map.get(key, 0), Ok(0)) {
                 let _ = self.map.remove(key);
             }
         }

@@ -136,6 +136,19 @@ fn unknown_spis_go_to_the_background_and_all_others_to_the_first_socket() {
 }
 
 #[test]
+fn the_last_state_that_was_noted_counts() {
+    let mut states = steer().take_spi_states().unwrap().unwrap();
+    for (spi, noted) in
+        [(0x1001, [0, 4].as_slice()), (0x1002, &[4, 0]), (0x1003, &[1, 0, 2]), (0x1004, &[3, 0, 0])]
+    {
+        noted.iter().for_each(|state| states.set(spi, *state));
+    }
+    states.flush().unwrap();
+    assert_eq!([0x1001, 0x1002, 0x1003, 0x1004].map(|spi| states.state(spi)), [4, 0, 2, 0]);
+    assert!(states.map.get(&0x1002_u32.to_be(), 0).is_err(), "an unknown SPI takes no memory");
+}
+
+#[test]
 fn a_hundred_thousand_spis_are_written_with_little_work() {
     let mut steer = Steer::load(&[US], MAX_SPIS).unwrap();
     let mut states = steer.take_spi_states().unwrap().unwrap();
