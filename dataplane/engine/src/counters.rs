@@ -85,13 +85,13 @@ counted! {
         MalformedIpv4 = "malformed_ipv4",
         /// To one of our own addresses, and nothing that the dataplane handles.
         ForHost = "for_host",
-        /// Multicast or broadcast.
+        /// From or to no single host: multicast, broadcast, loopback, "this network".
         NotUnicast = "not_unicast",
         /// From outside in clear, and no policy lets it by.
         CleartextFromOutside = "cleartext_from_outside",
         /// ESP in fragments.
         EspFragment = "esp_fragment",
-        /// Too short for ESP, or a reserved SPI.
+        /// Too short for ESP or the UDP around it, or a reserved SPI.
         MalformedEsp = "malformed_esp",
         /// ESP on an SPI that is still being negotiated.
         LarvalSpi = "larval_spi",

@@ -100,11 +100,11 @@ impl Engine {
             _ => return Kind::Drop(DropReason::MalformedIpv4),
         };
         let (source, destination) = (packet.source(), packet.destination());
+        if !is_unicast(source) || !is_unicast(destination) {
+            return Kind::Drop(DropReason::NotUnicast);
+        }
         if !self.is_local(destination) {
-            return match is_unicast(destination) {
-                true => Kind::Clear,
-                false => Kind::Drop(DropReason::NotUnicast),
-            };
+            return Kind::Clear;
         }
         let (mut source_port, mut destination_port) = (0, 0);
         let mut start = ETHERNET + packet.header_length();
@@ -122,7 +122,7 @@ impl Engine {
             protocol::ESP => {}
             protocol::UDP => {
                 let Ok(checked) = udp::Packet::new_checked(payload) else {
-                    return Kind::Drop(DropReason::ForHost);
+                    return Kind::Drop(DropReason::MalformedEsp);
                 };
                 datagram = checked;
                 (source_port, destination_port) = (datagram.source_port(), datagram.destination_port());
@@ -307,8 +307,9 @@ fn check_inner(
     Ok((packet.total_length(), packet.destination()))
 }
 
-/// Neither multicast, nor broadcast, nor "this network" (RFC 1122 section 3.2.1.3).
+/// One host's address on a network: neither multicast, nor broadcast, "this network" or loopback (RFC 1122 section
+/// 3.2.1.3).
 #[inline]
 pub(crate) fn is_unicast(address: Ipv4Addr) -> bool {
-    !address.is_multicast() && !address.is_broadcast() && address.octets()[0] != 0
+    !address.is_multicast() && !address.is_broadcast() && !matches!(address.octets()[0], 0 | 127)
 }

@@ -211,7 +211,7 @@ impl Engine {
     }
 
     /// Makes the frame the first fragment and returns the others; `None`, and nothing changed, if there are no
-    /// frames for them, or if there are options (not all of which belong into each fragment).
+    /// frames for them, or if it is itself a fragment that would end beyond the longest packet.
     fn split<F: Frame>(
         &mut self,
         length: usize,
@@ -219,18 +219,20 @@ impl Engine {
         frame: &mut F,
         out: &mut impl Output<F>,
     ) -> Option<ArrayVec<F, FRAGMENTS>> {
-        const FRONT: usize = ETHERNET + ipv4::HEADER_LENGTH;
         let packet = ipv4::Packet::new_checked(&frame.data()[ETHERNET..]).ok()?;
         let (header, last, offset) =
             (packet.header_length(), !packet.more_fragments(), packet.fragment_offset());
-        let step = limit.checked_sub(ipv4::HEADER_LENGTH)? & !7;
+        let (options, options_length) = ipv4::copied_options(packet.options());
+        let step = limit.checked_sub(header)? & !7;
         let payload = length - header;
-        if header != ipv4::HEADER_LENGTH || step == 0 || payload.div_ceil(step) > FRAGMENTS + 1 {
+        let too_long = usize::from(offset) * 8 + length > usize::from(u16::MAX);
+        if too_long || step == 0 || payload.div_ceil(step) > FRAGMENTS + 1 {
             return None;
         }
+        let (front, later) = (ETHERNET + header, ipv4::HEADER_LENGTH + options_length);
         let mut pieces: ArrayVec<F, FRAGMENTS> = ArrayVec::new();
         for start in (step..payload).step_by(step) {
-            let size = FRONT + step.min(payload - start);
+            let size = ETHERNET + later + step.min(payload - start);
             let Some(piece) = out.allocate(size).filter(|piece| piece.data().len() == size) else {
                 // Frames of ours that no one received: they count as created and dropped.
                 self.counters.add(Counter::Created, pieces.len() as u64);
@@ -241,14 +243,17 @@ impl Engine {
         }
         for (piece, start) in pieces.iter_mut().zip((step..payload).step_by(step)) {
             let size = step.min(payload - start);
-            let octets = piece.data_mut();
-            octets[..FRONT].copy_from_slice(&frame.data()[..FRONT]);
-            octets[FRONT..FRONT + size].copy_from_slice(&frame.data()[FRONT + start..FRONT + start + size]);
+            let (ethernet, octets) = piece.data_mut().split_at_mut(ETHERNET);
+            let (head, body) = octets.split_at_mut(later);
+            ethernet.copy_from_slice(&frame.data()[..ETHERNET]);
+            head[..ipv4::HEADER_LENGTH].copy_from_slice(&frame.data()[ETHERNET..][..ipv4::HEADER_LENGTH]);
+            head[ipv4::HEADER_LENGTH..].copy_from_slice(&options[..options_length]);
+            body.copy_from_slice(&frame.data()[front + start..front + start + size]);
             let more = !last || start + size < payload;
-            ipv4::rewrite_as_fragment(&mut octets[ETHERNET..], more, offset + (start / 8) as u16);
+            ipv4::rewrite_as_fragment(octets, later, more, offset + (start / 8) as u16);
         }
-        frame.truncate(FRONT + step);
-        ipv4::rewrite_as_fragment(&mut frame.data_mut()[ETHERNET..], true, offset);
+        frame.truncate(front + step);
+        ipv4::rewrite_as_fragment(&mut frame.data_mut()[ETHERNET..], header, true, offset);
         Some(pieces)
     }
 

@@ -5,6 +5,13 @@ use std::net::Ipv4Addr;
 
 /// Octets of a header without options.
 pub const HEADER_LENGTH: usize = 20;
+/// Octets of options at most.
+pub const MAX_OPTIONS: usize = 40;
+
+const OPTION_END: u8 = 0;
+const OPTION_NO_OPERATION: u8 = 1;
+/// In an option's type: it goes into each fragment.
+const COPIED: u8 = 0x80;
 
 /// A packet's octets. What lies behind its total length (Ethernet padding) is never shown.
 #[derive(Clone, Copy, Debug)]
@@ -30,19 +37,6 @@ impl<T: AsRef<[u8]>> Packet<T> {
             return Err(Malformed::Truncated);
         }
         Ok(Packet(octets))
-    }
-
-    /// A header whose total length is about to be set: as `new_checked`, but the total length may lie beyond the
-    /// octets. Only [`Packet::set_total_length`] and header accessors are to be called before it is right.
-    fn new_header(octets: T) -> Result<Packet<T>, Malformed> {
-        let o = octets.as_ref();
-        if o.len() < HEADER_LENGTH || o[0] >> 4 != 4 {
-            return Err(Malformed::Truncated);
-        }
-        match usize::from(o[0] & 15) * 4 {
-            header if header < HEADER_LENGTH || header > o.len() => Err(Malformed::Field("IPv4 length")),
-            _ => Ok(Packet(octets)),
-        }
     }
 
     #[inline]
@@ -184,13 +178,6 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
         self.set_word(6, flags | offset & 0x1fff);
     }
 
-    /// Sets the total length. The caller keeps it between header length and the octets there are.
-    pub fn set_total_length(&mut self, length: u16) {
-        let least = self.header_length();
-        let most = self.octets().len();
-        self.set_word(2, (usize::from(length).clamp(least, most)) as u16);
-    }
-
     /// What follows the header, to be changed.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
@@ -199,13 +186,39 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
     }
 }
 
-/// Makes the header at the front that of a fragment which is all these octets; `false` if it is no header.
-pub fn rewrite_as_fragment(octets: &mut [u8], more_fragments: bool, offset: u16) -> bool {
+/// Makes the header at the front, of this length with its options, that of a fragment which is all these octets.
+pub fn rewrite_as_fragment(octets: &mut [u8], header_length: usize, more_fragments: bool, offset: u16) {
     let length = octets.len().min(usize::from(u16::MAX)) as u16;
-    let Ok(mut packet) = Packet::new_header(octets) else { return false };
-    packet.set_total_length(length);
-    packet.set_fragment(false, more_fragments, offset);
-    true
+    octets[0] = 0x40 | (header_length / 4) as u8;
+    put16(octets, 2, length);
+    put16(octets, 6, u16::from(more_fragments) << 13 | offset & 0x1fff);
+    put16(octets, 10, 0);
+    let checksum = checksum::internet(&octets[..header_length]);
+    put16(octets, 10, checksum);
+}
+
+/// The options that each fragment bears, those whose copied flag is set (RFC 791 section 3.1), padded to whole words;
+/// their length. What follows a malformed one is left out.
+pub fn copied_options(options: &[u8]) -> ([u8; MAX_OPTIONS], usize) {
+    let (mut copied, mut length) = ([0; MAX_OPTIONS], 0);
+    let mut rest = options;
+    while let [kind, tail @ ..] = rest {
+        let size = match (*kind, tail) {
+            (OPTION_END, _) => break,
+            (OPTION_NO_OPERATION, _) => 1,
+            (_, [size, ..]) if *size >= 2 => usize::from(*size),
+            _ => break,
+        };
+        let Some((option, behind)) = rest.split_at_checked(size) else { break };
+        if kind & COPIED != 0
+            && let Some(room) = copied.get_mut(length..length + size)
+        {
+            room.copy_from_slice(option);
+            length += size;
+        }
+        rest = behind;
+    }
+    (copied, length.next_multiple_of(4))
 }
 
 /// A header without options.
@@ -325,6 +338,16 @@ mod tests {
             prop_assert_eq!((packet.dont_fragment(), packet.more_fragments()), (df, true));
         }
 
+        /// RFC 791 section 3.1.
+        #[test]
+        fn options_of_fragments_are_those_to_be_copied(options in proptest::collection::vec(any::<u8>(), 0..=40)) {
+            let (copied, length) = copied_options(&options);
+            prop_assert!(length <= options.len().next_multiple_of(4) && length % 4 == 0);
+            prop_assert_eq!(copied_options(&copied[..length]), (copied, length));
+            let made = [7, 3, 4, 0x94, 4, 0, 0, 1, 0x83, 3, 4, 68, 4, 5, 0];
+            prop_assert_eq!(&copied_options(&made).0[..8], [0x94, 4, 0, 0, 0x83, 3, 4, 0]);
+        }
+
         #[test]
         fn mutated_octets_parse_or_are_refused(repr in repr(), at in 0usize..20, to: u8, cut in 0usize..130) {
             let mut octets = vec![0; HEADER_LENGTH + usize::from(repr.payload_length)];
@@ -335,7 +358,6 @@ mod tests {
                 let _ = (packet.options().len(), Repr::parse(&packet));
                 prop_assert_eq!(packet.header_length() + packet.payload().len(), packet.total_length());
                 packet.decrement_ttl();
-                packet.set_total_length(at as u16);
                 let _ = packet.payload_mut();
             }
         }
