@@ -229,7 +229,11 @@ impl Guard {
             .filter_map(|(path, _)| Some((path.clone(), std::fs::read_to_string(path).ok()?.trim().into())))
             .collect();
         let text = serde_json::to_vec(&found).unwrap_or_default();
-        std::fs::write(&self.kept, text).map_err(|error| GuardError::Keep { path: self.kept.clone(), error })
+        // Whole or not at all: half of it would be kept for good, and nothing restored from it.
+        let new = self.kept.with_extension("new");
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, &self.kept))
+            .map_err(|error| GuardError::Keep { path: self.kept.clone(), error })
     }
 }
 
