@@ -5,11 +5,11 @@
 //! none (before 5.16) it is asked to resolve once. Notifications keep what was told to the worker true.
 
 use crate::worker::{Shared, Update};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -39,13 +39,15 @@ impl Link {
         let message = links.try_next().await.ok().flatten().with_context(|| {
             format!("there is no interface {name} in this network namespace: see `ip link`")
         })?;
+        let no_ethernet = || format!("{name} is no Ethernet interface, and AF_XDP frames need one");
+        if message.header.link_layer_type != LinkLayerType::Ether {
+            bail!(no_ethernet());
+        }
         let mut link = Link { name: name.into(), index: message.header.index, mac: [0; 6], mtu: 1500 };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::Address(address) => {
-                    link.mac = address.try_into().ok().with_context(|| {
-                        format!("{name} is no Ethernet interface, and AF_XDP frames need one")
-                    })?;
+                    link.mac = address.try_into().ok().with_context(no_ethernet)?;
                 }
                 LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(mtu).unwrap_or(u16::MAX),
                 _ => {}

@@ -341,6 +341,7 @@ fn what_cannot_start_says_why_and_exits_with_2() {
         (run("a-in", "a-out", false), "start this process by `spindle up`"),
         (run("a-in", "nowhere", true), "there is no interface nowhere"),
         (run("a-in", "a-in", true), "must be two"),
+        (run("lo", "a-out", true), "lo is no Ethernet interface"),
     ] {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{said}");
