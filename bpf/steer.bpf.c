@@ -21,7 +21,6 @@
 char _license[] SEC("license") = "Dual MIT/GPL";
 
 #define QUEUES 64
-#define IKE_NAT_PORT 4500    // RFC 3948 section 2.2
 #define FRAGMENT 0x3fff      // more fragments, or an offset
 #define SPI_UNKNOWN 0        // as spindle_abi::SpiState
 
@@ -49,6 +48,14 @@ struct {
     __type(key, __u32);
     __type(value, struct counts);
 } steer_counts SEC(".maps");
+
+// UDP port of IKE and ESP (RFC 3948 section 2.1).
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u32);
+} nat_port SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
@@ -144,10 +151,11 @@ static __always_inline int udp(struct xdp_md *ctx, struct udphdr *udp, void *end
 {
     __u8 *payload = (void *)(udp + 1);
     __be32 *marker = (void *)payload;
+    __u32 only = 0, *port = bpf_map_lookup_elem(&nat_port, &only);
 
     if ((void *)payload > end)
         return drop(OUTSIDE, DROPPED_MALFORMED);
-    if (udp->dest != bpf_htons(IKE_NAT_PORT))
+    if (!port || udp->dest != bpf_htons(*port))
         return pass(OUTSIDE);
     if (bpf_ntohs(udp->len) == sizeof(*udp) + 1 && (void *)(payload + 1) <= end && *payload == 0xff)
         return drop(OUTSIDE, DROPPED_KEEPALIVE);

@@ -6,7 +6,7 @@
 pub use crate::object::{LoadError, Mode};
 
 use crate::object::{Link, Loaded, Program};
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,6 +16,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 
 /// SPI states that the map holds at most.
 pub const MAX_SPIS: u32 = 1 << 21;
+/// The usual UDP port of IKE and ESP behind NATs (RFC 3948 section 2.1).
+pub const NAT_PORT: u16 = 4500;
 /// Decisions that the program has room to count.
 const DECISIONS: usize = 16;
 
@@ -82,9 +84,11 @@ pub struct Steer {
 }
 
 impl Steer {
-    /// Loads both programs; attaches nothing. At most `max_spis` SPIs have a state.
-    pub fn load(local: &[Ipv4Addr], max_spis: u32) -> Result<Steer, SteerError> {
+    /// Loads both programs; attaches nothing. ESP in UDP comes to `nat_port`. At most `max_spis` SPIs have a state.
+    pub fn load(local: &[Ipv4Addr], nat_port: u16, max_spis: u32) -> Result<Steer, SteerError> {
         let mut object = Loaded::new(OBJECT, &[("spi_states", max_spis)])?;
+        let mut ports = Array::try_from(object.take_map("nat_port").expect("in the object"))?;
+        ports.set(0, u32::from(nat_port), 0)?;
         let counts = PerCpuArray::try_from(object.take_map("steer_counts").expect("in the object"))?;
         let addresses = HashMap::try_from(object.take_map("local_addresses").expect("in the object"))?;
         let mut steer = Steer { object, links: Vec::new(), counts, addresses };

@@ -155,6 +155,7 @@ impl Round {
             dataplane.args(["--local", &address.to_string()]);
         }
         dataplane.args(["--polling", gateway.polling.name(), "--xdp-mode", gateway.xdp_mode.name()]);
+        dataplane.args(["--nat-port", &gateway.natt_port.to_string()]);
         if let Some(core) = gateway.core {
             dataplane.args(["--core", &core.to_string()]);
         }

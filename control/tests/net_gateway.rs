@@ -2,7 +2,7 @@
 
 mod journal;
 
-use spindle_testbed::{Gateway, Options, Side, Testbed};
+use spindle_testbed::{Gateway, Options, Settings, Side, Testbed};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,6 +57,28 @@ fn a_tunnel_comes_up_by_command_and_comes_back_by_a_token_after_the_whole_group_
     for side in [Side::A, Side::B] {
         testbed.gateway_mut(side).stop().unwrap_or_else(|e| panic!("{e}\n{}", logs(&testbed)));
     }
+}
+
+/// RFC 3948 section 2.1: ESP in UDP leaves from and comes to the port that IKE uses, whichever that is.
+#[test]
+fn esp_in_udp_follows_the_configured_port() {
+    let encapsulated = Settings { more_connection: "encap = true".into(), ..Settings::default() };
+    let a = Settings { more_gateway: "natt_port = 14500\n".into(), ..encapsulated.clone() };
+    let mut testbed = Testbed::two_gateways(Options { a, b: encapsulated, ..Options::default() }).unwrap();
+    testbed.start(PATIENCE).unwrap_or_else(|e| panic!("{e}\n{}", logs(&testbed)));
+    testbed.gateway(Side::A).initiate().unwrap_or_else(|e| panic!("{e}\n{}", logs(&testbed)));
+    assert_eq!(testbed.ping(Side::A, 3).unwrap().len(), 3, "{}", logs(&testbed));
+    let wires = testbed.finish().unwrap();
+    // UDP ports of what is neither IKE nor a keepalive: no four zero octets follow the UDP header.
+    let ports = wires.a.iter().filter_map(|frame| match frame.octets.get(..46) {
+        Some(o) if o[12..14] == [8, 0] && o[23] == 17 && o[42..46] != [0; 4] => {
+            Some([34, 36].map(|at| u16::from_be_bytes([o[at], o[at + 1]])))
+        }
+        _ => None,
+    });
+    let esp: Vec<_> = ports.filter(|ports| !ports.contains(&500)).collect();
+    assert!(esp.iter().filter(|ports| **ports == [14_500, 4500]).count() >= 3, "{esp:?}");
+    assert!(esp.iter().filter(|ports| **ports == [4500, 14_500]).count() >= 3, "{esp:?}");
 }
 
 #[test]

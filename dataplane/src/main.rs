@@ -29,7 +29,7 @@ use rustix::mm::MlockAllFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::CpuSet;
 use spindle_aead::Provider;
-use spindle_bpf::steer::{MAX_SPIS, Mode, Side, Steer};
+use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
 use spindle_engine::{Engine, EngineConfig, PortConfig};
 use spindle_port::{Interface, bind_pair, driver_name};
 use spindle_ring::{Bell, Broken, DataplaneSide};
@@ -65,6 +65,9 @@ struct Arguments {
     /// An address that ESP is received on; this host's others are added.
     #[arg(long, required = true, num_args = 1..)]
     local: Vec<Ipv4Addr>,
+    /// The UDP port on which ESP comes in UDP.
+    #[arg(long, default_value_t = NAT_PORT)]
+    nat_port: u16,
     /// The core that the worker stays on.
     #[arg(long)]
     core: Option<usize>,
@@ -150,8 +153,8 @@ impl Dataplane {
         let host = network::local_addresses(&handle).await?;
         let local = union(&arguments.local, &host);
         // The kernel makes a map with millions of buckets, which takes as long as all the rest; so it goes on beside it.
-        let addresses = local.clone();
-        let loading = std::thread::spawn(move || Steer::load(&addresses, MAX_SPIS));
+        let (addresses, nat_port) = (local.clone(), arguments.nat_port);
+        let loading = std::thread::spawn(move || Steer::load(&addresses, nat_port, MAX_SPIS));
 
         let queue = |link: &Link| Interface { index: link.index, queue: 0 };
         let (port_inside, port_outside, pool) = bind_pair(queue(&inside), queue(&outside))?;
@@ -162,8 +165,8 @@ impl Dataplane {
         }
         let ports = (port_config(&inside, &host), port_config(&outside, &host));
         let provider = choice.provider;
-        let engine =
-            Engine::new(EngineConfig { provider, ..EngineConfig::new(local.clone(), ports.0, ports.1) });
+        let config = EngineConfig::new(local.clone(), ports.0, ports.1);
+        let engine = Engine::new(EngineConfig { provider, nat_port, ..config });
         let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
         let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
         steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;

@@ -1,7 +1,7 @@
 //! Our end of the rings: events in, commands out. Commands that find the ring full wait in order, up to a bound at
 //! which the daemon stops asking the gateway for more.
 
-use spindle_abi::{Command, CommandRecord, Event, SaActivity};
+use spindle_abi::{Command, CommandRecord, Event, SaActivity, SaParameters};
 use spindle_ike::api::ActivityReader;
 use spindle_ring::{Broken, ControlSide};
 use std::cell::RefCell;
@@ -16,6 +16,8 @@ const PORTION: usize = 1024;
 
 /// The rings, and what waits for them.
 pub(super) struct Bridge {
+    /// Our UDP port for ESP, which the IKE side knows as 4500 whatever it really is.
+    nat_port: u16,
     side: Rc<RefCell<ControlSide>>,
     waiting: VecDeque<(u64, Command)>,
     /// The record that the full ring refused, encoded already.
@@ -42,8 +44,9 @@ impl ActivityReader for Activity {
 }
 
 impl Bridge {
-    pub(super) fn new(side: ControlSide) -> Bridge {
+    pub(super) fn new(side: ControlSide, nat_port: u16) -> Bridge {
         Bridge {
+            nat_port,
             side: Rc::new(RefCell::new(side)),
             waiting: VecDeque::new(),
             refused: None,
@@ -90,7 +93,13 @@ impl Bridge {
         self.waiting.len() < WAITING
     }
 
-    pub(super) fn command(&mut self, sequence: u64, command: Command) {
+    pub(super) fn command(&mut self, sequence: u64, mut command: Command) {
+        if let Command::InstallOutbound { sa: SaParameters { local, .. } } | Command::Readdress { local, .. } =
+            &mut command
+            && local.port() != 0
+        {
+            local.set_port(self.nat_port);
+        }
         self.waiting.push_back((sequence, command));
     }
 
@@ -153,7 +162,7 @@ mod tests {
     #[test]
     fn commands_beyond_the_rings_room_wait_and_arrive_in_order() {
         let fds = AttachmentFds::create(1).unwrap();
-        let mut bridge = Bridge::new(fds.control_side().unwrap());
+        let mut bridge = Bridge::new(fds.control_side().unwrap(), 14_500);
         let mut dataplane = fds.dataplane_side().unwrap();
         let total = 10_000u64;
         for n in 0..total {
@@ -176,10 +185,27 @@ mod tests {
         assert_eq!(bridge.stats()[3], ("commands_sent", total));
     }
 
+    /// RFC 3948 section 2.1: ESP in UDP leaves from the port that IKE uses.
+    #[test]
+    fn esp_in_udp_leaves_from_our_own_port() {
+        let fds = AttachmentFds::create(1).unwrap();
+        let mut bridge = Bridge::new(fds.control_side().unwrap(), 14_500);
+        let mut dataplane = fds.dataplane_side().unwrap();
+        let remote = "192.0.2.2:4500".parse().unwrap();
+        for (port, expected) in [(4500, 14_500), (0, 0)] {
+            let local = ([192, 0, 2, 1], port).into();
+            bridge.command(1, Command::Readdress { index: 1, local, remote });
+            bridge.flush().unwrap();
+            let (_, command) = dataplane.commands.pop().unwrap().unwrap().decode();
+            let local = ([192, 0, 2, 1], expected).into();
+            assert_eq!(command.unwrap(), Command::Readdress { index: 1, local, remote });
+        }
+    }
+
     #[test]
     fn urgent_events_come_before_noise_and_both_are_counted() {
         let fds = AttachmentFds::create(1).unwrap();
-        let mut bridge = Bridge::new(fds.control_side().unwrap());
+        let mut bridge = Bridge::new(fds.control_side().unwrap(), 14_500);
         let mut dataplane = fds.dataplane_side().unwrap();
         let report = spindle_abi::SpiReport {
             spi: Spi(300),

@@ -212,7 +212,7 @@ impl<'a> Daemon<'a> {
             child_sas: 0,
         };
         let journal = Journal::start(store).map_err(|e| Failure::Failed(format!("no thread: {e}")))?;
-        let bridge = Bridge::new(side);
+        let bridge = Bridge::new(side, settings.gateway.natt_port);
         let config = Config {
             name: settings.gateway.name.clone(),
             connections: settings.connections.clone(),

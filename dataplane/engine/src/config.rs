@@ -1,6 +1,7 @@
 //! What an engine is told at its start, and how it refuses.
 
 use spindle_aead::Provider;
+use spindle_wire::esp;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -22,6 +23,8 @@ pub struct PortConfig {
 pub struct EngineConfig {
     /// All addresses of this host; ESP to one of them is ours.
     pub local_addresses: Vec<Ipv4Addr>,
+    /// The UDP port on which ESP comes in UDP (RFC 3948 section 2.1).
+    pub nat_port: u16,
     /// The protected side.
     pub inside: PortConfig,
     /// The unprotected side.
@@ -45,6 +48,7 @@ impl EngineConfig {
     pub fn new(local_addresses: Vec<Ipv4Addr>, inside: PortConfig, outside: PortConfig) -> EngineConfig {
         EngineConfig {
             local_addresses,
+            nat_port: esp::UDP_PORT,
             inside,
             outside,
             clamp_mss: true,

@@ -126,7 +126,7 @@ impl Engine {
                 };
                 datagram = checked;
                 (source_port, destination_port) = (datagram.source_port(), datagram.destination_port());
-                if destination_port != esp::UDP_PORT {
+                if destination_port != self.nat_port {
                     return Kind::Drop(DropReason::ForHost);
                 }
                 payload = datagram.payload();

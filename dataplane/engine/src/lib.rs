@@ -75,6 +75,7 @@ pub struct Engine {
     owed: VecDeque<Event>,
     /// Sorted.
     local_addresses: Vec<Ipv4Addr>,
+    nat_port: u16,
     /// By [`PortId`].
     complete_checksums: [bool; 2],
     /// By [`PortId`].
@@ -105,6 +106,7 @@ impl Engine {
             counters: Counters::new(),
             owed: VecDeque::new(),
             local_addresses: Vec::new(),
+            nat_port: config.nat_port,
             complete_checksums: [config.inside.complete_checksums, config.outside.complete_checksums],
             mtu: [config.inside.mtu, config.outside.mtu],
             clamp_mss: config.clamp_mss,
