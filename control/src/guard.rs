@@ -8,7 +8,7 @@
 //! * *prerouting*: what is not for an address of the very interface it came in by ends here. The forward hook alone
 //!   would be too late: a packet whose TTL is used up, or without a route, is answered by an ICMP error that quotes
 //!   it before that hook. The same rule keeps the host from answering for its other side's addresses. From outside,
-//!   a protected source in clear is a forgery, and an answer would name it.
+//!   a source in clear that is protected or routed inside is a forgery: an answer would name it, or come to it.
 //! * *forward*: nothing, in either direction, nor between one of the two sides and a third interface.
 //! * *input*: no ESP. It is the dataplane's; while that is away the kernel would answer that it knows no such protocol.
 //! * *postrouting*, before any NAT: only sources that are addresses of the outside interface leave by it, nothing
@@ -117,7 +117,8 @@ impl Guard {
             "table inet {table}\ndelete table inet {table}\ntable arp {table}\ndelete table arp {table}\n\
              table inet {table} {{\n\
              \tchain prerouting {{\n\t\ttype filter hook prerouting priority -310; policy accept;\n\
-             \t\tiifname {{ \"{inside}\", \"{outside}\" }} fib daddr . iif type != {{ local, broadcast, multicast }} drop\n"
+             \t\tiifname {{ \"{inside}\", \"{outside}\" }} fib daddr . iif type != {{ local, broadcast, multicast }} drop\n\
+             \t\tiifname \"{outside}\" fib saddr oifname \"{inside}\" drop\n"
         );
         let narrow = (!self.narrow.is_empty()).then(|| addresses(&self.narrow));
         // Writing to a String cannot fail.

@@ -152,6 +152,36 @@ fn with_the_guard_nothing_crosses_and_no_inside_address_shows_until_the_operator
     assert_eq!(ignore.trim(), "0");
 }
 
+/// Where a selector is too wide to be forbidden, the gateway must not be a mirror either: what it would answer to a forged
+/// source inside, with the payload that came in clear, must not arrive there.
+#[test]
+fn nothing_from_outside_is_mirrored_to_a_host_inside_however_wide_the_selectors() {
+    let testbed = Testbed::two_gateways(Options::default()).unwrap();
+    let config = testbed.gateway(Side::B).config();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("local_ts = [\"10.2.0.0/24\"]", "local_ts = [\"0.0.0.0/0\"]"))
+        .unwrap();
+    let (host_b, outer_b) =
+        (testbed.topology().addresses.host(Side::B), testbed.topology().addresses.gateway_outside(Side::B));
+    let marker = Marker::random();
+    let mirrored = |name: &str| {
+        let path = testbed.directory().join(format!("{name}.pcap"));
+        let host = testbed.topology().host(Side::B);
+        let capture = spindle_testbed::Capture::start(host, &Side::B.host_interface(), &path).unwrap();
+        let echo = craft::ipv4(host_b, outer_b, 1, &craft::icmp(8, 0, 1, &marker.0));
+        for _ in 0..5 {
+            let frame = craft::ethernet(mac(&testbed, "b-out"), [2, 0, 0, 0, 0, 9], 0x0800, &echo);
+            testbed.inject(Side::B, &frame).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let frames = capture.stop().unwrap();
+        frames.iter().filter(|f| f.octets.windows(16).any(|window| window == marker.0)).count()
+    };
+    assert!(mirrored("open") > 0, "the kernel does not answer, so the test shows nothing");
+    assert!(spindle(&testbed, "close").status.success());
+    assert_eq!(mirrored("closed"), 0);
+}
+
 #[test]
 fn ipv6_is_not_forwarded_and_neighbour_discovery_still_works() {
     let testbed = Testbed::two_gateways(Options::default()).unwrap();
