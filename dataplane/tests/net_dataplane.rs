@@ -5,6 +5,8 @@ use spindle_abi::{
     Command as Order, CommandRecord, Event, KeyMaterial, MAX_FORMER_AT_ONCE, PolicyAction, SaParameters,
     Selector, SelectorSet, Spi, SpiState, Suite,
 };
+use spindle_engine::Frame as _;
+use spindle_port::{Interface, Pool, Port, XdpFrame, XdpPort, bind_pair};
 use spindle_ring::{AttachmentFds, ControlSide};
 use spindle_testbed::{
     Addresses, Capture, DelayBox, Host, InsideNetwork, Link, Marker, Namespace, Side, Topology, leaks, ping,
@@ -321,6 +323,36 @@ fn a_killed_dataplane_leaves_nothing_behind_and_its_successor_is_ready_at_once()
     while attached() {
         assert!(Instant::now() < deadline, "XDP is still attached");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_a_link_that_is_down_keeps_lets_the_worker_sleep_and_is_sent_when_it_is_up() {
+    let (topology, _delay_box) = topology();
+    let namespace = topology.gateway(Side::A);
+    let interface = |name: &str| {
+        let index = namespace.run(&format!("cat /sys/class/net/{name}/ifindex")).unwrap();
+        Interface { index: index.trim().parse().unwrap(), queue: 0 }
+    };
+    let (inside, outside) = (interface("a-in"), interface("a-out"));
+    let (mut port, _outside, mut pool) = namespace.enter(|| bind_pair(inside, outside)).unwrap().unwrap();
+    let frames = pool.len();
+    let send = |port: &mut XdpPort, pool: &mut Pool<XdpFrame>| {
+        let mut frame = XdpPort::fresh(pool, 60).unwrap();
+        frame.data_mut().fill(0);
+        assert!(port.transmit(frame).is_ok());
+        port.flush();
+    };
+    namespace.ip("link set a-in down").unwrap();
+    send(&mut port, &mut pool);
+    assert!(port.is_idle());
+    namespace.ip("link set a-in up").unwrap();
+    send(&mut port, &mut pool);
+    let deadline = Instant::now() + PATIENCE;
+    while pool.len() < frames {
+        assert!(Instant::now() < deadline, "{} of {frames} frames are back", pool.len());
+        port.flush();
+        port.replenish(&mut pool);
     }
 }
 

@@ -325,11 +325,11 @@ impl Port for XdpPort {
             return;
         }
         self.transmit.publish();
-        if self.transmit.needs_wakeup() {
-            // EAGAIN and ENOBUFS: not all was sent, so the next flush goes on. A link that is down keeps what it has.
-            let _ = rustix::net::send(&self.socket, &[], SendFlags::DONTWAIT);
-        }
-        self.unfinished = self.transmit.outstanding() > 0;
+        // EAGAIN and ENOBUFS: not all was sent, so the next flush goes on. A link that is down keeps what it has until
+        // there is more to send: nothing to stay awake for.
+        let is_down = self.transmit.needs_wakeup()
+            && rustix::net::send(&self.socket, &[], SendFlags::DONTWAIT) == Err(Errno::NETDOWN);
+        self.unfinished = !is_down && self.transmit.outstanding() > 0;
     }
 
     fn replenish(&mut self, pool: &mut Pool<XdpFrame>) {
