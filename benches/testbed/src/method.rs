@@ -13,6 +13,8 @@ pub enum Method {
     Qcd,
     /// A token with INVALID_SPI (RFC 6290 section 8.2).
     QcdJournal,
+    /// The restarted gateway initiates, with INITIAL_CONTACT (RFC 7296 section 2.4).
+    InitialContact,
 }
 
 impl fmt::Display for Method {
@@ -21,6 +23,7 @@ impl fmt::Display for Method {
             Method::Liveness => "liveness",
             Method::Qcd => "qcd",
             Method::QcdJournal => "qcd-journal",
+            Method::InitialContact => "initial-contact",
         })
     }
 }
@@ -46,15 +49,27 @@ impl Method {
             },
             Method::Qcd => Settings { journal: false, ..usual },
             Method::QcdJournal => usual,
+            Method::InitialContact => Settings {
+                methods: vec!["initial-contact".to_owned(), "liveness".to_owned()],
+                more_recovery: "token_maker = false\ntoken_taker = false".to_owned(),
+                ..usual
+            },
         }
     }
 
-    /// Round trips from the first ESP packet at the ready gateway to the first delivered one, where promised.
+    /// Does the restarted gateway initiate? Where its peer does, it must not.
+    pub fn restarted_side_initiates(self) -> bool {
+        self == Method::InitialContact
+    }
+
+    /// Round trips from the first ESP packet at the ready gateway to the first delivered one, where promised; from ready
+    /// on where the gateway initiates itself.
     pub fn promised_round_trips(self) -> Option<u32> {
         match self {
             Method::Liveness => None,
             Method::Qcd => Some(4),
             Method::QcdJournal => Some(3),
+            Method::InitialContact => Some(2),
         }
     }
 
@@ -62,7 +77,7 @@ impl Method {
     pub fn patience(self) -> Duration {
         match self {
             Method::Liveness => Self::SHORT_DELAY + 2 * Self::SHORT.total() + Duration::from_secs(10),
-            Method::Qcd | Method::QcdJournal => Duration::from_secs(15),
+            Method::Qcd | Method::QcdJournal | Method::InitialContact => Duration::from_secs(15),
         }
     }
 }

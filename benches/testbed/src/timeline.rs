@@ -23,6 +23,11 @@
 //! costs exactly one round-trip time between the two ESP packets: ESP → INVALID_SPI with token, IKE_SA_INIT,
 //! IKE_AUTH are 3, delivered with the ESP packet that IKE_AUTH's response lets go; with a probe and its answer between
 //! them they are 4.
+//!
+//! *Where the restarted gateway asks* ([`Recovery::initiated_by_the_gateway`]), requests come from it and answers from
+//! the peer, and the interval begins with its start: each pair takes a round-trip time here by itself, and a request
+//! that leaves after the answer before it may have been caused by it. IKE_SA_INIT and IKE_AUTH are 2, and right behind
+//! the last answer comes the first ESP packet that can be delivered.
 
 use crate::event::{Kind, Notify, WireEvent, number};
 use std::collections::BTreeSet;
@@ -62,6 +67,12 @@ pub enum Question {
     },
 }
 
+impl Question {
+    fn is_ike(&self) -> bool {
+        matches!(self, Question::Ike { .. })
+    }
+}
+
 /// A request and the answer that it caused. Times are CLOCK_REALTIME in nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exchange {
@@ -86,7 +97,7 @@ pub struct Timeline {
     pub probe: Option<u64>,
     /// The gateway's first message with a token in clear: with INVALID_SPI, or in the answer to the probe.
     pub token: Option<u64>,
-    /// The peer's IKE_SA_INIT request that led to the new IKE SA.
+    /// The IKE_SA_INIT request that led to the new IKE SA.
     pub ike_sa_init_request: Option<u64>,
     /// Its response.
     pub ike_sa_init_response: Option<u64>,
@@ -150,12 +161,27 @@ pub struct Counts {
 pub struct Recovery<'a> {
     crash: Crash,
     events: &'a [WireEvent],
+    /// Does the gateway ask, and the peer answer?
+    asks: bool,
 }
 
 impl<'a> Recovery<'a> {
     /// Looks at a capture on the gateway's outer interface that began before the crash.
     pub fn new(events: &'a [WireEvent], crash: Crash) -> Recovery<'a> {
-        Recovery { crash, events }
+        Recovery { crash, events, asks: false }
+    }
+
+    /// The same where the restarted gateway is the one that initiates.
+    pub fn initiated_by_the_gateway(self) -> Recovery<'a> {
+        Recovery { asks: true, ..self }
+    }
+
+    fn is_request(&self, event: &WireEvent) -> bool {
+        if self.asks { self.is_out(event) } else { self.is_in(event) }
+    }
+
+    fn is_answer(&self, event: &WireEvent) -> bool {
+        if self.asks { self.is_in(event) } else { self.is_out(event) }
     }
 
     fn is_in(&self, event: &WireEvent) -> bool {
@@ -188,7 +214,7 @@ impl<'a> Recovery<'a> {
         let first_from = |since: Option<u64>, exchange: u8, response: bool| {
             let since = since?;
             first(&|event| {
-                let right_way = if response { self.is_out(event) } else { self.is_in(event) };
+                let right_way = if response { self.is_answer(event) } else { self.is_request(event) };
                 event.at >= since
                     && right_way
                     && event.ike().is_some_and(|message| {
@@ -204,7 +230,7 @@ impl<'a> Recovery<'a> {
         let init_request = init_response.and_then(|response| {
             let is_init = |event: &&WireEvent| {
                 event.at <= response
-                    && self.is_in(event)
+                    && self.is_request(event)
                     && event
                         .ike()
                         .is_some_and(|message| message.exchange == number::IKE_SA_INIT && !message.response)
@@ -293,19 +319,20 @@ impl<'a> Recovery<'a> {
     /// first on the new SA (or the capture's end), by the time of the answer.
     pub fn exchanges(&self) -> Vec<Exchange> {
         let timeline = self.timeline();
-        let Some(first) = timeline.first_esp else { return Vec::new() };
+        let first = if self.asks { Some(self.crash.started) } else { timeline.first_esp };
+        let Some(first) = first else { return Vec::new() };
         let last = timeline.first_esp_on_new_sa.unwrap_or(u64::MAX);
         let mut asked: Vec<(Question, u64)> = Vec::new();
         let mut exchanges: Vec<Exchange> = Vec::new();
         for event in self.events.iter().filter(|event| (first..=last).contains(&event.at)) {
-            if self.is_in(event)
-                && let Some(question) = question(event)
+            if self.is_request(event)
+                && let Some(question) = question(event).filter(|question| !self.asks || question.is_ike())
             {
                 match asked.iter_mut().find(|(known, _)| *known == question) {
                     Some((_, at)) => *at = event.at,
                     None => asked.push((question, event.at)),
                 }
-            } else if self.is_out(event) {
+            } else if self.is_answer(event) {
                 let answered = asked.iter().rev().find(|(question, _)| answers(event, question));
                 if let Some(&(question, request)) = answered
                     && exchanges.iter().all(|exchange| exchange.question != question)
@@ -321,7 +348,8 @@ impl<'a> Recovery<'a> {
     /// The number of round trips by the rule of this module; `None` if no ESP packet came on a new SA.
     pub fn round_trips(&self) -> Option<usize> {
         self.timeline().first_esp_on_new_sa?;
-        let round_trip = u64::try_from(self.crash.round_trip.as_nanos()).unwrap_or(u64::MAX);
+        let round_trip = if self.asks { Duration::ZERO } else { self.crash.round_trip };
+        let round_trip = u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX);
         // By the time of their answers, each that can follow the one before: that makes the longest chain.
         let mut last_answer = None;
         let mut count = 0;

@@ -31,6 +31,21 @@ fn a_token_with_invalid_spi_brings_the_tunnel_back_in_three_round_trips() {
     assert!(took <= allowed(3, 20), "{took} ms");
 }
 
+/// RFC 7296 section 2.4: no token is shown, and no packet of A is needed.
+#[test]
+fn initial_contact_from_the_restarted_side_brings_the_tunnel_back_in_two_round_trips() {
+    let run = run(Method::InitialContact, 20, 500);
+    assert_eq!(run.round_trips, 2, "{:?}", run.exchanges);
+    assert_eq!((run.counts.tokens, run.counts.ike_sa_init_requests), (0, 0));
+    assert!(run.counts.ike_sa_init_requests_out >= 1);
+    let took = run.ready_to_recovered() as f64 / 1e6;
+    assert!(took <= allowed(2, 20), "{took} ms");
+    let [a, _] = &run.events;
+    let ended = a.iter().filter(|event| event.event == "ike-deleted" && event.at_us >= run.crash.started / 1_000);
+    let why: Vec<_> = ended.map(|event| event.more["detail"].clone()).collect();
+    assert_eq!(why, ["INITIAL_CONTACT"], "the dead IKE SA at A");
+}
+
 #[test]
 fn a_token_in_the_answer_to_a_probe_brings_the_tunnel_back_in_four_round_trips() {
     let run = run(Method::Qcd, 20, 500);

@@ -328,12 +328,14 @@ pub enum Report {
         ike: IkeSaId,
     },
     /// The peer received a packet of ours on an SPI that it does not know, and says so under the protection of this
-    /// IKE SA (RFC 7296 section 1.5). No SA changes.
+    /// IKE SA (RFC 7296 section 1.5). By itself this changes no SA; a Delete beside it does.
     InvalidSpi {
         /// The IKE SA.
         ike: IkeSaId,
         /// The SPI on which we sent.
         spi: Spi,
+        /// The name of the child that sent on it on this IKE SA, if one did when the message came.
+        child: Option<String>,
     },
     /// An IKE SA's peer failed to answer for the first time: the first retransmission.
     Suspected {
@@ -375,6 +377,8 @@ pub struct EndpointConfig {
     pub connections: Vec<ConnectionConfig>,
     /// Do we store and check the peers' QCD tokens (RFC 6290 section 8.1: switchable)?
     pub token_taker: bool,
+    /// May another machine speak for our identities too? Then INITIAL_CONTACT is never sent (RFC 7296 section 2.4).
+    pub replicated: bool,
     /// Half-open IKE SAs (as responder) from which on IKE_SA_INIT is answered with COOKIE (RFC 7296 section 2.6).
     pub cookie_threshold: usize,
     /// Half-open IKE SAs (as responder) at most; beyond it IKE_SA_INIT is ignored.
@@ -401,6 +405,7 @@ impl EndpointConfig {
         EndpointConfig {
             connections,
             token_taker: true,
+            replicated: false,
             cookie_threshold: 64,
             max_half_open: 4096,
             half_open_timeout: Duration::from_secs(30),

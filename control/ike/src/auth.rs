@@ -203,10 +203,10 @@ impl Endpoint {
 
     /// INITIAL_CONTACT is sent in the first IKE_AUTH to an identity in an incarnation (or after a proof that the peer
     /// lost its SAs), and only where no other IKE SA with it is known, half-open ones included: RFC 7296 section 2.4
-    /// lets it say that this is the only one.
+    /// lets it say that this is the only one, and an entity that may be replicated MUST NOT say so.
     fn may_send_initial_contact(&self, sa: &IkeSa) -> bool {
         let first = !self.contacted.contains(&peer(&sa.connection));
-        (first || sa.initial_contact) && self.same_peer(sa).is_empty()
+        !self.config.replicated && (first || sa.initial_contact) && self.same_peer(sa).is_empty()
     }
 
     /// INITIAL_CONTACT came: the peer has no IKE SA that was made before this one's IKE_SA_INIT (RFC 7296 section

@@ -108,6 +108,7 @@ impl Endpoint {
             pending_outbound: (sends != Sends::Never).then(|| Box::new(outbound)),
             outbound_installed: false,
             replaces: agreed.replaces,
+            lowest_nonce: Vec::new(),
             confirmed_by: None,
             config: agreed.config,
         };
@@ -182,6 +183,20 @@ impl Endpoint {
         }
         sa.recent_outbound.push((child.outbound, child.id));
         self.discard_child(now, child, linger);
+    }
+
+    /// For tests: this side loses a Child SA without a word, and the memory of its SPI.
+    #[doc(hidden)]
+    pub fn lose_child(&mut self, now: Time, child: ChildSaId) {
+        let Some(ike) = self.child_home.get(&child).copied() else { return };
+        let lost = self.with_sa(now, ike, |e, sa| {
+            let spi = sa.child(child).map(|child| child.inbound);
+            e.remove_child(now, sa, child, false);
+            spi
+        });
+        if let Some(spi) = lost.flatten() {
+            self.release_child_spi(spi);
+        }
     }
 
     /// The end of a Child SA that no IKE SA has any more.

@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     pub(crate) profile: Rc<Profile>,
     /// Its IKE SAs, those of rekeys and half-open ones included.
     pub(crate) sas: BTreeSet<IkeSaId>,
+    /// Where a peer at any address was before a restart, our port first; until it is authenticated anew.
+    pub(crate) last_seen: Option<(u16, SocketAddr)>,
     /// When it is initiated again, for these children.
     pub(crate) retry_at: Option<Time>,
     waiting: BTreeSet<String>,
@@ -97,11 +99,20 @@ impl Connection {
         Connection {
             profile: Rc::new(profile),
             sas: BTreeSet::new(),
+            last_seen: None,
             retry_at: None,
             waiting: BTreeSet::new(),
             failures: 0,
             failed_at: Time(0),
         }
+    }
+
+    /// Our port and the peer's address and port to initiate to.
+    fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let port = if self.profile.remote_port == NAT_PORT { NAT_PORT } else { 500 };
+        let configured = self.profile.remote.map(|ip| (port, SocketAddr::new(ip, self.profile.remote_port)));
+        let (port, remote) = configured.or(self.last_seen)?;
+        Some((SocketAddr::new(self.profile.local, port), remote))
     }
 
     fn backoff(&self) -> Duration {
@@ -165,13 +176,12 @@ impl Endpoint {
     ) -> Result<(), Refused> {
         self.retry(number, None);
         let profile = self.connections[number].profile.clone();
-        let remote = profile.remote.ok_or_else(|| Refused::NoRemote(profile.name.clone()))?;
+        let ends = self.connections[number].ends();
+        let ends = ends.ok_or_else(|| Refused::NoRemote(profile.name.clone()))?;
         if self.sas.len() >= self.config.max_ike_sas {
             return Err(Refused::TooMany);
         }
         let waiting = std::mem::take(&mut self.connections[number].waiting);
-        let port = if profile.remote_port == NAT_PORT { NAT_PORT } else { 500 };
-        let ends = (SocketAddr::new(profile.local, port), SocketAddr::new(remote, profile.remote_port));
         let spis = IkeSpis { initiator: self.allocate_ike_spi(), responder: [0; 8] };
         let id = IkeSaId(self.next_id());
         let mut sa = IkeSa::new(id, profile, spis, true, ends, now);
@@ -296,6 +306,7 @@ impl Endpoint {
     /// An IKE SA of this connection is authenticated.
     pub(crate) fn note_success(&mut self, number: usize) {
         self.connections[number].failures = 0;
+        self.connections[number].last_seen = None;
     }
 
     /// The end of an IKE SA: its Child SAs, its SPIs, its secrets; and what comes after it.

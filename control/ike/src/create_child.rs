@@ -10,7 +10,7 @@ use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::init::{is_single, key_exchange, wanted_group};
 use crate::narrow::{is_subset, narrow};
-use crate::sa::{ChildState, IkeSa, again};
+use crate::sa::{ChildSa, ChildState, IkeSa, again};
 use crate::window::Request;
 use crate::wire::{Payload, Proposal, exchange, notify, protocol};
 use spindle_abi::{Selector, SelectorSet, Spi, Time};
@@ -25,9 +25,11 @@ pub(crate) struct ChildOffer {
     pub(crate) nonce: Vec<u8>,
     key: Option<PrivateKey>,
     pub(crate) replaces: Option<ChildSaId>,
+    /// The peer has lost the Child SA that it replaces: the request cannot name it.
+    lost: bool,
     /// In CREATE_CHILD_SA, not IKE_AUTH.
     create: bool,
-    /// The peer rekeyed the same Child SA meanwhile.
+    /// The peer rekeyed or made the same Child SA meanwhile.
     pub(crate) collision: Option<ChildCollision>,
 }
 
@@ -46,6 +48,19 @@ impl<'a> Terms<'a> {
     }
 }
 
+/// How a request stands to the Child SA that it replaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Replaced {
+    /// It is rekeyed: REKEY_SA names it.
+    Named,
+    /// The peer has lost it.
+    Lost,
+}
+
+/// A redundant Child SA that its creator should delete is deleted by us after this long.
+const ABANDONED: Duration = Duration::from_secs(30);
+/// A request of the peer's may have crossed ours that made a Child SA so recently.
+const CROSSED: Duration = Duration::from_secs(10);
 /// Until a Child SA that the peer has not used yet is looked at again.
 const UNCONFIRMED: Duration = Duration::from_millis(500);
 /// A peer that has not seen our answer for so long has given up.
@@ -60,6 +75,7 @@ impl ChildOffer {
             nonce: Vec::new(),
             key: None,
             replaces: None,
+            lost: false,
             create: false,
             collision: None,
         }
@@ -119,6 +135,17 @@ impl Endpoint {
         self.request_child(now, sa, profile, None, None);
     }
 
+    /// Starts CREATE_CHILD_SA beside a Child SA that the peer has lost; what it made itself meanwhile will do.
+    pub(crate) fn begin_child_replacement(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
+        let Some(old) = sa.child(id).filter(|c| c.state == ChildState::Installed) else { return };
+        let (profile, installed) = (old.config.clone(), old.installed);
+        let newer = |c: &ChildSa| c.id > id && c.installed >= installed && c.config.name == profile.name;
+        if sa.children.iter().any(|c| newer(c) && c.state == ChildState::Installed) {
+            return sa.enqueue(now, Task::DeleteChild(id));
+        }
+        self.request_child(now, sa, profile, Some((id, Replaced::Lost)), None);
+    }
+
     /// Starts the rekey of a Child SA.
     pub(crate) fn begin_child_rekey(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
         let receive_id = sa.receive_id;
@@ -130,7 +157,7 @@ impl Endpoint {
             return sa.enqueue(now.after(UNCONFIRMED), Task::RekeyChild(id));
         }
         let Some(profile) = sa.child(id).map(|c| c.config.clone()) else { return };
-        self.request_child(now, sa, profile, Some(id), None);
+        self.request_child(now, sa, profile, Some((id, Replaced::Named)), None);
     }
 
     fn request_child(
@@ -138,16 +165,20 @@ impl Endpoint {
         now: Time,
         sa: &mut IkeSa,
         profile: Rc<ChildProfile>,
-        replaces: Option<ChildSaId>,
+        replaces: Option<(ChildSaId, Replaced)>,
         group: Option<Group>,
     ) {
         let Some(inbound) = self.allocate_child_spi() else { return };
         let group = group.or(profile.proposals.first().and_then(|p| p.groups.first().copied()));
         let key = group.map(|group| PrivateKey::generate(group, &mut *self.random));
         let nonce = self.nonce();
-        let offer = ChildOffer { profile, inbound, nonce, key, replaces, create: true, collision: None };
+        let named = replaces.and_then(|(id, how)| (how == Replaced::Named).then_some(id));
+        let lost = replaces.is_some() && named.is_none();
+        let replaces = replaces.map(|(id, _)| id);
+        let offer =
+            ChildOffer { profile, inbound, nonce, key, replaces, lost, create: true, collision: None };
         let mut payloads = Vec::new();
-        if let Some(old) = replaces.and_then(|id| sa.child(id)) {
+        if let Some(old) = named.and_then(|id| sa.child(id)) {
             // RFC 7296 section 1.3.3: the SPI is the one that we expect in inbound packets.
             let spi = old.inbound.0.to_be_bytes().to_vec();
             let (kind, protocol) = (notify::REKEY_SA, protocol::ESP);
@@ -178,8 +209,12 @@ impl Endpoint {
         };
         let nonce_i = offer.nonce.clone();
         match offer.replaces {
-            None => {
-                self.complete_child(now, sa, offer, payloads, (&nonce_i, nonce), Sends::AtOnce);
+            None => self.complete_created_child(now, sa, offer, payloads, (&nonce_i, nonce)),
+            Some(old) if offer.lost => {
+                self.complete_created_child(now, sa, offer, payloads, (&nonce_i, nonce));
+                if sa.child(old).is_some_and(|old| old.state == ChildState::Installed) {
+                    sa.enqueue(now, Task::DeleteChild(old));
+                }
             }
             Some(old) => self.complete_child_rekey(now, sa, old, offer, payloads, (&nonce_i, nonce)),
         }
@@ -196,9 +231,13 @@ impl Endpoint {
     ) {
         let name = offer.profile.name.clone();
         if offer.collision.is_some() {
+            if let Some(old) = offer.replaces.filter(|_| offer.lost) {
+                sa.enqueue(now, Task::DeleteChild(old));
+            }
             return self.yield_to_peers_rekey(sa, offer);
         }
         let task = match offer.replaces {
+            Some(old) if offer.lost => Task::ReplaceChild(old),
             Some(old) => Task::RekeyChild(old),
             None => Task::CreateChild(name.clone()),
         };
@@ -217,7 +256,9 @@ impl Endpoint {
             error => {
                 if let Some(group) = self.other_group(sa, offer, error, payloads) {
                     sa.ke_retries += 1;
-                    return self.request_child(now, sa, offer.profile.clone(), offer.replaces, Some(group));
+                    let how = if offer.lost { Replaced::Lost } else { Replaced::Named };
+                    let replaces = offer.replaces.map(|old| (old, how));
+                    return self.request_child(now, sa, offer.profile.clone(), replaces, Some(group));
                 }
                 tracing::warn!(connection = sa.connection.name, name, error, "the peer refuses the Child SA");
                 let old = offer.replaces.and_then(|old| sa.child(old)).map(|old| old.id);
@@ -346,7 +387,10 @@ impl Endpoint {
                 self.note_child_rekeyed_by_peer(now, sa, old, theirs, nonce_i.min(nonce_r));
                 self.respond(sa, &request, &accepted);
             }
-            (Ok((_, accepted)), None) => self.respond(sa, &request, &accepted),
+            (Ok((theirs, accepted)), None) => {
+                self.note_child_made_by_peer(now, sa, theirs, nonce_i.min(nonce_r));
+                self.respond(sa, &request, &accepted);
+            }
             (Err(error), _) => {
                 let fatal = matches!(&error, Payload::Notify(n) if n.kind == notify::INVALID_SYNTAX);
                 self.respond(sa, &request, &[error]);
@@ -356,6 +400,63 @@ impl Endpoint {
                 }
             }
         }
+    }
+
+    /// Our CREATE_CHILD_SA for a Child SA that the peer does not have is answered. Where the peer's for the same one
+    /// crossed it, the one with the lowest nonce is redundant, and its creator deletes it (RFC 7296 section 2.8.1).
+    fn complete_created_child(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        mut offer: ChildOffer,
+        payloads: &[Payload],
+        nonces: (&[u8], &[u8]),
+    ) {
+        let collision = offer.collision.take();
+        let lowest = nonces.0.min(nonces.1);
+        let lost = collision.as_ref().is_some_and(|c| *lowest < *c.lowest);
+        let sends = if lost { Sends::Never } else { Sends::AtOnce };
+        let Some(new) = self.complete_child(now, sa, offer, payloads, nonces, sends) else { return };
+        if lost {
+            return sa.enqueue(now, Task::DeleteChild(new));
+        }
+        sa.child(new).into_iter().for_each(|child| child.lowest_nonce = lowest.to_vec());
+        if let Some(theirs) = collision.and_then(|c| sa.child(c.theirs)) {
+            self.leave_to_its_creator(now, theirs);
+        }
+    }
+
+    /// A redundant Child SA that the peer made and is to delete.
+    fn leave_to_its_creator(&mut self, now: Time, child: &mut ChildSa) {
+        child.state = ChildState::Rekeyed;
+        child.rekey_at = Some(now.after(ABANDONED));
+        self.stop_sending(child);
+    }
+
+    /// The peer made a Child SA where one for the same selectors stands or is under way. If ours crossed it the nonces
+    /// decide. Else both stand (RFC 7296 section 2.8); if the peer has lost the one before, its rekey will tell.
+    fn note_child_made_by_peer(&mut self, now: Time, sa: &mut IkeSa, theirs: ChildSaId, lowest: Vec<u8>) {
+        let Some(child) = sa.child(theirs) else { return };
+        let (name, selectors) = (child.config.name.clone(), child.selectors.clone());
+        let ours = sa.outstanding.as_mut().and_then(|o| match &mut o.purpose {
+            Purpose::CreateChild(offer) if offer.profile.name == name => Some(offer),
+            _ => None,
+        });
+        if let Some(offer) = ours.filter(|offer| offer.replaces.is_none() || offer.lost) {
+            offer.collision = Some(ChildCollision { theirs, lowest: lowest.clone() });
+        }
+        let stands = |c: &&ChildSa| c.id != theirs && c.state == ChildState::Installed;
+        let old =
+            sa.children.iter().filter(stands).find(|c| c.config.name == name && c.selectors == selectors);
+        let Some(old) = old.filter(|old| !sa.rekeying_child(old.id)) else { return };
+        let crossed = !old.lowest_nonce.is_empty() && now.since(old.installed) < CROSSED;
+        let (id, redundant) = (old.id, lowest <= old.lowest_nonce);
+        let Some(child) = sa.child(theirs).filter(|_| crossed) else { return };
+        if redundant {
+            return self.leave_to_its_creator(now, child);
+        }
+        child.replaces = Some(id);
+        sa.enqueue(now, Task::DeleteChild(id));
     }
 
     /// The Child SA that a REKEY_SA notification names, or the error to answer with (RFC 7296 section 2.25.1).

@@ -19,9 +19,13 @@ pub(crate) enum Task {
     /// A Child SA of the child with this name.
     CreateChild(String),
     RekeyChild(ChildSaId),
+    /// The peer has lost it: another one beside it, then its Delete.
+    ReplaceChild(ChildSaId),
     DeleteChild(ChildSaId),
     /// Of a Child SA that the peer has and we have not.
     DeleteSpi(Spi),
+    /// The peer sends on this SPI, which is unknown here.
+    TellInvalidSpi(Spi),
     RekeyIke,
     DeleteIke,
     /// An empty INFORMATIONAL.
@@ -97,11 +101,13 @@ impl Endpoint {
             match task {
                 Task::CreateChild(name) => self.create_child(now, sa, &name),
                 Task::RekeyChild(child) => self.begin_child_rekey(now, sa, child),
+                Task::ReplaceChild(child) => self.begin_child_replacement(now, sa, child),
                 Task::DeleteChild(child) => self.begin_child_delete(now, sa, child),
                 Task::DeleteSpi(spi) => {
                     let delete = [Payload::Delete(Delete::Esp(vec![spi]))];
                     self.inform(now, sa, &delete, Purpose::Informational);
                 }
+                Task::TellInvalidSpi(spi) => self.tell_invalid_spi(now, sa, spi),
                 Task::RekeyIke => self.begin_ike_rekey(now, sa),
                 Task::DeleteIke => self.begin_ike_delete(now, sa),
                 Task::Liveness => self.inform(now, sa, &[], Purpose::Informational),

@@ -29,16 +29,19 @@ impl Endpoint {
             })
             .flatten()
             .collect();
+        // RFC 7296 section 1.5: our packets came on this SPI. Nothing is concluded from it here.
+        let invalid = find_notify(&request.payloads, notify::INVALID_SPI);
+        let invalid = invalid.and_then(|n| <[u8; 4]>::try_from(&n.data[..]).ok());
+        let invalid = invalid.map(|spi| Spi(u32::from_be_bytes(spi)));
+        let lost = invalid.and_then(|spi| sa.child_by_outbound(spi)).map(|c| c.config.name.clone());
         let mut paired = Vec::new();
         for spi in named {
             paired.extend(self.delete_by_peer(now, sa, spi));
         }
         let answer = (!paired.is_empty()).then_some(Payload::Delete(Delete::Esp(paired)));
         self.respond(sa, &request, answer.as_slice());
-        // RFC 7296 section 1.5: our packets came on this SPI. Nothing is concluded from it here.
-        let invalid = find_notify(&request.payloads, notify::INVALID_SPI);
-        if let Some(spi) = invalid.and_then(|n| <[u8; 4]>::try_from(&n.data[..]).ok()) {
-            self.report(Report::InvalidSpi { ike: sa.id, spi: Spi(u32::from_be_bytes(spi)) });
+        if let Some(spi) = invalid {
+            self.report(Report::InvalidSpi { ike: sa.id, spi, child: lost });
         }
         // RFC 7296 section 2.21.2: the initiator did not accept our AUTH.
         if find_notify(&request.payloads, notify::AUTHENTICATION_FAILED).is_some() {
@@ -46,20 +49,30 @@ impl Endpoint {
         }
     }
 
-    /// Tells the peer under protection that its packet came on an SPI that is unknown here (RFC 7296 section 1.5:
-    /// INVALID_SPI with the SPI as its data). Only an established IKE SA with nothing else to do tells; `false` if it
-    /// does not. How often is the caller's to limit.
+    /// The peer is to be told under protection that its packet came on an SPI that is unknown here: at once, or when the
+    /// exchange under way is over. `false` if it isn't: where the IKE SA isn't established, one waits to be told already,
+    /// or the SPI is known after all. How often is the caller's to limit.
     pub fn notify_invalid_spi(&mut self, now: Time, ike: IkeSaId, spi: Spi) -> bool {
-        let told = self.with_sa(now, ike, |e, sa| {
-            let idle = sa.outstanding.is_none() && sa.queue.iter().all(|(at, _)| *at > now);
-            let tells = sa.is_established() && idle;
+        if self.knows_child_spi(spi) {
+            return false;
+        }
+        let told = self.with_sa(now, ike, |_, sa| {
+            let waits = sa.queue.iter().any(|(_, task)| matches!(task, Task::TellInvalidSpi(_)));
+            let tells = sa.is_established() && !waits;
             if tells {
-                let invalid = notification(notify::INVALID_SPI, spi.0.to_be_bytes().to_vec());
-                e.inform(now, sa, &[invalid], Purpose::Informational);
+                sa.enqueue(now, Task::TellInvalidSpi(spi));
             }
             tells
         });
         told == Some(true)
+    }
+
+    /// RFC 7296 section 1.5: INVALID_SPI with the SPI as its data; section 1.4.1: and the Delete of what may still send on
+    /// it there, for of whatever pair we have lost this is the half that we chose.
+    pub(crate) fn tell_invalid_spi(&mut self, now: Time, sa: &mut IkeSa, spi: Spi) {
+        let invalid = notification(notify::INVALID_SPI, spi.0.to_be_bytes().to_vec());
+        let delete = Payload::Delete(Delete::Esp(vec![spi]));
+        self.inform(now, sa, &[invalid, delete], Purpose::Informational);
     }
 
     /// The peer deletes its inbound SA; our inbound SA of the pair goes into the answer. RFC 7296 section 1.4.1: not

@@ -389,6 +389,8 @@ pub(crate) struct ChildSa {
     pub(crate) outbound_installed: bool,
     /// The Child SA that this one replaces.
     pub(crate) replaces: Option<ChildSaId>,
+    /// The lower nonce of our CREATE_CHILD_SA that made it where there was none; else empty.
+    pub(crate) lowest_nonce: Vec<u8>,
     /// Made by the request before this Message ID, which is the peer's next one: until that comes, the peer may not
     /// have seen our answer.
     pub(crate) confirmed_by: Option<u32>,

@@ -32,6 +32,33 @@ impl Endpoint {
         self.want(now, number, BTreeSet::from([name]), initial_contact)
     }
 
+    /// Where the peer of a connection without a configured remote address was before a restart, our port first: it can
+    /// be initiated to there until it is authenticated anew.
+    pub fn peer_was_at(&mut self, connection: &str, port: u16, remote: SocketAddr) {
+        let found = self.connections.iter_mut().find(|c| c.profile.name == connection);
+        if let Some(connection) = found {
+            connection.last_seen = Some((port, remote));
+        }
+    }
+
+    /// The peer has lost the Child SA that sends on this SPI, of the child with this name: another one is made, beside
+    /// what still stands of it, which is deleted then. `false` if no exchange follows: it is on its way out already.
+    pub fn rebuild_child(&mut self, now: Time, ike: IkeSaId, spi: Spi, name: &str) -> bool {
+        let rebuilt = self.with_sa(now, ike, |_, sa| {
+            if !sa.is_established() {
+                return false;
+            }
+            let task = match sa.child_by_outbound(spi) {
+                Some(child) if child.state == ChildState::Installed => Task::ReplaceChild(child.id),
+                Some(_) => return false,
+                None => Task::CreateChild(name.into()),
+            };
+            sa.enqueue(now, task);
+            true
+        });
+        rebuilt == Some(true)
+    }
+
     /// Deletes an IKE SA by an exchange.
     pub fn terminate_ike(&mut self, now: Time, ike: IkeSaId) -> Result<(), Refused> {
         let authority = Authority::Local("terminated by the operator");

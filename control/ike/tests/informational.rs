@@ -107,10 +107,17 @@ fn liveness_is_checked_only_without_evidence() {
     world.assert_planes(0, 0);
 }
 
-/// RFC 7296 section 2.4: unauthenticated messages are no evidence of life.
+/// RFC 7296 section 2.4: unauthenticated messages are no evidence of life; nor is the peer's last request, which was
+/// authentic once and comes again, though it is answered again (section 2.1).
 #[test]
-fn forged_messages_do_not_put_off_a_liveness_check() {
+fn forged_and_repeated_messages_do_not_put_off_a_liveness_check() {
     let mut world = with_dpd(6);
+    world.recorded.clear();
+    let at_b = ike(&world, B).id;
+    world.at(B, |e, now| e.probe(now, at_b, Duration::ZERO));
+    world.run(Duration::from_secs(1));
+    let Datagram { local, remote, data } = world.recorded[0].1.clone();
+    let repeated = Datagram { local: remote, remote: local, data };
     world.network = Box::new(|_, _, _| Some(vec![]));
     world.recorded.clear();
     let sa = ike(&world, A);
@@ -128,8 +135,15 @@ fn forged_messages_do_not_put_off_a_liveness_check() {
             Payload::Notify(Notify { kind: notify::INVALID_IKE_SPI, protocol: 0, spi: vec![], data: vec![] });
         let data = Message { header, payloads: vec![payload] }.emit();
         world.inject(A, Datagram { local: sa.local, remote: sa.remote, data });
+        world.inject(A, repeated.clone());
     }
-    assert!(world.recorded.iter().any(|(from, d)| *from == A && d.data[18] == exchange::INFORMATIONAL));
+    let informational = |response: u8| {
+        let of_a =
+            world.recorded.iter().filter(|(from, d)| *from == A && d.data[18] == exchange::INFORMATIONAL);
+        of_a.filter(|(_, d)| d.data[19] & 0x20 == response).count()
+    };
+    assert_eq!(informational(0x20), 11, "the repeated one is answered each time");
+    assert!(informational(0) > 0, "and the check begins");
     assert!(world.sides[A].unmatched.iter().all(|u| matches!(u, Unmatched::Clear { .. })));
     assert_eq!(world.sides[A].unmatched.len(), 11);
 }
@@ -200,9 +214,10 @@ fn requests_to_unknown_spis_are_unmatched_and_responses_are_silence() {
     assert_eq!(world.sides[B].unmatched.len(), 1);
 }
 
-/// RFC 7296 section 1.5: INVALID_SPI under protection, with the SPI and nothing else; section 2.21.4: no SA changes.
+/// RFC 7296 section 1.5: INVALID_SPI under protection, with the SPI; section 1.4.1: and the Delete of what may still send
+/// on it. Where nothing does, no SA changes.
 #[test]
-fn an_unknown_spi_is_told_under_protection_while_the_window_is_free() {
+fn an_unknown_spi_is_told_under_protection_one_at_a_time() {
     let mut world = World::established(16);
     let [sa, at_b] = [A, B].map(|side| ike(&world, side));
     let e = &world.sides[A].endpoint;
@@ -215,15 +230,18 @@ fn an_unknown_spi_is_told_under_protection_while_the_window_is_free() {
     world.recorded.clear();
     let spi = Spi(0xdead_beef);
     assert!(world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)));
-    assert!(!world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)), "an exchange is under way");
-    // Header, SK header, IV, Notify with four octets of data, pad length, ICV: there is no room for a token.
-    assert_eq!(world.recorded[0].1.data.len(), 28 + 4 + 8 + 12 + 1 + 16);
+    let other = Spi(0xbeef_dead);
+    assert!(world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, other)), "told after the one under way");
+    assert!(!world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)), "one waits already");
+    assert_eq!(world.recorded.len(), 1);
+    // Header, SK header, IV, Notify with four octets of data, Delete, pad length, ICV: there is no room for a token.
+    assert_eq!(world.recorded[0].1.data.len(), 28 + 4 + 8 + 12 + 12 + 1 + 16);
     world.run(Duration::from_secs(10));
-    assert_eq!(world.recorded.len(), 2, "a request and its response");
-    let told = |r: &Report| *r == Report::InvalidSpi { ike: at_b.id, spi };
+    assert_eq!(world.recorded.len(), 4, "two requests and their responses");
+    let told = |r: &Report| *r == Report::InvalidSpi { ike: at_b.id, spi, child: None };
     assert_eq!(world.reports(B, told), 1);
-    // One that names an SPI in use changes nothing either.
-    assert!(world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, at_b.children[0].outbound)));
+    // One that is in use here is no unknown one.
+    assert!(!world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, at_b.children[0].outbound)));
     world.run(Duration::from_secs(10));
     assert_eq!((ike(&world, A), ike(&world, B)), (sa.clone(), at_b));
     world.assert_one_of_each();
@@ -231,6 +249,44 @@ fn an_unknown_spi_is_told_under_protection_while_the_window_is_free() {
     assert!(!world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)), "it is being closed");
     world.run(Duration::from_secs(10));
     assert_eq!(world.sides[A].endpoint.find_by_esp_ends(plain(sa.local), plain(sa.remote)), None);
+}
+
+/// The peer lost a Child SA and tells, by INVALID_SPI and Delete or by the notification alone; at the same time it may
+/// make the Child SA anew itself. RFC 7296 section 2.8.1: of two that crossed, the one with the lowest nonce goes.
+#[test]
+fn a_child_sa_that_the_peer_lost_is_made_again_once_whatever_crosses() {
+    let told = |r: &Report| matches!(r, Report::InvalidSpi { child: Some(name), .. } if name == "net");
+    for (seed, by_delete) in (0..24).map(|n| (n, n % 2 == 0)) {
+        for peers_wish in [None, Some(1), Some(9), Some(19), Some(29), Some(41)] {
+            for slow in [10, 35] {
+                let mut world = World::established(seed);
+                let latencies = [Duration::from_millis(10), Duration::from_millis(slow)];
+                world.network = Box::new(move |from, _, _| Some(vec![latencies[from]]));
+                let [sa, at_b] = [A, B].map(|side| ike(&world, side));
+                let lost = at_b.children[0].clone();
+                world.at(B, |e, now| e.lose_child(now, lost.id));
+                let mut wishes: Vec<(u64, bool)> = peers_wish.map(|at| (at, true)).into_iter().collect();
+                wishes.push((if by_delete { slow + 1 } else { 20 }, false));
+                wishes.sort();
+                if by_delete {
+                    assert!(world.at(B, |e, now| e.notify_invalid_spi(now, at_b.id, lost.inbound)));
+                }
+                let start = world.now;
+                for (at, peers) in wishes {
+                    world.run(start.after(Duration::from_millis(at)).since(world.now));
+                    if peers {
+                        world.at(B, |e, now| e.initiate(now, "peer", Some("net"), false)).unwrap();
+                    } else {
+                        assert_eq!(world.reports(A, told), usize::from(by_delete));
+                        world.at(A, |e, now| e.rebuild_child(now, sa.id, lost.inbound, "net"));
+                    }
+                }
+                world.run(Duration::from_secs(20));
+                world.assert_one_of_each();
+                assert_ne!(ike(&world, B).children[0].inbound, lost.inbound);
+            }
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! it carries tokens, [`may_present`] decides. An answer is a pure function of the packet, the budgets and what
 //! the endpoint says of IKE SPIs.
 
-use crate::api::{Boot, Config, Limits};
+use crate::api::{Boot, Config, JournalRecord, Limits};
 use crate::journal::Former;
 use crate::limits::{Budget, SourceHash};
 use crate::message::{ENCAPSULATION_PORT, IKE_PORT, invalid_ike_spi, invalid_spi};
@@ -172,29 +172,8 @@ impl Answers {
             return Vec::new();
         }
 
-        let address_serves = self.serving.get(&record.connection) == Some(&here);
         let trigger = Trigger::FormerSpi { written: record.incarnation, now: self.incarnation };
-        let mut by_parent: Vec<Vec<Token>> = Vec::new();
-        for spis in [Some(record.parent), record.earlier_parent].into_iter().flatten() {
-            let permit = may_present(&Conditions {
-                maker: self.maker,
-                control: Control::Authoritative,
-                trigger,
-                spis,
-                in_use,
-                address_serves,
-                anchor_matches: self.anchor_matches,
-                within_budget: true,
-            });
-            match permit {
-                Ok(permit) => by_parent.push(self.tokens.present(permit).collect()),
-                Err(reason) => stats.count(reason.counter()),
-            }
-        }
-        // The newest generation of both parents first: the most probable tokens are in the first message.
-        let most = by_parent.iter().map(Vec::len).max().unwrap_or(0);
-        let tokens: Vec<Token> =
-            (0..most).flat_map(|n| by_parent.iter().filter_map(move |t| t.get(n))).copied().collect();
+        let tokens = self.parents_tokens(record, here, trigger, in_use, stats);
         let chunks: Vec<&[Token]> =
             if tokens.is_empty() { vec![&[]] } else { tokens.chunks(MAX_TOKENS).collect() };
 
@@ -208,6 +187,63 @@ impl Answers {
             }
         }
         answers
+    }
+
+    /// To a peer of the journal after a start, unasked: what ESP on this SPI would be told, if there is a token to
+    /// tell (RFC 6290 section 8.2).
+    pub(crate) fn unasked(
+        &self,
+        record: &JournalRecord,
+        in_use: &dyn Fn(IkeSpi) -> bool,
+        stats: &mut Stats,
+    ) -> Option<Answer> {
+        let trigger = Trigger::JournalPeer { written: record.incarnation, now: self.incarnation };
+        let mut tokens = self.parents_tokens(record, record.local.ip(), trigger, in_use, stats);
+        tokens.truncate(MAX_TOKENS);
+        if tokens.is_empty() {
+            return None;
+        }
+        stats.count(Counter::InvalidSpiSent);
+        stats.add(Counter::TokensSent, tokens.len() as u64);
+        stats.add(Counter::TokensUnasked, tokens.len() as u64);
+        let datagram = invalid_spi(record.spi, record.local, record.remote, &tokens);
+        Some(Answer { datagram, tokens: tokens.len() })
+    }
+
+    /// The tokens of a record's parents, as far as they may leave: the newest generation of both first, so that the most
+    /// probable ones are in the first message. `here`: our address that speaks.
+    fn parents_tokens(
+        &self,
+        record: &JournalRecord,
+        here: IpAddr,
+        trigger: Trigger,
+        in_use: &dyn Fn(IkeSpi) -> bool,
+        stats: &mut Stats,
+    ) -> Vec<Token> {
+        let mut by_parent: Vec<Vec<Token>> = Vec::new();
+        for spis in [Some(record.parent), record.earlier_parent].into_iter().flatten() {
+            let permit = may_present(&Conditions {
+                maker: self.maker,
+                control: Control::Authoritative,
+                trigger,
+                spis,
+                in_use,
+                address_serves: self.serving.get(&record.connection) == Some(&here),
+                anchor_matches: self.anchor_matches,
+                within_budget: true,
+            });
+            match permit {
+                Ok(permit) => by_parent.push(self.tokens.present(permit).collect()),
+                Err(reason) => stats.count(reason.counter()),
+            }
+        }
+        let most = by_parent.iter().map(Vec::len).max().unwrap_or(0);
+        (0..most).flat_map(|n| by_parent.iter().filter_map(move |t| t.get(n))).copied().collect()
+    }
+
+    /// Does this pair name an IKE SA of an earlier incarnation?
+    pub(crate) fn is_former(&self, spis: IkeSpis) -> bool {
+        self.former_pairs.contains(&spis)
     }
 
     /// To ESP on an unknown SPI: INVALID_SPI, protected where an IKE SA with the source lives (`peer`), else in clear
@@ -260,7 +296,6 @@ fn esp_answer_addresses(report: &SpiReport) -> (SocketAddr, SocketAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::JournalRecord;
     use crate::testing::*;
     use spindle_abi::Spi;
     use spindle_ike::api::Notify;
@@ -427,7 +462,7 @@ mod tests {
     fn esp_on_a_former_spi_is_answered_with_both_parents_tokens() {
         let record = JournalRecord { earlier_parent: Some(pair(2)), ..record(0x1234, pair(1)) };
         let mut answers = answers(&config(), vec![record.clone()]);
-        let mut row = Former { record, answered: None };
+        let mut row = Former { record, answered: None, waits: false };
         let sent = former_at(&mut answers, NOW, &mut row, &report(0x1234, "192.0.2.2:0", "192.0.2.1:0"));
         assert_eq!(sent.len(), 1);
         let (header, notifies) = notifies(&sent[0]);
@@ -449,7 +484,7 @@ mod tests {
         boot.secrets = (1..=4).map(|n| crate::api::Secret(zeroize::Zeroizing::new([n; 32]))).collect();
         let tokens = Arc::new(Tokens::new(&boot.secrets, &boot.maker_id));
         let mut answers = Answers::new(&config(), &boot, tokens, SourceHash::new(&[5; 32]));
-        let mut row = Former { record, answered: None };
+        let mut row = Former { record, answered: None, waits: false };
         let sent = former_at(&mut answers, NOW, &mut row, &report(7, "192.0.2.2:0", "192.0.2.1:0"));
         assert_eq!(sent.iter().map(|a| a.tokens).collect::<Vec<_>>(), [4, 4]);
         let first: Vec<_> = notifies(&sent[0]).1[1..].iter().map(|n| n.data.clone()).collect();
@@ -460,7 +495,7 @@ mod tests {
     #[test]
     fn a_former_spi_is_answered_each_100_ms_and_other_sources_within_their_own_budget() {
         let mut answers = answers(&config(), vec![record(7, pair(1))]);
-        let mut row = Former { record: record(7, pair(1)), answered: None };
+        let mut row = Former { record: record(7, pair(1)), answered: None, waits: false };
         let from_peer = report(7, "192.0.2.2:0", "192.0.2.1:0");
         let mut sent = 0;
         for ms in 0..1000 {
@@ -494,7 +529,7 @@ mod tests {
             ..record(7, pair(1))
         };
         let mut answers = answers(&config(), vec![record.clone()]);
-        let mut row = Former { record, answered: None };
+        let mut row = Former { record, answered: None, waits: false };
         // The peer's NAT gave it another port: the recorded one and the new one are told.
         let moved = report(7, "192.0.2.2:31000", "192.0.2.1:4500");
         let sent = former_at(&mut answers, NOW, &mut row, &moved);
@@ -526,12 +561,12 @@ mod tests {
             JournalRecord { connection: "removed".into(), ..good.clone() },
         ] {
             let mut answers = answers(&config(), vec![bad.clone()]);
-            let mut row = Former { record: bad, answered: None };
+            let mut row = Former { record: bad, answered: None, waits: false };
             let sent = former_at(&mut answers, NOW, &mut row, &from_peer);
             assert_eq!(kinds(&sent[0]), [(11, 0)]);
         }
         let mut answers = answers(&config(), vec![good.clone()]);
-        let mut row = Former { record: good, answered: None };
+        let mut row = Former { record: good, answered: None, waits: false };
         let in_use = |spi: IkeSpi| spi == pair(1).responder;
         let sent = answers.answer_former(NOW, &from_peer, &mut row, &in_use, &mut Stats::default());
         assert_eq!(kinds(&sent[0]), [(11, 0)]);

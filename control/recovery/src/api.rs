@@ -3,6 +3,7 @@
 
 use spindle_abi::{Command, Event, Spi, Time};
 use spindle_ike::api::{ConnectionConfig, Datagram, IkeSpis};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use zeroize::Zeroizing;
 
@@ -16,11 +17,15 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// How to learn that a peer lost its SAs.
+/// How two gateways find together again after one of them lost its SAs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
+    /// The side that lost them initiates as soon as it is ready, with INITIAL_CONTACT (RFC 7296 section 2.4).
+    InitialContact,
     /// RFC 6290.
     Qcd,
+    /// draft-detienne-ikev2-recovery-03.
+    Sir,
     /// RFC 7296 section 2.4 alone.
     Liveness,
 }
@@ -42,6 +47,9 @@ pub struct Limits {
     pub invalid_ike_spi_per_source: u32,
     /// The same to all.
     pub invalid_ike_spi_total: u32,
+    /// Handshakes that we cause after crashes, all peers together: initiations, and tokens shown to IKE SAs of the
+    /// journal. As many at once.
+    pub handshakes_total: u32,
     /// New probes on hints, all IKE SAs together.
     pub probes_total: u32,
     /// An outstanding probe is sent again on a hint at least this long apart.
@@ -62,6 +70,7 @@ impl Default for Limits {
             invalid_spi_total: 1000,
             invalid_ike_spi_per_source: 10,
             invalid_ike_spi_total: 5000,
+            handshakes_total: 200,
             probes_total: 200,
             probe_again: std::time::Duration::from_secs(1),
             failed_tokens_logged_per_source: 1,
@@ -77,8 +86,14 @@ pub struct Config {
     pub name: String,
     /// The connections.
     pub connections: Vec<ConnectionConfig>,
-    /// In order of preference.
+    /// In order of preference, for connections that have no list of their own.
     pub methods: Vec<Method>,
+    /// Lists of connections' own.
+    pub connection_methods: BTreeMap<String, Vec<Method>>,
+    /// Does a restarted token maker show its journal's peers their tokens unasked?
+    pub proactive: bool,
+    /// May another machine speak for our identities too? Then INITIAL_CONTACT is never sent (RFC 7296 section 2.4).
+    pub replicated: bool,
     /// Do we make tokens (RFC 6290 section 8.1: switchable)?
     pub token_maker: bool,
     /// Do we store and check tokens?
@@ -89,6 +104,13 @@ pub struct Config {
     pub limits: Limits,
     /// Half-open IKE SAs from which on IKE_SA_INIT is answered with COOKIE (RFC 7296 section 2.6).
     pub cookie_threshold: usize,
+}
+
+impl Config {
+    /// The methods of a connection, in order of preference.
+    pub fn methods_of(&self, connection: &str) -> &[Method] {
+        self.connection_methods.get(connection).unwrap_or(&self.methods)
+    }
 }
 
 /// What survived on disk, read and written before the first message of an incarnation.
@@ -121,6 +143,8 @@ pub struct JournalRecord {
     pub initiator: bool,
     /// Connection's name.
     pub connection: String,
+    /// Child's name.
+    pub child: String,
     /// Our outer IKE address and port.
     pub local: SocketAddr,
     /// The peer's outer IKE address and port (500 or 4500).

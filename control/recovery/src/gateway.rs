@@ -8,13 +8,15 @@ use crate::answer::Answers;
 use crate::api::{Boot, Config, Input, JournalWrite, Method, Output, Report};
 use crate::hints::Hints;
 use crate::journal::{FormerTable, Installed, Journal};
-use crate::limits::{BySource, SourceHash};
+use crate::limits::{BySource, SourceHash, Total};
 use crate::qcd::{ProtectedTokens, Tokens};
 use crate::reconnect::Reconnect;
 use crate::stats::{Counter, Stats};
-use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, Spi, SpiState, Time};
+use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, Spi, SpiReport, SpiState, Time};
 use spindle_ike::Endpoint;
-use spindle_ike::api::{ActivityReader, Authority, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis, Refused};
+use spindle_ike::api::{
+    ActivityReader, Authority, ConnectionConfig, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis, Refused,
+};
 use spindle_ike::random::Random;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,7 +34,7 @@ pub struct ConnectionStatus {
     pub ike_sas: usize,
     /// Installed Child SAs.
     pub child_sas: usize,
-    /// Is it waiting to be initiated again (after a proof)?
+    /// Is it waiting to be initiated again (after a proof, or a start)?
     pub initiating: bool,
 }
 
@@ -56,9 +58,17 @@ pub struct Gateway {
     journal: Journal,
     hints: Hints,
     reconnect: Reconnect,
+    /// Handshakes that we cause.
+    pace: Total,
+    /// ESP on former SPIs whose answer waits for the pace, in the order of its coming; each SPI once.
+    waiting: VecDeque<SpiReport>,
+    /// Former SPIs, one of each IKE SA, whose peers are to be told unasked.
+    unasked: VecDeque<Spi>,
+    /// The connection of each policy.
+    policies: HashMap<u32, String>,
     hash: SourceHash,
     failed_tokens: BySource,
-    token_reports: crate::limits::Total,
+    token_reports: Total,
     stats: Stats,
     output: VecDeque<Output>,
     /// SPIs whose former state the dataplane has not been told yet.
@@ -95,6 +105,7 @@ impl Gateway {
 
         let mut ike = EndpointConfig::new(config.connections.clone());
         ike.token_taker = takes_tokens(&config);
+        ike.replicated = config.replicated;
         ike.cookie_threshold = config.cookie_threshold;
         let mut endpoint = Endpoint::new(ike, Box::new(protected), activity, random);
         let former = FormerTable::new(boot.former);
@@ -102,6 +113,9 @@ impl Gateway {
 
         let untold: Vec<Spi> = former.spis().collect();
         let limits = &config.limits;
+        let policies = config.connections.iter().flat_map(|connection| {
+            connection.children.iter().map(|child| (child.policy, connection.name.clone()))
+        });
         let mut gateway = Gateway {
             incarnation: boot.incarnation,
             wall_clock: boot.wall_clock,
@@ -109,13 +123,17 @@ impl Gateway {
             answers,
             journal: Journal::new(&config, boot.incarnation),
             hints: Hints::new(limits.probe_again, limits.probes_total),
-            reconnect: Reconnect::new(),
+            reconnect: Reconnect::default(),
+            pace: Total::new(limits.handshakes_total),
+            waiting: VecDeque::new(),
+            unasked: VecDeque::new(),
+            policies: policies.collect(),
             hash,
             failed_tokens: BySource::new(
                 limits.failed_tokens_logged_per_source,
                 limits.failed_tokens_logged_total,
             ),
-            token_reports: crate::limits::Total::new(TOKEN_REPORTS),
+            token_reports: Total::new(TOKEN_REPORTS),
             stats: Stats::default(),
             output: VecDeque::new(),
             boot_left: untold.len().div_ceil(MAX_FORMER_AT_ONCE),
@@ -178,7 +196,9 @@ impl Gateway {
             let left = second.saturating_sub(self.wall_clock.0);
             self.wall_clock.1.after(std::time::Duration::from_secs(left))
         });
-        [self.endpoint.deadline(), expiry, self.hints.deadline(), self.reconnect.deadline()]
+        let turns = !self.waiting.is_empty() || !self.unasked.is_empty();
+        let turn = turns.then(|| self.pace.room_at());
+        [self.endpoint.deadline(), expiry, self.hints.deadline(), self.reconnect.deadline(&self.pace), turn]
             .into_iter()
             .flatten()
             .min()
@@ -200,6 +220,17 @@ impl Gateway {
     /// Rekeys the IKE SAs of a connection, or the Child SAs of one of its children; how many.
     pub fn rekey(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<usize, Refused> {
         self.each(now, connection, child, Endpoint::rekey_ike, Endpoint::rekey_child)
+    }
+
+    /// For tests: loses the Child SAs of a child without a word.
+    #[doc(hidden)]
+    pub fn lose_child(&mut self, now: Time, connection: &str, child: &str) {
+        for ike in self.endpoint.sas().into_iter().filter(|ike| ike.connection == connection) {
+            for lost in ike.children.iter().filter(|c| c.name == child) {
+                self.endpoint.lose_child(now, lost.id);
+            }
+        }
+        self.drain(now);
     }
 
     /// All IKE SAs with their Child SAs.
@@ -231,6 +262,8 @@ impl Gateway {
     pub fn shut_down(&mut self, now: Time) {
         self.stopping = true;
         self.reconnect.clear();
+        self.waiting.clear();
+        self.unasked.clear();
         self.endpoint.shut_down(now);
         self.drain(now);
     }
@@ -262,7 +295,7 @@ impl Gateway {
             Event::Acknowledged { sequence, done } => self.acknowledged(now, sequence, done),
             // Which of the two it is, control knows best: the state may still be on its way to the dataplane.
             Event::FormerSpi(report) | Event::UnknownSpi(report) => self.esp_without_sa(now, &report),
-            Event::Acquire { policy, .. } if !self.stopping => self.endpoint.acquire(now, policy),
+            Event::Acquire { policy, .. } if !self.stopping => self.acquire(now, policy),
             Event::Acquire { .. } => {}
             Event::FirstInbound { spi } => self.endpoint.first_inbound(now, spi),
             Event::Lifetime { index, hard } => self.endpoint.lifetime(now, index, hard),
@@ -287,6 +320,7 @@ impl Gateway {
         }
         self.ready = true;
         self.report("ready", None, None, None, format!("incarnation {}", self.incarnation));
+        self.contact_peers(now);
         self.endpoint.start(now);
     }
 
@@ -303,29 +337,21 @@ impl Gateway {
                     spindle_ike::api::Output::Report(report) => self.reported(now, report),
                 }
             }
-            let Some((connection, children)) = self.reconnect.next_due(now) else { break };
-            self.initiate_again(now, &connection, &children);
+            // Within the pace: those whose traffic came first.
+            if self.answer_waiting(now) {
+                continue;
+            }
+            let Some(due) = self.reconnect.next_due(now, &mut self.pace) else {
+                if self.tell_unasked(now) {
+                    continue;
+                }
+                break;
+            };
+            self.initiate_due(now, &due);
         }
         let writes = self.journal.take_writes();
         if self.config.journal {
             self.output.extend(writes.into_iter().map(Output::Journal));
-        }
-    }
-
-    /// All children are asked for before the first answer can come, so they join one IKE SA.
-    fn initiate_again(&mut self, now: Time, connection: &str, children: &[String]) {
-        self.stats.count(Counter::Reinitiated);
-        self.report("initiating", Some(connection.to_owned()), None, None, "after a proof".into());
-        let mut names: Vec<Option<&str>> = children.iter().map(|name| Some(name.as_str())).collect();
-        if names.is_empty() {
-            names.push(None);
-        }
-        for child in names {
-            if let Err(refused) = self.endpoint.initiate(now, connection, child, true) {
-                let detail = refused.to_string();
-                self.report("initiation-failed", Some(connection.to_owned()), None, None, detail);
-                self.reconnect.forget(connection);
-            }
         }
     }
 
@@ -334,7 +360,7 @@ impl Gateway {
         match report {
             Ike::IkeEstablished { ike, spis, connection, initiator } => {
                 self.journal.ike_established(ike, spis, &connection, initiator);
-                self.reconnect.forget(&connection);
+                self.reconnect_established(now, &connection, initiator);
                 let role = if initiator { "initiator" } else { "responder" };
                 self.report("ike-established", Some(connection), Some(spis), None, role.into());
             }
@@ -389,7 +415,7 @@ impl Gateway {
                 self.report("child-deleted", None, None, Some(inbound), String::new());
             }
             Ike::TokenStored { ike } => self.report_ike("token-stored", ike),
-            Ike::InvalidSpi { ike, spi } => self.invalid_spi(now, ike, spi),
+            Ike::InvalidSpi { ike, spi, child } => self.invalid_spi(now, ike, spi, child),
             Ike::Suspected { ike } => self.report_ike("suspected", ike),
         }
     }
@@ -458,7 +484,8 @@ impl Gateway {
 
 /// Without the method, tokens are neither stored nor checked; hints remain, for they are RFC 7296's.
 fn takes_tokens(config: &Config) -> bool {
-    config.token_taker && config.methods.contains(&Method::Qcd)
+    let takes = |c: &ConnectionConfig| config.methods_of(&c.name).contains(&Method::Qcd);
+    config.token_taker && config.connections.iter().any(takes)
 }
 
 fn reason(authority: &Authority) -> String {
@@ -473,6 +500,7 @@ fn reason(authority: &Authority) -> String {
     }
 }
 
+mod contact;
 mod heard;
 #[cfg(test)]
 mod tests;

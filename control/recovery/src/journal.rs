@@ -17,6 +17,8 @@ use std::time::Duration;
 const LIFETIMES: u64 = 2;
 /// … and live at least this long (the peer's lifetimes may be longer than ours).
 const SHORTEST: u64 = 24 * 3600;
+/// Between two Child SAs of one IKE SA that are made again.
+const REBUILD: Duration = Duration::from_secs(1);
 /// Where no lifetime is configured.
 const UNLIMITED: u64 = 30 * 24 * 3600;
 
@@ -27,13 +29,14 @@ pub(crate) struct IkeRow {
     pub(crate) connection: String,
     pub(crate) initiator: bool,
     pub(crate) children: Vec<ChildSaId>,
+    /// When a Child SA that the peer had lost was last made again on it.
+    pub(crate) rebuilt: Option<Time>,
 }
 
 /// A Child SA.
 #[derive(Clone, Debug)]
 pub(crate) struct ChildRow {
     pub(crate) ike: IkeSaId,
-    pub(crate) name: String,
     pub(crate) record: JournalRecord,
 }
 
@@ -89,6 +92,17 @@ impl Journal {
         self.ike_sas.get(&ike)
     }
 
+    /// May a Child SA be made again on this IKE SA now, after the peer lost it? Once a second: a peer that reports
+    /// every new SA as unknown keeps us busy no further.
+    pub(crate) fn may_rebuild(&mut self, now: Time, ike: IkeSaId) -> bool {
+        let Some(row) = self.ike_sas.get_mut(&ike) else { return false };
+        let may = row.rebuilt.is_none_or(|last| now.since(last) >= REBUILD);
+        if may {
+            row.rebuilt = Some(now);
+        }
+        may
+    }
+
     /// The IKE SAs of a connection.
     pub(crate) fn of_connection(&self, connection: &str) -> impl Iterator<Item = (IkeSaId, &IkeRow)> {
         let ids = self.by_connection.get(connection).into_iter().flatten();
@@ -97,15 +111,15 @@ impl Journal {
 
     pub(crate) fn ike_established(&mut self, ike: IkeSaId, spis: IkeSpis, connection: &str, initiator: bool) {
         self.by_connection.entry(connection.to_owned()).or_default().insert(ike);
-        let row = IkeRow { spis, connection: connection.to_owned(), initiator, children: Vec::new() };
-        self.ike_sas.insert(ike, row);
+        let connection = connection.to_owned();
+        self.ike_sas.insert(ike, IkeRow { spis, connection, initiator, children: Vec::new(), rebuilt: None });
     }
 
     pub(crate) fn ike_rekeyed(&mut self, old: IkeSaId, new: IkeSaId, spis: IkeSpis, initiator: bool) {
         let Some(connection) = self.ike_sas.get(&old).map(|row| row.connection.clone()) else { return };
         let children = self.ike_sas.get(&new).map_or_else(Vec::new, |row| row.children.clone());
         self.by_connection.entry(connection.clone()).or_default().insert(new);
-        self.ike_sas.insert(new, IkeRow { spis, connection, initiator, children });
+        self.ike_sas.insert(new, IkeRow { spis, connection, initiator, children, rebuilt: None });
     }
 
     /// `timed_out`: the peer was not told and did not tell.
@@ -131,6 +145,7 @@ impl Journal {
             earlier_parent: None,
             initiator: ike.initiator,
             connection: new.connection.to_owned(),
+            child: new.name.to_owned(),
             local: new.local,
             remote: new.remote,
             encapsulated: new.encapsulated,
@@ -139,7 +154,7 @@ impl Journal {
         };
         self.by_spi.insert(new.inbound, new.child);
         self.writes.push(JournalWrite::Put(record.clone()));
-        self.children.insert(new.child, ChildRow { ike: new.ike, name: new.name.to_owned(), record });
+        self.children.insert(new.child, ChildRow { ike: new.ike, record });
     }
 
     /// After a crash the peer may hold either parent's token only: the new one's may still have been on its way.
@@ -180,8 +195,8 @@ impl Journal {
         let Some(ike) = self.ike_sas.get(&ike) else { return Vec::new() };
         let mut names: Vec<String> = Vec::new();
         for row in ike.children.iter().filter_map(|child| self.children.get(child)) {
-            if !names.contains(&row.name) {
-                names.push(row.name.clone());
+            if !names.contains(&row.record.child) {
+                names.push(row.record.child.clone());
             }
         }
         names
@@ -215,6 +230,8 @@ pub(crate) struct Former {
     pub(crate) record: JournalRecord,
     /// When its recorded address was last told.
     pub(crate) answered: Option<Time>,
+    /// Does its answer wait for its turn?
+    pub(crate) waits: bool,
 }
 
 /// The SPIs of earlier incarnations that have not expired.
@@ -227,13 +244,17 @@ pub(crate) struct FormerTable {
 impl FormerTable {
     pub(crate) fn new(records: Vec<JournalRecord>) -> FormerTable {
         let expiries = records.iter().map(|record| Reverse((record.hard_expiry, record.spi))).collect();
-        let rows =
-            records.into_iter().map(|record| (record.spi, Former { record, answered: None })).collect();
+        let former = |record| Former { record, answered: None, waits: false };
+        let rows = records.into_iter().map(|record| (record.spi, former(record))).collect();
         FormerTable { rows, expiries }
     }
 
     pub(crate) fn spis(&self) -> impl Iterator<Item = Spi> + '_ {
         self.rows.keys().copied()
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &JournalRecord> {
+        self.rows.values().map(|row| &row.record)
     }
 
     pub(crate) fn row(&mut self, spi: Spi) -> Option<&mut Former> {

@@ -115,6 +115,14 @@ pub(crate) enum Trigger {
         /// This incarnation.
         now: u64,
     },
+    /// A peer in the journal, at its recorded address, after a start; where the operator wants it so (RFC 6290
+    /// section 8.2).
+    JournalPeer {
+        /// The incarnation that wrote its record.
+        written: u64,
+        /// This incarnation.
+        now: u64,
+    },
 }
 
 /// All that decides whether a token may leave in clear.
@@ -182,7 +190,9 @@ pub(crate) fn may_present(conditions: &Conditions<'_>) -> Result<Permit, Withhel
             check(!response && !UNPROTECTED_EXCHANGES.contains(&exchange), Withheld::Trigger)?;
             check(!tombstone, Withheld::Tombstone)?;
         }
-        Trigger::FormerSpi { written, now } => check(written < now, Withheld::SameIncarnation)?,
+        Trigger::FormerSpi { written, now } | Trigger::JournalPeer { written, now } => {
+            check(written < now, Withheld::SameIncarnation)?;
+        }
     }
     check(spis.initiator != [0; 8] && spis.responder != [0; 8], Withheld::ZeroSpi)?;
     // Each SPI by itself, whatever the I flag says: the answer to an exchange of ours may be on its way.

@@ -1,4 +1,4 @@
-//! The journal's records on disk: a fixed head and the connection's name, all integers big-endian.
+//! The journal's records on disk: a fixed head and the names of connection and child, all integers big-endian.
 //!
 //! RFC 6290 section 8.2: the map from Child SPIs to IKE SPIs may be kept on disk, so that INVALID_SPI can carry a
 //! token at once after a crash. A record that does not decode is skipped and counted: a lost record costs one
@@ -9,19 +9,17 @@ use spindle_abi::Spi;
 use spindle_ike::api::IkeSpis;
 use std::net::{IpAddr, SocketAddr};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const INITIATOR: u8 = 1;
 const ENCAPSULATED: u8 = 2;
 const EARLIER_PARENT: u8 = 4;
 
-/// A connection's name is cut here on disk; configuration allows no longer ones.
+/// A name is cut here on disk; configuration allows no longer ones.
 const MAX_NAME: usize = 255;
 
 /// The value of a record; its key is the SPI.
 pub(crate) fn encode(record: &JournalRecord) -> Vec<u8> {
-    let name = record.connection.as_bytes();
-    let name = &name[..name.len().min(MAX_NAME)];
-    let mut out = Vec::with_capacity(96 + name.len());
+    let mut out = Vec::with_capacity(96 + record.connection.len() + record.child.len());
     let flag = |set: bool, bit: u8| if set { bit } else { 0 };
     out.push(VERSION);
     out.push(
@@ -50,8 +48,11 @@ pub(crate) fn encode(record: &JournalRecord) -> Vec<u8> {
         }
         out.extend(address.port().to_be_bytes());
     }
-    out.push(name.len() as u8);
-    out.extend(name);
+    for name in [&record.connection, &record.child] {
+        let name = &name.as_bytes()[..name.len().min(MAX_NAME)];
+        out.push(name.len() as u8);
+        out.extend(name);
+    }
     out
 }
 
@@ -68,8 +69,9 @@ pub(crate) fn decode(spi: Spi, octets: &[u8]) -> Option<JournalRecord> {
     let earlier = IkeSpis { initiator: take(&mut rest)?, responder: take(&mut rest)? };
     let local = address(&mut rest)?;
     let remote = address(&mut rest)?;
-    let [length] = take::<1>(&mut rest)?;
-    if rest.len() != usize::from(length) {
+    let connection = name(&mut rest)?;
+    let child = name(&mut rest)?;
+    if !rest.is_empty() {
         return None;
     }
     Some(JournalRecord {
@@ -77,7 +79,8 @@ pub(crate) fn decode(spi: Spi, octets: &[u8]) -> Option<JournalRecord> {
         parent,
         earlier_parent: (flags & EARLIER_PARENT != 0).then_some(earlier),
         initiator: flags & INITIATOR != 0,
-        connection: std::str::from_utf8(rest).ok()?.to_owned(),
+        connection,
+        child,
         local,
         remote,
         encapsulated: flags & ENCAPSULATED != 0,
@@ -90,6 +93,13 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (head, tail) = rest.split_first_chunk::<N>()?;
     *rest = tail;
     Some(*head)
+}
+
+fn name(rest: &mut &[u8]) -> Option<String> {
+    let [length] = take::<1>(rest)?;
+    let (name, tail) = rest.split_at_checked(length.into())?;
+    *rest = tail;
+    Some(std::str::from_utf8(name).ok()?.to_owned())
 }
 
 fn address(rest: &mut &[u8]) -> Option<SocketAddr> {
@@ -121,7 +131,7 @@ mod tests {
     fn record() -> impl Strategy<Value = JournalRecord> {
         (
             (any::<u32>(), spis(), proptest::option::of(spis()), any::<bool>(), "[a-z-]{0,40}"),
-            (socket(), socket(), any::<bool>(), any::<u64>(), any::<u64>()),
+            ("[a-z-]{0,40}", socket(), socket(), any::<bool>(), any::<u64>(), any::<u64>()),
         )
             .prop_map(|(a, b)| JournalRecord {
                 spi: Spi(a.0),
@@ -129,11 +139,12 @@ mod tests {
                 earlier_parent: a.2,
                 initiator: a.3,
                 connection: a.4,
-                local: b.0,
-                remote: b.1,
-                encapsulated: b.2,
-                incarnation: b.3,
-                hard_expiry: b.4,
+                child: b.0,
+                local: b.1,
+                remote: b.2,
+                encapsulated: b.3,
+                incarnation: b.4,
+                hard_expiry: b.5,
             })
     }
 

@@ -20,10 +20,14 @@ counters! {
     InvalidSpiSent = "invalid-spi-sent",
     /// INVALID_SPI sent under the protection of an IKE SA.
     InvalidSpiProtected = "invalid-spi-sent-protected",
-    /// INVALID_SPI not sent, for the peer's IKE SA had an exchange under way, which asks whether it lives anyhow.
+    /// INVALID_SPI not sent under the protection of an IKE SA, for one about another SPI waits for an exchange under way.
     InvalidSpiWindow = "invalid-spi-exchange-under-way",
     /// INVALID_SPI received under the protection of an IKE SA.
     InvalidSpiReceived = "invalid-spi-received-protected",
+    /// Child SAs made again after the peer had lost them.
+    Rebuilt = "child-sas-rebuilt",
+    /// Not made again, for one was a moment ago.
+    RebuiltTooSoon = "child-sas-rebuilt-too-soon",
     /// ESP on SPIs that were unknown to the dataplane and are not to control.
     KnownSpi = "known-spi-events",
     /// Unmatched requests over the budget even of plain answers.
@@ -32,6 +36,14 @@ counters! {
     NeverAnswered = "never-answered",
     /// Requests that name an IKE SPI in use here.
     RequestsInUse = "requests-naming-spi-in-use",
+    /// ESP on former SPIs whose answer waits until another handshake can be taken.
+    FormerWaits = "former-spi-waits-for-its-turn",
+    /// ESP on former SPIs of connections that we are initiating ourselves.
+    FormerInitiating = "former-spi-own-initiation",
+    /// Requests on IKE SAs of the journal while no other handshake can be taken.
+    RequestsPaced = "requests-over-handshakes",
+    /// Tokens that left unasked, after a start.
+    TokensUnasked = "tokens-sent-unasked",
     /// ESP on former SPIs sooner than the interval.
     FormerHeldBack = "former-spi-over-budget",
     /// The same to addresses that the journal does not name.
@@ -88,6 +100,8 @@ counters! {
     FormerExpired = "former-spis-expired",
     /// Initiations after a proof.
     Reinitiated = "reinitiated",
+    /// Initiations after a start, for peers that we had or may have had.
+    InitiatedAfterStart = "initiated-after-start",
 }
 
 /// The counters of a gateway.

@@ -26,6 +26,7 @@ fn record(spi: u32, hard_expiry: u64) -> JournalRecord {
         parent: IkeSpis { initiator: u64::from(spi).to_be_bytes(), responder: [7; 8] },
         earlier_parent: None,
         initiator: true,
+        child: "net".into(),
         connection: "site".into(),
         local: "192.0.2.1:500".parse().unwrap(),
         remote: "192.0.2.2:500".parse().unwrap(),

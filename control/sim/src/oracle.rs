@@ -34,6 +34,8 @@ struct Known {
     uncertain: BTreeSet<Spi>,
     /// SPIs of earlier incarnations, in the journal at the start.
     former: BTreeSet<Spi>,
+    /// Their IKE SAs, whose peers have not been told unasked in this life.
+    lost: BTreeSet<IkeSpis>,
 }
 
 /// The judge.
@@ -124,6 +126,7 @@ impl Oracle {
         known.durable = boot.former.iter().map(|r| (r.spi, r.clone())).collect();
         known.uncertain.clear();
         known.former = boot.former.iter().map(|r| r.spi).collect();
+        known.lost = boot.former.iter().flat_map(|r| [Some(r.parent), r.earlier_parent]).flatten().collect();
         known.secrets = secrets;
         known.maker_id = boot.maker_id.clone();
         known.incarnation = boot.incarnation;
@@ -178,13 +181,26 @@ impl Oracle {
         }
     }
 
-    /// A gateway sends: no token in clear belongs to an IKE SA that it holds. Returns the tokens that were shown.
+    /// Nothing asked for the tokens of these pairs: they are of the journal's IKE SAs, each once in a life.
+    pub(crate) fn unasked(&mut self, side: usize, shown: &BTreeSet<IkeSpis>) -> Result<(), String> {
+        let known = &mut self.known[side];
+        for spis in shown {
+            if !known.lost.remove(spis) {
+                return Err(format!(
+                    "shows unasked the token of {spis:?}, once more or of no journal record"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A gateway sends: no token in clear belongs to an IKE SA that it holds. Returns whose tokens were shown.
     pub(crate) fn transmitted(
         &mut self,
         now: Time,
         side: usize,
         datagram: &Datagram,
-    ) -> Result<usize, String> {
+    ) -> Result<BTreeSet<IkeSpis>, String> {
         let octets = if datagram.local.port() == 4500 {
             spindle_ike::wire::strip_non_esp_marker(&datagram.data)
                 .ok_or("IKE on port 4500 without its marker")?
@@ -197,11 +213,11 @@ impl Oracle {
             self.saw(spis);
         }
         if view.protection().is_some() {
-            return Ok(0);
+            return Ok(BTreeSet::new());
         }
         let message: Message =
             view.message().map_err(|e| format!("sends a message that does not parse: {e}"))?;
-        let mut shown = 0;
+        let mut shown = BTreeSet::new();
         for payload in message.payloads {
             let Payload::Notify(notify) = payload else { continue };
             if notify.kind != notify::QUICK_CRASH_DETECTION {
@@ -221,7 +237,7 @@ impl Oracle {
             }
             self.known[side].shown.insert(spis, now);
             self.tokens_shown += 1;
-            shown += 1;
+            shown.insert(spis);
         }
         Ok(shown)
     }

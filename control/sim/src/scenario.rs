@@ -101,7 +101,7 @@ impl Scenario {
             [Some(interval); 2],
             [Some(interval); 2],
         ]);
-        Scenario {
+        let mut scenario = Scenario {
             conditions,
             configs: Self::draw_configs(dice),
             actions,
@@ -109,6 +109,24 @@ impl Scenario {
             attack_interval: milliseconds(dice.one(&[20, 100, 1000])),
             calm,
             ring_delay: Duration::from_micros(dice.one(&[0, 20, 500])),
+        };
+        scenario.configs.iter_mut().for_each(|config| Self::draw_methods(dice, config));
+        scenario
+    }
+
+    /// Each side may prefer another method for its connection, and tell unasked.
+    fn draw_methods(dice: &mut Dice, config: &mut Config) {
+        use Method::{InitialContact, Liveness, Qcd};
+        config.proactive = dice.percent(20);
+        let own = dice.one(&[
+            &[][..],
+            &[],
+            &[InitialContact, Liveness],
+            &[InitialContact, Qcd, Liveness],
+            &[Qcd, InitialContact, Liveness],
+        ]);
+        if !own.is_empty() {
+            config.connection_methods.insert(CONNECTION.into(), own.to_vec());
         }
     }
 
@@ -219,6 +237,9 @@ impl Scenario {
                 name: NAMES[side].into(),
                 connections: vec![connection],
                 methods: methods.clone(),
+                connection_methods: Default::default(),
+                proactive: false,
+                replicated: false,
                 token_maker: dice.percent(90),
                 token_taker: dice.percent(90),
                 journal,

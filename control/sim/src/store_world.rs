@@ -63,6 +63,7 @@ fn writes(dice: &mut Dice, incarnation: u64) -> Vec<JournalWrite> {
             earlier_parent: None,
             initiator: true,
             connection: "peer".into(),
+            child: "net".into(),
             local: "192.0.2.1:500".parse().expect("an address"),
             remote: "192.0.2.2:500".parse().expect("an address"),
             encapsulated: false,

@@ -527,10 +527,12 @@ impl World {
 
     fn transmit(&mut self, side: usize, datagram: Datagram) -> Result<(), String> {
         let shown = self.oracle.transmitted(self.now, side, &datagram)?;
-        if shown > 0 {
-            let left = self.tokens_due.checked_sub(1);
-            self.tokens_due =
-                left.ok_or_else(|| format!("gateway {side} shows a token that nothing asked for"))?;
+        if !shown.is_empty() {
+            match self.tokens_due.checked_sub(1) {
+                Some(left) => self.tokens_due = left,
+                None if self.scenario.configs[side].proactive => self.oracle.unasked(side, &shown)?,
+                None => return Err(format!("gateway {side} shows a token that nothing asked for")),
+            }
         }
         let packet = Packet::sent(&datagram);
         let header =
@@ -539,7 +541,7 @@ impl World {
             let header = header.expect("judged already");
             let kind = if header.response { "response" } else { "request" };
             let SpisBrief(spis) = SpisBrief::from(header.spis);
-            let tokens = if shown > 0 { " with a token" } else { "" };
+            let tokens = if !shown.is_empty() { " with a token" } else { "" };
             format!(
                 "{side} sends {} {kind} {} of {spis} to {}{tokens}",
                 exchange_name(header.exchange),

@@ -4,6 +4,7 @@ use super::Result;
 use super::read::{Section, Value};
 use spindle_abi::{Selector, SelectorSet};
 use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use spindle_recovery::api::Method;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,13 +19,13 @@ const ENCRYPTION: &[&str] = &["aes128gcm16", "aes256gcm16", "chacha20poly1305"];
 const PRF: &[&str] = &["prfsha256", "prfsha384"];
 const KEY_EXCHANGE: &[&str] = &["x25519", "curve25519", "ecp256"];
 
-/// One connection. `next_policy` counts the children of the whole file.
+/// One connection, and its methods of recovery if it names some. `next_policy` counts the children of the whole file.
 pub(super) fn connection(
     name: &str,
     value: &Value<'_>,
     base: &Path,
     next_policy: &mut u32,
-) -> Result<ConnectionConfig> {
+) -> Result<(ConnectionConfig, Option<Vec<Method>>)> {
     let section = value.section()?;
     check_name(name, value)?;
 
@@ -105,8 +106,9 @@ pub(super) fn connection(
         start_action,
         children,
     };
+    let methods = section.optional("recovery").map(|value| super::methods(&value)).transpose()?;
     section.finish()?;
-    Ok(config)
+    Ok((config, methods))
 }
 
 fn check_name(name: &str, value: &Value<'_>) -> Result<()> {

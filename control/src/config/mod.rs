@@ -33,6 +33,8 @@ pub struct Settings {
     pub recovery: RecoverySettings,
     /// `[connections.*]`, in the order of the file. Policy ids are unique.
     pub connections: Vec<ConnectionConfig>,
+    /// `recovery` of the connections that have it.
+    pub connection_methods: BTreeMap<String, Vec<Method>>,
     /// By dotted path.
     lines: BTreeMap<String, usize>,
 }
@@ -109,8 +111,10 @@ impl XdpMode {
 /// `[recovery]`.
 #[derive(Clone, Debug)]
 pub struct RecoverySettings {
-    /// In order of preference; holds `Liveness` always.
+    /// In order of preference, for connections without `recovery`; holds `Liveness` always.
     pub methods: Vec<Method>,
+    /// Does a restarted token maker show its journal's peers their tokens unasked?
+    pub proactive: bool,
     /// Keep inbound SPIs on disk (RFC 6290 section 8.2)?
     pub journal: bool,
     /// Make tokens?
@@ -154,18 +158,20 @@ impl Settings {
         let base = file.parent().unwrap_or(Path::new(""));
         let gateway = gateway(&root.required("gateway", "…` or the section `[gateway]")?.section()?, base)?;
         let recovery = recovery(&root.section("recovery")?, base)?;
-        let mut connections = Vec::new();
+        let (mut connections, mut connection_methods) = (Vec::new(), BTreeMap::new());
         let mut next_policy = 1;
         let section = root.section("connections")?;
         for (name, value) in section.entries() {
-            connections.push(connection::connection(&name, &value, base, &mut next_policy)?);
+            let (connection, methods) = connection::connection(&name, &value, base, &mut next_policy)?;
+            connections.push(connection);
+            connection_methods.extend(methods.map(|methods| (name, methods)));
         }
         if connections.is_empty() {
             return Err(section.error("has no connection; add a section such as `[connections.office]`"));
         }
         root.finish()?;
         let lines = document.lines(table.get_ref());
-        let settings = Settings { file: file.into(), gateway, recovery, connections, lines };
+        let settings = Settings { file: file.into(), gateway, recovery, connections, connection_methods, lines };
         settings.check_order()?;
         Ok(settings)
     }
@@ -332,25 +338,12 @@ fn interface(value: &Value<'_>) -> Result<String> {
 
 fn recovery(section: &Section<'_>, base: &Path) -> Result<RecoverySettings> {
     let flag = |key, default| section.optional(key).map_or(Ok(default), |v| v.boolean());
-    let mut methods = Vec::new();
-    match section.optional("methods") {
-        Some(value) => {
-            for word in value.array(2)? {
-                let method = word.one_of(&[("qcd", Method::Qcd), ("liveness", Method::Liveness)])?;
-                if methods.contains(&method) {
-                    return Err(word.error("stands twice; take one out"));
-                }
-                methods.push(method);
-            }
-            // RFC 7296 section 2.4 is not optional.
-            if !methods.contains(&Method::Liveness) {
-                return Err(value.error("lacks \"liveness\", which is always on; add it"));
-            }
-        }
-        None => methods = vec![Method::Qcd, Method::Liveness],
-    }
     let settings = RecoverySettings {
-        methods,
+        methods: match section.optional("methods") {
+            Some(value) => methods(&value)?,
+            None => vec![Method::Qcd, Method::Liveness],
+        },
+        proactive: flag("proactive", false)?,
         journal: flag("journal", true)?,
         token_maker: flag("token_maker", true)?,
         token_taker: flag("token_taker", true)?,
@@ -362,6 +355,26 @@ fn recovery(section: &Section<'_>, base: &Path) -> Result<RecoverySettings> {
     };
     section.finish()?;
     Ok(settings)
+}
+
+const METHODS: &[(&str, Method)] =
+    &[("initial-contact", Method::InitialContact), ("qcd", Method::Qcd), ("liveness", Method::Liveness)];
+
+/// Methods of recovery, in order of preference.
+fn methods(value: &Value<'_>) -> Result<Vec<Method>> {
+    let mut methods = Vec::new();
+    for word in value.array(METHODS.len())? {
+        let method = word.one_of(METHODS)?;
+        if methods.contains(&method) {
+            return Err(word.error("stands twice; take one out"));
+        }
+        methods.push(method);
+    }
+    // RFC 7296 section 2.4 is not optional.
+    if !methods.contains(&Method::Liveness) {
+        return Err(value.error("lacks \"liveness\", which is always on; add it"));
+    }
+    Ok(methods)
 }
 
 fn limits(section: &Section<'_>) -> Result<Limits> {
@@ -385,6 +398,9 @@ fn limits(section: &Section<'_>) -> Result<Limits> {
     rate("invalid_spi_total", &mut limits.invalid_spi_total)?;
     rate("invalid_ike_spi_per_source", &mut limits.invalid_ike_spi_per_source)?;
     rate("invalid_ike_spi_total", &mut limits.invalid_ike_spi_total)?;
+    if let Some(value) = section.optional("handshakes_total") {
+        limits.handshakes_total = value.integer(1..=1_000_000)? as u32;
+    }
     rate("probes_total", &mut limits.probes_total)?;
     duration("probe_again", &mut limits.probe_again)?;
     rate("failed_tokens_logged_per_source", &mut limits.failed_tokens_logged_per_source)?;

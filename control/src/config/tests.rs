@@ -43,6 +43,7 @@ fn a_good_file_is_understood_and_its_defaults_filled_in() {
     assert_eq!((s.gateway.ike_port, s.gateway.natt_port), (500, 4500));
     assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
     assert_eq!(s.recovery.limits, Limits::default());
+    assert!(!s.recovery.proactive && s.connection_methods.is_empty());
     let c = &s.connections[0];
     assert_eq!(c.local_id, Identity::Fqdn("b.example".into()));
     assert_eq!(c.retransmission.timeout, Duration::from_millis(400));
@@ -159,6 +160,28 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "power of two",
         ),
         ("start_action = \"start\"", "[recovery]\nmethods = [\"qcd\"]", 17, "recovery.methods", "add it"),
+        ("dpd_delay = \"2s\"", "recovery = [\"qcd\"]", 8, "connections.ab.recovery", "add it"),
+        (
+            "dpd_delay = \"2s\"",
+            "recovery = [\"telepathy\"]",
+            8,
+            "connections.ab.recovery",
+            "\"initial-contact\" or",
+        ),
+        (
+            "dpd_delay = \"2s\"",
+            "recovery = [\"qcd\", \"liveness\", \"qcd\"]",
+            8,
+            "connections.ab.recovery[2]",
+            "take one out",
+        ),
+        (
+            "start_action = \"start\"",
+            "[recovery]\nproactive = \"yes\"",
+            17,
+            "recovery.proactive",
+            "true or false",
+        ),
         (
             "start_action = \"start\"",
             "[recovery.limits]\nprobes_total = \"many\"",
@@ -207,6 +230,15 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
         assert!(text.contains(fix), "{text}");
         assert!(!text.contains('\n'), "one line: {text}");
     }
+}
+
+/// Who prefers what is each connection's own matter; the rest follow the gateway.
+#[test]
+fn a_connection_may_have_methods_of_its_own() {
+    let own = "dpd_delay = \"0s\"\nrecovery = [\"initial-contact\", \"qcd\", \"liveness\"]";
+    let s = parse(&GOOD.replacen("dpd_delay = \"2s\"", own, 1)).unwrap();
+    assert_eq!(s.connection_methods["ab"], [Method::InitialContact, Method::Qcd, Method::Liveness]);
+    assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
 }
 
 #[test]

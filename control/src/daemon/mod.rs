@@ -217,6 +217,10 @@ impl<'a> Daemon<'a> {
             name: settings.gateway.name.clone(),
             connections: settings.connections.clone(),
             methods: settings.recovery.methods.clone(),
+            connection_methods: settings.connection_methods.clone(),
+            proactive: settings.recovery.proactive,
+            // A cluster's members share identities: what one of them holds, another one cannot know.
+            replicated: settings.gateway.cluster.is_some(),
             token_maker: settings.recovery.token_maker,
             token_taker: settings.recovery.token_taker,
             journal: settings.recovery.journal,

@@ -33,6 +33,7 @@ pub(crate) fn fill(gateway: &Gateway, records: u32) {
         earlier_parent: None,
         initiator: n.is_multiple_of(2),
         connection: "ab".into(),
+        child: "net".into(),
         local: "192.0.2.2:500".parse().unwrap(),
         remote: "192.0.2.1:500".parse().unwrap(),
         encapsulated: false,

@@ -135,14 +135,17 @@ fn too_big_without_df_is_fragmented_and_the_pieces_make_the_whole() {
     assert_eq!(a.dropped(DropReason::TooBig), 1);
 }
 
-/// RFC 4303 section 3.4.3.
+/// RFC 4303 section 3.4.3; and RFC 7296 section 2.4: what is replayed is no evidence that the peer lives.
 #[test]
 fn a_packet_is_accepted_once() {
     let (mut a, mut b) = pair(Suite::Aes128Gcm, false);
     a.process(PortId::Inside, (0..40).map(|_| frame(&echo(HOST_A, HOST_B, b"once"))));
     let esp = a.take_sent(PortId::Outside);
     b.process(PortId::Outside, esp.iter().rev().cloned());
+    let before = b.engine.activity(0).unwrap();
+    b.now = Time(5 * SECOND);
     b.process(PortId::Outside, esp);
+    assert_eq!(b.engine.activity(0).unwrap(), before);
     assert_eq!((b.take_sent(PortId::Inside).len(), b.dropped(DropReason::Replayed)), (40, 40));
 }
 

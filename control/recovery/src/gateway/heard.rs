@@ -4,7 +4,7 @@
 
 use super::{Gateway, takes_tokens};
 use crate::answer::{Answer, UnknownAnswer};
-use crate::api::Output;
+use crate::api::{Method, Output};
 use crate::stats::Counter;
 use crate::taker::{Finding, IkeSas, MAX_PROBED, examine};
 use spindle_abi::{Spi, SpiReport, Time};
@@ -16,20 +16,69 @@ impl Gateway {
         if self.journal.is_current(report.spi) {
             return;
         }
-        let endpoint = &self.endpoint;
-        if let Some(former) = self.former.row(report.spi) {
-            let (connection, parent) = (former.record.connection.clone(), former.record.parent);
-            let in_use = |spi| endpoint.spi_in_use(spi);
-            let answers = self.answers.answer_former(now, report, former, &in_use, &mut self.stats);
-            for answer in answers {
-                self.answer(now, answer, Some(connection.clone()), parent, Some(report.spi));
-            }
+        if self.former.row(report.spi).is_some() {
+            self.esp_on_former(now, report);
         } else if self.endpoint.knows_child_spi(report.spi) {
             // Late packets of an SA just removed, and early ones of one that is being made.
             self.stats.count(Counter::KnownSpi);
         } else {
             self.esp_on_unknown(now, report);
         }
+    }
+
+    /// It says that the peer still sends into what we lost. Where we initiate ourselves and that is preferred, this one
+    /// goes to the head; else it is told, as soon as another handshake can be taken.
+    fn esp_on_former(&mut self, now: Time, report: &SpiReport) {
+        let Some(former) = self.former.row(report.spi) else { return };
+        let connection = former.record.connection.clone();
+        self.reconnect.hurry(&connection);
+        if self.reconnect.is_preferred(&connection, now) {
+            return self.stats.count(Counter::FormerInitiating);
+        }
+        if former.waits {
+            return self.stats.count(Counter::FormerHeldBack);
+        }
+        let told = former.answered.is_some_and(|at| now.since(at) < self.config.limits.former_interval);
+        if !told && (!self.waiting.is_empty() || !self.pace.has_room(now)) {
+            self.stats.count(Counter::FormerWaits);
+            // A peer that is back already asks by chance, or is an attacker's echo.
+            if self.journal.of_connection(&connection).next().is_none() {
+                former.waits = true;
+                self.waiting.push_back(*report);
+            }
+            return;
+        }
+        self.answer_former(now, report);
+    }
+
+    fn answer_former(&mut self, now: Time, report: &SpiReport) {
+        let Some(former) = self.former.row(report.spi) else { return };
+        let (connection, parent) = (former.record.connection.clone(), former.record.parent);
+        let endpoint = &self.endpoint;
+        let in_use = |spi| endpoint.spi_in_use(spi);
+        let answers = self.answers.answer_former(now, report, former, &in_use, &mut self.stats);
+        if answers.iter().any(|answer| answer.tokens > 0) {
+            self.pace.take(now);
+        }
+        for answer in answers {
+            self.answer(now, answer, Some(connection.clone()), parent, Some(report.spi));
+        }
+    }
+
+    /// Answers the ESP on a former SPI that has waited longest, if another handshake can be taken.
+    pub(super) fn answer_waiting(&mut self, now: Time) -> bool {
+        if !self.pace.has_room(now) {
+            return false;
+        }
+        let Some(report) = self.waiting.pop_front() else { return false };
+        if let Some(former) = self.former.row(report.spi) {
+            former.waits = false;
+            let connection = &former.record.connection;
+            if self.journal.of_connection(connection).next().is_none() {
+                self.answer_former(now, &report);
+            }
+        }
+        true
     }
 
     fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {
@@ -47,7 +96,7 @@ impl Gateway {
         }
     }
 
-    fn answer(
+    pub(super) fn answer(
         &mut self,
         now: Time,
         answer: Answer,
@@ -65,12 +114,20 @@ impl Gateway {
     pub(super) fn unmatched(&mut self, now: Time, unmatched: Unmatched) {
         match unmatched {
             Unmatched::ProtectedRequest { header, local, remote, tombstone } => {
+                // RFC 6290 section 8.1: silence under excess. The peer asks again.
+                let former = self.answers.is_former(header.spis);
+                if former && !self.pace.has_room(now) {
+                    return self.stats.count(Counter::RequestsPaced);
+                }
                 let endpoint = &self.endpoint;
                 let in_use = |spi| endpoint.spi_in_use(spi);
                 let ends = (local, remote);
                 let answer =
                     self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
                 if let Some(answer) = answer {
+                    if former && answer.tokens > 0 {
+                        self.pace.take(now);
+                    }
                     self.answer(now, answer, None, header.spis, None);
                 }
             }
@@ -81,9 +138,14 @@ impl Gateway {
     /// RFC 6290 section 3 and 4.5: a token that matches ends the IKE SA silently; one that fails is counted,
     /// logged within limits and never answered.
     fn clear(&mut self, now: Time, header: &Header, notifies: &[Notify], remote: SocketAddr) {
-        let finding = examine(&self.endpoint as &dyn IkeSas, takes_tokens(&self.config), header, notifies);
-        if let Some((ike, authority)) = finding.proof {
-            return self.proof(now, ike, authority, remote);
+        let mut finding =
+            examine(&self.endpoint as &dyn IkeSas, takes_tokens(&self.config), header, notifies);
+        if let Some((ike, authority)) = finding.proof.take() {
+            let row = self.journal.ike_sa(ike);
+            if row.is_none_or(|row| self.config.methods_of(&row.connection).contains(&Method::Qcd)) {
+                return self.proof(now, ike, authority, remote);
+            }
+            finding.token_ignored = true;
         }
         if finding.token_ignored {
             self.stats.count(Counter::TokensIgnored);
@@ -152,13 +214,33 @@ impl Gateway {
 
     /// The peer does not know an SPI on which we send. The IKE SA that carried this lives, as the peer has just shown;
     /// another one with the same peer may be lost there.
-    pub(super) fn invalid_spi(&mut self, now: Time, ike: IkeSaId, spi: Spi) {
+    /// Where it is a Child SA of this IKE SA, the peer has lost that one alone: it is made again. (RFC 7296 section
+    /// 2.21.4 has the notification change nothing: so the new one comes first, unless the peer deleted the old one.)
+    pub(super) fn invalid_spi(&mut self, now: Time, ike: IkeSaId, spi: Spi, child: Option<String>) {
         self.stats.count(Counter::InvalidSpiReceived);
+        if let Some(child) = child {
+            return self.rebuild_child(now, ike, spi, &child);
+        }
         let connection = |ike| self.journal.ike_sa(ike).map(|row| &row.connection);
         let others = self.endpoint.find_by_outbound_spi(spi);
         let lost = |other: &IkeSaId| *other != ike && connection(*other) == connection(ike);
         for other in others.into_iter().filter(lost).take(MAX_PROBED).collect::<Vec<_>>() {
             self.hint(now, other, format!("on another IKE SA, of {spi}_o"));
+        }
+    }
+
+    fn rebuild_child(&mut self, now: Time, ike: IkeSaId, spi: Spi, child: &str) {
+        if self.stopping {
+            return;
+        }
+        if !self.journal.may_rebuild(now, ike) {
+            return self.stats.count(Counter::RebuiltTooSoon);
+        }
+        if self.endpoint.rebuild_child(now, ike, spi, child) {
+            self.stats.count(Counter::Rebuilt);
+            let row = self.journal.ike_sa(ike);
+            let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
+            self.report("rebuilding", connection, spis, Some(spi), format!("{child}: the peer lost it"));
         }
     }
 

@@ -268,3 +268,60 @@ fn wishes_about_what_is_not_configured_are_refused() {
     assert_eq!(gateway.rekey(NOW, "site", Some("nothing")), child);
     assert_eq!(gateway.terminate(NOW, "site", None), Err(Refused::UnknownSa));
 }
+
+/// Where more peers ask than handshakes can be taken, their tokens leave at that pace and in the order of their
+/// traffic; a peer that is not asking is told unasked when all who ask have been.
+#[test]
+fn a_herd_is_told_in_the_order_of_its_traffic_at_the_pace_of_handshakes() {
+    let names: Vec<String> = (0..40).map(|n| format!("c{n}")).collect();
+    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let connections = (0..).zip(&names).map(|(n, name)| {
+        let mut connection = connection(name, Some(&format!("192.0.2.{}", 100 + n)));
+        connection.children[0].policy = n;
+        connection
+    });
+    let config = Config { connections: connections.collect(), limits, proactive: true, ..config() };
+    let records = (0..).zip(&names).map(|(n, name)| JournalRecord {
+        connection: name.clone(),
+        remote: socket(&format!("192.0.2.{}:500", 100 + n)),
+        ..record(0x1000 + n, pair(n as u8 + 1))
+    });
+    let mut gateway = gateway(config, records.collect());
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    // In an order of its own, every other one, several times.
+    let order: Vec<u32> = (0..40).map(|n| n * 7 % 40).filter(|n| n % 2 == 0).collect();
+    let mut told: Vec<u32> = Vec::new();
+    let mut collect = |gateway: &mut Gateway| {
+        for output in all(gateway) {
+            match output {
+                Output::Transmit(datagram) => {
+                    let std::net::IpAddr::V4(to) = datagram.remote.ip() else { panic!("{datagram:?}") };
+                    told.push(u32::from(to.octets()[3]) - 100);
+                }
+                Output::Command { sequence, .. } if !gateway.ready => acknowledge(gateway, sequence, true),
+                _ => {}
+            }
+        }
+        told.len()
+    };
+    for _ in 0..3 {
+        for n in &order {
+            let source = socket(&format!("192.0.2.{}:0", 100 + n));
+            let report = SpiReport { source, ..esp(0x1000 + n) };
+            gateway.handle(NOW, Input::Event(Event::FormerSpi(report)));
+        }
+    }
+    assert_eq!(collect(&mut gateway), 10, "as many at once as in a second");
+    assert_eq!(stat(&gateway, "former-spi-waits-for-its-turn"), 10);
+    let mut now = NOW;
+    while let Some(next) = gateway.deadline().filter(|next| *next <= NOW.after(Duration::from_secs(10))) {
+        assert!(next > now, "the deadline stands still");
+        now = next;
+        gateway.tick(now);
+        collect(&mut gateway);
+    }
+    assert_eq!(told[..20], order);
+    assert_eq!(told.len(), 40, "each once");
+    assert_eq!(stat(&gateway, "tokens-sent-unasked"), 20);
+    assert!(now >= NOW.after(Duration::from_millis(2900)), "thirty at ten a second after the first ten");
+}

@@ -38,6 +38,12 @@ impl ActivityReader for Reader {
 pub struct Setup {
     pub journal: bool,
     pub methods: Vec<Method>,
+    /// Of each side's connection; empty: as above.
+    pub own_methods: [Vec<Method>; 2],
+    pub proactive: bool,
+    pub replicated: bool,
+    /// Child SAs, `net` first, then `net1` and so on.
+    pub children: u8,
     /// One way.
     pub delay: Duration,
     pub encapsulation: bool,
@@ -51,6 +57,10 @@ impl Default for Setup {
         Setup {
             journal: true,
             methods: vec![Method::Qcd, Method::Liveness],
+            own_methods: Default::default(),
+            proactive: false,
+            replicated: false,
+            children: 1,
             delay: Duration::from_millis(10),
             encapsulation: false,
             sending: [true, false],
@@ -109,13 +119,25 @@ fn address(side: usize) -> IpAddr {
     IpAddr::from([192, 0, 2, 1 + side as u8])
 }
 
-fn behind(side: usize) -> Selector {
+fn behind(side: usize, n: u8) -> Selector {
     let net = 10 + side as u8;
-    Selector::addresses(IpAddr::from([net, 0, 0, 0]), IpAddr::from([net, 0, 0, 255]))
+    Selector::addresses(IpAddr::from([net, 0, n, 0]), IpAddr::from([net, 0, n, 255]))
 }
+
+/// The policy of the child `net`, which packets are for.
+const POLICY: u32 = 7;
 
 fn config(setup: &Setup, side: usize) -> Config {
     let id = |side: usize| Identity::Fqdn(format!("gateway{side}.example"));
+    let child = |n: u8| ChildConfig {
+        name: if n == 0 { "net".into() } else { format!("net{n}") },
+        policy: POLICY + u32::from(n),
+        selectors: SelectorSet { local: vec![behind(side, n)], remote: vec![behind(1 - side, n)] },
+        proposals: vec!["aes128gcm16".into()],
+        rekey_time: Duration::ZERO,
+        replay_window: 64,
+        start_action: StartAction::Trap,
+    };
     let connection = ConnectionConfig {
         name: "site".into(),
         local: address(side),
@@ -130,20 +152,16 @@ fn config(setup: &Setup, side: usize) -> Config {
         retransmission: Retransmission { timeout: Duration::from_millis(500), base: 1.5, tries: 4 },
         rekey_time: Duration::ZERO,
         start_action: StartAction::Trap,
-        children: vec![ChildConfig {
-            name: "net".into(),
-            policy: 7,
-            selectors: SelectorSet { local: vec![behind(side)], remote: vec![behind(1 - side)] },
-            proposals: vec!["aes128gcm16".into()],
-            rekey_time: Duration::ZERO,
-            replay_window: 64,
-            start_action: StartAction::Trap,
-        }],
+        children: (0..setup.children).map(child).collect(),
     };
+    let own = Some(setup.own_methods[side].clone()).filter(|methods| !methods.is_empty());
     Config {
         name: format!("gateway{side}"),
         connections: vec![connection],
         methods: setup.methods.clone(),
+        connection_methods: own.into_iter().map(|methods| ("site".into(), methods)).collect(),
+        proactive: setup.proactive,
+        replicated: setup.replicated,
         token_maker: true,
         token_taker: true,
         journal: setup.journal,
@@ -408,7 +426,7 @@ impl World {
     fn send_packet(&mut self, side: usize) {
         let now = self.now;
         let Some(running) = &mut self.sides[side].running else { return };
-        if let Some(sa) = running.outbound.last() {
+        if let Some(sa) = running.outbound.iter().rfind(|sa| sa.policy == POLICY) {
             running.activity.borrow_mut().entry(sa.index).or_default().last = now;
             let (spi, source, destination) = (sa.spi, sa.local, sa.remote);
             self.fly(1 - side, Flying::Esp { spi, source, destination });
@@ -417,7 +435,7 @@ impl World {
             let inside = |n: usize| IpAddr::from([10 + n as u8, 0, 0, 1]);
             self.tell(
                 side,
-                Event::Acquire { policy: 7, source: inside(side), destination: inside(1 - side) },
+                Event::Acquire { policy: POLICY, source: inside(side), destination: inside(1 - side) },
             );
         }
     }

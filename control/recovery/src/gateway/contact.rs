@@ -1,0 +1,155 @@
+//! What the gateway begins by itself to have its peers back: after a start of its own, and after a proof of theirs.
+//!
+//! *After a start* the journal says whom we had. Where a connection's methods say so, we initiate, and INITIAL_CONTACT
+//! ends what the peer still holds (RFC 7296 section 2.4); else, if the operator wants it, the peers are told their tokens
+//! unasked (RFC 6290 section 8.2). All of it goes at the pace of handshakes, whoever's traffic comes first.
+
+use super::Gateway;
+use crate::api::{JournalRecord, Method};
+use crate::reconnect::{Due, Why};
+use crate::stats::Counter;
+use spindle_abi::{Spi, Time};
+use spindle_ike::api::{ConnectionConfig, StartAction};
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+/// So long a method that is preferred to initiating ourselves has to bring the peer back.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A peer that has initiated first makes its Child SAs within this time; then we make what is missing.
+const PEERS_TURN: Duration = Duration::from_secs(1);
+
+impl Gateway {
+    /// We have just become ready.
+    pub(super) fn contact_peers(&mut self, now: Time) {
+        let mut lost: BTreeMap<&str, Vec<&JournalRecord>> = BTreeMap::new();
+        for record in self.former.records() {
+            lost.entry(&record.connection).or_default().push(record);
+        }
+        for connection in &self.config.connections {
+            let methods = self.config.methods_of(&connection.name);
+            let Some(place) = methods.iter().position(|m| *m == Method::InitialContact) else { continue };
+            let records = lost.get(connection.name.as_str()).map_or(&[][..], Vec::as_slice);
+            // What the journal lost, or never held, was up if traffic or the start may have brought it up.
+            let children = match children_of(connection, records) {
+                recorded if !recorded.is_empty() => recorded,
+                _ => connection
+                    .children
+                    .iter()
+                    .filter(|c| starts(connection, c.start_action))
+                    .map(|c| c.name.clone())
+                    .collect(),
+            };
+            let newest = records.iter().max_by_key(|record| (record.incarnation, record.hard_expiry));
+            if let (None, Some(record)) = (connection.remote, newest) {
+                self.endpoint.peer_was_at(&connection.name, record.local.port(), record.remote);
+            } else if connection.remote.is_none() {
+                continue;
+            }
+            if !children.is_empty() {
+                let preferred = !methods[..place].iter().any(|m| matches!(m, Method::Qcd | Method::Sir));
+                let at = if preferred { now } else { now.after(PATIENCE) };
+                self.reconnect.started(at, &connection.name, children, preferred);
+            }
+        }
+        if self.config.proactive {
+            let mut told = HashSet::new();
+            let of_each = self.former.records().filter(|record| told.insert(record.parent));
+            let mut spis: Vec<Spi> = of_each.map(|record| record.spi).collect();
+            spis.sort_unstable();
+            self.unasked.extend(spis);
+        }
+    }
+
+    /// Tells the next peer its token unasked, if another handshake can be taken: one that has not been told, is not back
+    /// and that we don't initiate to.
+    pub(super) fn tell_unasked(&mut self, now: Time) -> bool {
+        if !self.pace.has_room(now) {
+            return false;
+        }
+        let Some(spi) = self.unasked.pop_front() else { return false };
+        let Some(former) = self.former.row(spi) else { return true };
+        let record = &former.record;
+        let back = self.journal.of_connection(&record.connection).next().is_some();
+        if former.answered.is_some()
+            || former.waits
+            || back
+            || self.reconnect.is_preferred(&record.connection, now)
+        {
+            return true;
+        }
+        let endpoint = &self.endpoint;
+        let answer = self.answers.unasked(record, &|spi| endpoint.spi_in_use(spi), &mut self.stats);
+        if let Some(answer) = answer {
+            former.answered = Some(now);
+            let (connection, parent) = (former.record.connection.clone(), former.record.parent);
+            self.pace.take(now);
+            self.answer(now, answer, Some(connection), parent, Some(spi));
+        }
+        true
+    }
+
+    /// All children are asked for before the first answer can come, so they join one IKE SA. Those that stand, by the
+    /// peer's doing, are not made again.
+    pub(super) fn initiate_due(&mut self, now: Time, due: &Due) {
+        let connection = due.connection.as_str();
+        let standing: Vec<_> = self.journal.of_connection(connection).map(|(id, _)| id).collect();
+        let made: HashSet<String> = standing.iter().flat_map(|ike| self.journal.child_names(*ike)).collect();
+        let mut names: Vec<Option<&str>> = due
+            .children
+            .iter()
+            .filter(|name| !made.contains(*name))
+            .map(|name| Some(name.as_str()))
+            .collect();
+        if !standing.is_empty() {
+            self.reconnect.forget(connection);
+            if names.is_empty() {
+                return;
+            }
+        }
+        if names.is_empty() {
+            names.push(None);
+        }
+        let (counter, why) = match due.why {
+            Why::Proof => (Counter::Reinitiated, "after a proof"),
+            Why::Start { .. } => (Counter::InitiatedAfterStart, "after the start"),
+        };
+        self.stats.count(counter);
+        self.report("initiating", Some(connection.to_owned()), None, None, why.into());
+        for child in names {
+            if let Err(refused) = self.endpoint.initiate(now, connection, child, true) {
+                let detail = refused.to_string();
+                self.report("initiation-failed", Some(connection.to_owned()), None, None, detail);
+                self.reconnect.forget(connection);
+            }
+        }
+    }
+
+    /// An IKE SA of this connection is authenticated. If it is the one initiated here, the children are under way on it.
+    pub(super) fn reconnect_established(&mut self, now: Time, connection: &str, initiator: bool) {
+        if initiator && self.reconnect.is_under_way(connection) {
+            self.reconnect.forget(connection);
+        } else {
+            self.reconnect.postpone(connection, now.after(PEERS_TURN));
+        }
+    }
+
+    /// A packet waits for this policy's SA. Where its connection is about to be initiated, it goes to the head there.
+    pub(super) fn acquire(&mut self, now: Time, policy: u32) {
+        let connection = self.policies.get(&policy);
+        if let Some(connection) = connection.filter(|connection| self.reconnect.is_due(connection, now)) {
+            return self.reconnect.hurry(connection);
+        }
+        self.endpoint.acquire(now, policy);
+    }
+}
+
+/// The children in the journal that are still configured, in their order.
+fn children_of(connection: &ConnectionConfig, records: &[&JournalRecord]) -> Vec<String> {
+    let names = connection.children.iter().map(|child| &child.name);
+    names.filter(|name| records.iter().any(|record| record.child == **name)).cloned().collect()
+}
+
+/// Does a child come up without an operator, by traffic or at the start?
+fn starts(connection: &ConnectionConfig, child: StartAction) -> bool {
+    child != StartAction::None || connection.start_action == StartAction::Start
+}
