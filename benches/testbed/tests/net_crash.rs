@@ -216,7 +216,8 @@ fn no_token_leaves_for_a_living_sa() {
 
     assert_eq!(testbed.ping(Side::A, 3).expect("ping").len(), 3, "the tunnel lives");
     // RFC 7296 section 1.5: A is told of the made-up SPI under the IKE SA, and has nothing to make again.
-    let count = |side: Side, name: &str| testbed.gateway(side).stats().expect("stats")["control"][name].clone();
+    let count =
+        |side: Side, name: &str| testbed.gateway(side).stats().expect("stats")["control"][name].clone();
     assert_eq!(count(Side::B, "invalid-spi-sent-protected"), 1);
     assert_eq!(count(Side::A, "invalid-spi-received-protected"), 1);
     assert_eq!((count(Side::A, "child-sas-rebuilt"), sas(&testbed, Side::A)), (0.into(), (1, 1)));

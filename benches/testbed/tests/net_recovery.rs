@@ -41,7 +41,8 @@ fn initial_contact_from_the_restarted_side_brings_the_tunnel_back_in_two_round_t
     let took = run.ready_to_recovered() as f64 / 1e6;
     assert!(took <= allowed(2, 20), "{took} ms");
     let [a, _] = &run.events;
-    let ended = a.iter().filter(|event| event.event == "ike-deleted" && event.at_us >= run.crash.started / 1_000);
+    let ended =
+        a.iter().filter(|event| event.event == "ike-deleted" && event.at_us >= run.crash.started / 1_000);
     let why: Vec<_> = ended.map(|event| event.more["detail"].clone()).collect();
     assert_eq!(why, ["INITIAL_CONTACT"], "the dead IKE SA at A");
 }
