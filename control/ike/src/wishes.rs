@@ -53,6 +53,9 @@ impl Endpoint {
                 Some(_) => return false,
                 None => Task::CreateChild(name.into()),
             };
+            // Its Delete was no refusal, so nothing is waited for.
+            sa.backoff.remove(name);
+            sa.queue.retain(|(_, waiting)| *waiting != task);
             sa.enqueue(now, task);
             true
         });

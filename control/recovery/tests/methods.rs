@@ -37,7 +37,8 @@ fn agreed(world: &World, children: u8) -> bool {
     let ([a], [b]) = (&a[..], &b[..]) else { return false };
     let mut ours: Vec<_> = a.children.iter().map(|c| (c.name.clone(), c.inbound, c.outbound)).collect();
     let mut theirs: Vec<_> = b.children.iter().map(|c| (c.name.clone(), c.outbound, c.inbound)).collect();
-    (ours.sort(), theirs.sort());
+    ours.sort();
+    theirs.sort();
     let mut names: Vec<_> = ours.iter().map(|child| child.0.clone()).collect();
     names.dedup();
     a.spis == b.spis && ours == theirs && names.len() == usize::from(children) && ours.len() == names.len()

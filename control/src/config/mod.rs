@@ -171,7 +171,8 @@ impl Settings {
         }
         root.finish()?;
         let lines = document.lines(table.get_ref());
-        let settings = Settings { file: file.into(), gateway, recovery, connections, connection_methods, lines };
+        let settings =
+            Settings { file: file.into(), gateway, recovery, connections, connection_methods, lines };
         settings.check_order()?;
         Ok(settings)
     }
