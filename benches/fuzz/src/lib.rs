@@ -28,7 +28,7 @@ impl Random for Seeded {
 struct NoTokens;
 
 impl TokenMaker for NoTokens {
-    fn token(&self, spis: IkeSpis) -> Option<Vec<u8>> {
+    fn token(&self, spis: IkeSpis, _: std::net::IpAddr) -> Option<Vec<u8>> {
         Some([spis.initiator, spis.responder].concat())
     }
 }

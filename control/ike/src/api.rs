@@ -327,6 +327,22 @@ pub enum Report {
         /// The IKE SA that it is for.
         ike: IkeSaId,
     },
+    /// The peer acknowledged our QCD token that an INFORMATIONAL exchange carried (RFC 6290 section 4.3, 4.4).
+    TokenAcknowledged {
+        /// The IKE SA, whose token it was.
+        ike: IkeSaId,
+        /// Its SPIs.
+        spis: IkeSpis,
+    },
+    /// The peer of an authenticated IKE SA is at another address or port now (RFC 7296 section 2.23).
+    PeerMoved {
+        /// The IKE SA.
+        ike: IkeSaId,
+        /// Its SPIs.
+        spis: IkeSpis,
+        /// Where the peer is.
+        remote: SocketAddr,
+    },
     /// The peer received a packet of ours on an SPI that it does not know, and says so under the protection of this
     /// IKE SA (RFC 7296 section 1.5). By itself this changes no SA; a Delete beside it does.
     InvalidSpi {
@@ -360,8 +376,9 @@ pub enum Output {
 /// Makes and knows this gateway's QCD tokens; implemented by recovery. Called when a message that carries a
 /// token is built, always protected (RFC 6290 section 4.2 to 4.4).
 pub trait TokenMaker {
-    /// The token of the newest secret for an IKE SA; `None` if we are no token maker.
-    fn token(&self, spis: IkeSpis) -> Option<Vec<u8>>;
+    /// The token of the newest secret for an IKE SA whose peer, the token taker, is at this address; `None` if we are
+    /// no token maker. It is sent at once.
+    fn token(&self, spis: IkeSpis, taker: IpAddr) -> Option<Vec<u8>>;
 }
 
 /// When an authenticated packet last passed an SA, as the dataplane tells. (RFC 7296 section 2.4: ESP counts.)

@@ -45,7 +45,7 @@ impl Endpoint {
         payloads.push(Payload::IdResponder(Id::new(&connection.remote_id)));
         payloads.push(Payload::Authentication { method: authentication::SHARED_KEY, data });
         // RFC 6290 section 4.2: after AUTH, before the Child SA's payloads.
-        payloads.extend(self.own_token(sa.spis));
+        payloads.extend(self.own_token(sa.spis, sa.remote));
         payloads.extend(child.payloads());
         let purpose = Purpose::Auth(Box::new(Authenticating { child }));
         self.request(now, sa, exchange::IKE_AUTH, &payloads, purpose);
@@ -126,7 +126,7 @@ impl Endpoint {
             Payload::IdResponder(id),
             Payload::Authentication { method: authentication::SHARED_KEY, data },
         ];
-        payloads.extend(self.own_token(sa.spis));
+        payloads.extend(self.own_token(sa.spis, sa.remote));
         self.establish(now, sa);
         self.drop_initiations(now, sa);
         self.store_tokens(sa, &request.payloads);

@@ -272,7 +272,12 @@ impl Endpoint {
         }
         let noted = sa.noted_remote.replace(sa.remote);
         if noted != Some(sa.remote) {
-            noted.map(|old| self.by_remote.remove(&(old, sa.id)));
+            if let Some(old) = noted {
+                self.by_remote.remove(&(old, sa.id));
+                if sa.established.is_some() {
+                    self.report(Report::PeerMoved { ike: sa.id, spis: sa.spis, remote: sa.remote });
+                }
+            }
             self.by_remote.insert((sa.remote, sa.id));
         }
         if let Some(ending) = sa.ended.take() {
@@ -328,8 +333,8 @@ impl Endpoint {
     }
 
     /// Our QCD token of an IKE SA as a payload (RFC 6290 section 4.1: Protocol ID 1, SPI Size 0).
-    pub(crate) fn own_token(&self, spis: IkeSpis) -> Option<wire::Payload> {
-        let data = self.tokens.token(spis)?;
+    pub(crate) fn own_token(&self, spis: IkeSpis, peer: SocketAddr) -> Option<wire::Payload> {
+        let data = self.tokens.token(spis, peer.ip())?;
         let kind = notify::QUICK_CRASH_DETECTION;
         Some(wire::Payload::Notify(Notify { kind, protocol: wire::protocol::IKE, spi: Vec::new(), data }))
     }

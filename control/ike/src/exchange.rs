@@ -30,7 +30,8 @@ pub(crate) enum Task {
     DeleteIke,
     /// An empty INFORMATIONAL.
     Liveness,
-    /// Our QCD token, after an IKE rekey that we initiated (RFC 6290 section 4.3).
+    /// Our QCD token, after an IKE rekey that we initiated (RFC 6290 section 4.3), or in place of one that can be made
+    /// no longer (section 4.4).
     SendToken,
 }
 
@@ -42,8 +43,10 @@ pub(crate) enum Purpose {
     RekeyIke(Box<IkeOffer>),
     DeleteChildren(Vec<ChildSaId>),
     DeleteIke,
-    /// Liveness or a token: any response will do.
+    /// Liveness or a notification: any response will do.
     Informational,
+    /// Our QCD token: the response tells that it arrived.
+    Token,
     /// The responder's AUTH is wrong; it is told (RFC 7296 section 2.21.2).
     RefuseResponder,
 }
@@ -112,8 +115,8 @@ impl Endpoint {
                 Task::DeleteIke => self.begin_ike_delete(now, sa),
                 Task::Liveness => self.inform(now, sa, &[], Purpose::Informational),
                 Task::SendToken => {
-                    if let Some(token) = self.own_token(sa.spis) {
-                        self.inform(now, sa, &[token], Purpose::Informational);
+                    if let Some(token) = self.own_token(sa.spis, sa.remote) {
+                        self.inform(now, sa, &[token], Purpose::Token);
                     }
                 }
             }

@@ -139,6 +139,7 @@ impl Endpoint {
             }
             Purpose::DeleteIke => self.finish_ike_delete(sa),
             Purpose::Informational => {}
+            Purpose::Token => self.report(Report::TokenAcknowledged { ike: sa.id, spis: sa.spis }),
             Purpose::RefuseResponder => sa.end(Authority::ProtocolError(Evidence(())), false),
         }
     }

@@ -144,6 +144,20 @@ impl Endpoint {
         result.unwrap_or(ProbeResult::NoSuchSa)
     }
 
+    /// Sends our QCD token to an IKE SA's peer in place of an earlier one (RFC 6290 section 4.4), as soon as its turn
+    /// comes; [`Report::TokenAcknowledged`] tells when it arrived. `false` if the IKE SA is not one in use.
+    pub fn send_token(&mut self, now: Time, ike: IkeSaId) -> bool {
+        let sent = self.with_sa(now, ike, |_, sa| {
+            sa.is_established().then(|| sa.enqueue(now, Task::SendToken)).is_some()
+        });
+        sent == Some(true)
+    }
+
+    /// Did the IKE SA with these SPIs end lately by a Delete that was exchanged? Then its peer holds it no more.
+    pub fn ended_by_exchange(&self, spis: IkeSpis) -> bool {
+        self.tombstones.stands(spis)
+    }
+
     /// SPIs of earlier incarnations, never allocated.
     pub fn avoid_spis(&mut self, spis: impl Iterator<Item = Spi>) {
         self.child_spis.avoid(spis);

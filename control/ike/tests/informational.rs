@@ -41,6 +41,35 @@ fn both_sides_hold_the_others_token_after_ike_auth() {
     }
 }
 
+/// RFC 6290 section 4.4: a token by itself, and the peer's acknowledgement of that very one, whatever is lost before.
+#[test]
+fn a_token_sent_on_wish_is_acknowledged_once_it_arrived() {
+    let acknowledged = |world: &World| world.reports(B, |r| matches!(r, Report::TokenAcknowledged { .. }));
+    let mut world = World::established(20);
+    let sa = ike(&world, B);
+    world.network = Box::new(|_, _, _| Some(vec![]));
+    assert!(world.at(B, |e, now| e.send_token(now, sa.id) && e.send_token(now, sa.id)));
+    world.run(Duration::from_millis(500));
+    assert_eq!(acknowledged(&world), 0);
+    world.network = Box::new(|_, _, _| None);
+    world.run(Duration::from_secs(20));
+    assert_eq!(acknowledged(&world), 2, "the second one waited for its turn");
+    world.at(B, |e, now| e.probe(now, sa.id, Duration::ZERO));
+    world.run(Duration::from_secs(1));
+    assert_eq!(acknowledged(&world), 2, "a liveness check's answer acknowledges no token");
+
+    // By a Delete that was exchanged, and only so, both know that the IKE SA is no more.
+    assert!(!world.sides[B].endpoint.ended_by_exchange(sa.spis));
+    world.at(A, |e, now| e.terminate_ike(now, ike_id(e)).unwrap());
+    world.run(Duration::from_secs(1));
+    assert!(world.sides[B].endpoint.ended_by_exchange(sa.spis));
+    assert!(!world.at(B, |e, now| e.send_token(now, sa.id)));
+}
+
+fn ike_id(endpoint: &spindle_ike::Endpoint) -> IkeSaId {
+    endpoint.sas()[0].id
+}
+
 /// RFC 6290 section 4.3: whoever rekeys the IKE SA, both hold the new one's token, and the old one's is void.
 #[test]
 fn both_sides_hold_the_new_ike_sas_token_after_a_rekey() {

@@ -14,7 +14,7 @@ use spindle_abi::{SpiReport, Time};
 use spindle_ike::api::{Datagram, Header, IkeSaId, IkeSpi, IkeSpis};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::rc::Rc;
 
 /// One answer, and how many tokens it shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,8 +34,7 @@ pub(crate) enum UnknownAnswer {
 
 /// Answers for one gateway in one incarnation.
 pub(crate) struct Answers {
-    tokens: Arc<Tokens>,
-    maker: bool,
+    tokens: Rc<Tokens>,
     anchor_matches: bool,
     incarnation: u64,
     /// The address that serves each connection.
@@ -55,14 +54,13 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    pub(crate) fn new(config: &Config, boot: &Boot, tokens: Arc<Tokens>, hash: SourceHash) -> Answers {
+    pub(crate) fn new(config: &Config, boot: &Boot, tokens: Rc<Tokens>, hash: SourceHash) -> Answers {
         let limits = config.limits;
         let requests = || Budget::new(limits.invalid_ike_spi_per_source, limits.invalid_ike_spi_total);
         let configured = config.connections.iter().filter_map(|c| c.remote);
         let pairs = boot.former.iter().flat_map(|r| [Some(r.parent), r.earlier_parent]).flatten();
         Answers {
             tokens,
-            maker: config.token_maker && !boot.secrets.is_empty(),
             anchor_matches: boot.anchor_matches,
             incarnation: boot.incarnation,
             serving: config.connections.iter().map(|c| (c.name.clone(), c.local)).collect(),
@@ -98,7 +96,7 @@ impl Answers {
             self.hash.source(remote.ip())
         };
         let permit = may_present(&Conditions {
-            maker: self.maker,
+            maker: self.tokens.is_maker(),
             control: Control::Authoritative,
             trigger: Trigger::Message { exchange: header.exchange, response: header.response, tombstone },
             spis: header.spis,
@@ -110,7 +108,7 @@ impl Answers {
         let tokens: Vec<Token> = match permit {
             Ok(permit) => {
                 self.with_token.allow(now, source, known);
-                self.tokens.present(permit).take(MAX_TOKENS).collect()
+                self.tokens.present(permit, remote.ip())
             }
             Err(reason) => {
                 stats.count(reason.counter());
@@ -173,13 +171,12 @@ impl Answers {
         }
 
         let trigger = Trigger::FormerSpi { written: record.incarnation, now: self.incarnation };
-        let tokens = self.parents_tokens(record, here, trigger, in_use, stats);
-        let chunks: Vec<&[Token]> =
-            if tokens.is_empty() { vec![&[]] } else { tokens.chunks(MAX_TOKENS).collect() };
-
         let mut answers = Vec::new();
         for (local, remote) in to {
-            for tokens in &chunks {
+            let tokens = self.parents_tokens(record, here, remote.ip(), trigger, in_use, stats);
+            let chunks: Vec<&[Token]> =
+                if tokens.is_empty() { vec![&[]] } else { tokens.chunks(MAX_TOKENS).collect() };
+            for tokens in chunks {
                 stats.count(Counter::InvalidSpiSent);
                 stats.add(Counter::TokensSent, tokens.len() as u64);
                 let datagram = invalid_spi(report.spi, local, remote, tokens);
@@ -198,7 +195,7 @@ impl Answers {
         stats: &mut Stats,
     ) -> Option<Answer> {
         let trigger = Trigger::JournalPeer { written: record.incarnation, now: self.incarnation };
-        let mut tokens = self.parents_tokens(record, record.local.ip(), trigger, in_use, stats);
+        let mut tokens = self.parents_tokens(record, record.local.ip(), record.remote.ip(), trigger, in_use, stats);
         tokens.truncate(MAX_TOKENS);
         if tokens.is_empty() {
             return None;
@@ -211,11 +208,12 @@ impl Answers {
     }
 
     /// The tokens of a record's parents, as far as they may leave: the newest generation of both first, so that the most
-    /// probable ones are in the first message. `here`: our address that speaks.
+    /// probable ones are in the first message. `here`: our address that speaks, to `taker`.
     fn parents_tokens(
         &self,
         record: &JournalRecord,
         here: IpAddr,
+        taker: IpAddr,
         trigger: Trigger,
         in_use: &dyn Fn(IkeSpi) -> bool,
         stats: &mut Stats,
@@ -223,7 +221,7 @@ impl Answers {
         let mut by_parent: Vec<Vec<Token>> = Vec::new();
         for spis in [Some(record.parent), record.earlier_parent].into_iter().flatten() {
             let permit = may_present(&Conditions {
-                maker: self.maker,
+                maker: self.tokens.is_maker(),
                 control: Control::Authoritative,
                 trigger,
                 spis,
@@ -233,7 +231,7 @@ impl Answers {
                 within_budget: true,
             });
             match permit {
-                Ok(permit) => by_parent.push(self.tokens.present(permit).collect()),
+                Ok(permit) => by_parent.push(self.tokens.present(permit, taker)),
                 Err(reason) => stats.count(reason.counter()),
             }
         }
@@ -296,14 +294,19 @@ fn esp_answer_addresses(report: &SpiReport) -> (SocketAddr, SocketAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::{Generation, TokenMethod};
     use crate::testing::*;
     use spindle_abi::Spi;
     use spindle_ike::api::Notify;
     use spindle_ike::wire::{Message, Payload, strip_non_esp_marker};
 
     fn answers(config: &Config, former: Vec<JournalRecord>) -> Answers {
-        let boot = boot(former);
-        let tokens = Arc::new(Tokens::new(&boot.secrets, &boot.maker_id));
+        with(config, boot(former))
+    }
+
+    fn with(config: &Config, boot: Boot) -> Answers {
+        let tokens = Rc::new(Tokens::new(&boot.maker_id, config.token_maker));
+        tokens.set((0..).zip(&boot.secrets));
         Answers::new(config, &boot, tokens, SourceHash::new(&[5; 32]))
     }
 
@@ -352,9 +355,9 @@ mod tests {
     fn given(secret: u8, spis: IkeSpis) -> Vec<u8> {
         use crate::qcd::ProtectedTokens;
         use spindle_ike::api::TokenMaker;
-        let secret = crate::api::Secret(zeroize::Zeroizing::new([secret; 32]));
-        let tokens = Arc::new(Tokens::new(&[secret], b"maker"));
-        ProtectedTokens { tokens, switched_on: true }.token(spis).unwrap()
+        let tokens = Tokens::new(b"maker", true);
+        tokens.set([(0, &generation(secret))].into_iter());
+        ProtectedTokens(Rc::new(tokens)).token(spis, socket(REMOTE).ip()).unwrap()
     }
 
     /// RFC 6290 section 3 and 4.5: INVALID_IKE_SPI first, then the token that the peer holds; RFC 7296 section
@@ -410,9 +413,7 @@ mod tests {
         plain(one.answer_request(NOW, &header, ends, true, &|_| false, &mut stats));
         let mut off = answers(&Config { token_maker: false, ..config() }, vec![]);
         plain(ask(&mut off, &header, REMOTE, &mut stats));
-        let boot = Boot { anchor_matches: false, ..boot(vec![]) };
-        let tokens = Arc::new(Tokens::new(&boot.secrets, &boot.maker_id));
-        let mut copy = Answers::new(&config(), &boot, tokens, SourceHash::new(&[5; 32]));
+        let mut copy = with(&config(), Boot { anchor_matches: false, ..boot(vec![]) });
         plain(ask(&mut copy, &header, REMOTE, &mut stats));
         // An address that serves no connection.
         let elsewhere = (socket("192.0.2.99:500"), socket(REMOTE));
@@ -481,15 +482,45 @@ mod tests {
     fn eight_tokens_go_in_two_messages_newest_first() {
         let record = JournalRecord { earlier_parent: Some(pair(2)), ..record(7, pair(1)) };
         let mut boot = boot(vec![record.clone()]);
-        boot.secrets = (1..=4).map(|n| crate::api::Secret(zeroize::Zeroizing::new([n; 32]))).collect();
-        let tokens = Arc::new(Tokens::new(&boot.secrets, &boot.maker_id));
-        let mut answers = Answers::new(&config(), &boot, tokens, SourceHash::new(&[5; 32]));
+        boot.secrets = (1..=4).map(generation).collect();
+        let mut answers = with(&config(), boot);
         let mut row = Former { record, answered: None, waits: false };
         let sent = former_at(&mut answers, NOW, &mut row, &report(7, "192.0.2.2:0", "192.0.2.1:0"));
         assert_eq!(sent.iter().map(|a| a.tokens).collect::<Vec<_>>(), [4, 4]);
         let first: Vec<_> = notifies(&sent[0]).1[1..].iter().map(|n| n.data.clone()).collect();
         let expected = [given(1, pair(1)), given(1, pair(2)), given(2, pair(1)), given(2, pair(2))];
         assert_eq!(first, expected);
+    }
+
+    /// RFC 6290 section 4.5: as many tokens as there are generations, newest first.
+    #[test]
+    fn a_request_is_answered_with_a_token_of_each_generation() {
+        let secrets = (1..=4).map(generation).collect();
+        let mut answers = with(&config(), Boot { secrets, ..boot(vec![]) });
+        let answer = ask(&mut answers, &request(pair(1), 1), REMOTE, &mut Stats::default()).unwrap();
+        let shown: Vec<_> = notifies(&answer).1[1..].iter().map(|n| n.data.clone()).collect();
+        assert_eq!(shown, [1, 2, 3, 4].map(|n| given(n, pair(1))));
+        assert_eq!(answer.tokens, 4);
+    }
+
+    /// RFC 6290 section 5.2: the taker's token is made with its address; whoever asks from elsewhere is shown another.
+    #[test]
+    fn with_the_takers_address_only_the_taker_is_shown_its_token() {
+        let secrets = vec![Generation { method: TokenMethod::SpisAndAddress, ..generation(7) }];
+        let mut row = Former { record: record(7, pair(1)), answered: None };
+        let boot = Boot { secrets, ..boot(vec![row.record.clone()]) };
+        let mut answers = with(&config(), boot);
+        let mut shown = |from| {
+            let answer = ask(&mut answers, &request(pair(1), 1), from, &mut Stats::default()).unwrap();
+            notifies(&answer).1[1].data.clone()
+        };
+        let (taker, other) = (shown(REMOTE), shown("198.51.100.7:500"));
+        assert_eq!(shown("192.0.2.2:61000"), taker, "the port does not count");
+        assert_ne!(taker, other);
+        // To the recorded address, and to where the packet came from.
+        let sent = former_at(&mut answers, NOW, &mut row, &report(7, "198.51.100.7:0", "192.0.2.1:0"));
+        let tokens: Vec<_> = sent.iter().map(|answer| notifies(answer).1[1].data.clone()).collect();
+        assert_eq!(tokens, [taker, other]);
     }
 
     #[test]

@@ -17,6 +17,39 @@ impl std::fmt::Debug for Secret {
     }
 }
 
+/// Compared in constant time.
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        subtle::ConstantTimeEq::ct_eq(&self.0[..], &other.0[..]).into()
+    }
+}
+
+impl Eq for Secret {}
+
+/// What goes into a token beside the secret and the maker's id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TokenMethod {
+    /// The IKE SPIs (RFC 6290 section 5.1).
+    #[default]
+    Spis,
+    /// The IKE SPIs and the taker's address (RFC 6290 section 5.2).
+    SpisAndAddress,
+}
+
+/// One generation of the secret, as it stands on disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Generation {
+    /// The secret.
+    pub secret: Secret,
+    /// How tokens are made with it, all its life long.
+    pub method: TokenMethod,
+    /// When it was made, seconds since 1970; 0 if that is not known.
+    pub made: u64,
+    /// Until when a peer may hold a token of it and no newer one, seconds since 1970. `None`: the gateway held IKE SAs
+    /// with such tokens, or may have, when this was written.
+    pub needed_until: Option<u64>,
+}
+
 /// How two gateways find together again after one of them lost its SAs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
@@ -98,6 +131,12 @@ pub struct Config {
     pub token_maker: bool,
     /// Do we store and check tokens?
     pub token_taker: bool,
+    /// How tokens are made (RFC 6290 section 5.1, 5.2). Another method than the newest generation's begins a new one.
+    pub token_method: TokenMethod,
+    /// The age at which the newest generation of the secret gets a successor (RFC 6290 section 5.1); zero is never.
+    pub secret_rotation: std::time::Duration,
+    /// Is the secret a cluster's? Then it is the operator's to rotate, never this gateway's.
+    pub secret_shared: bool,
     /// Is the map Child SPI → IKE SPIs persistent (RFC 6290 section 8.2)?
     pub journal: bool,
     /// Budgets.
@@ -121,7 +160,7 @@ pub struct Boot {
     /// The cluster's name or this gateway's random id.
     pub maker_id: Vec<u8>,
     /// Generations of the secret, newest first, at most four; empty: we cannot make tokens.
-    pub secrets: Vec<Secret>,
+    pub secrets: Vec<Generation>,
     /// Journal records of earlier incarnations that have not expired.
     pub former: Vec<JournalRecord>,
     /// Does the state directory match the anchor? If not, no token leaves.
@@ -173,6 +212,8 @@ pub enum Input {
     Datagram(Datagram),
     /// From a ring.
     Event(Event),
+    /// Of [`Output::Secrets`]: the generations that are on disk now, newest first; `None` if it could not be written.
+    Secrets(Option<Vec<Generation>>),
 }
 
 /// What the gateway wants done, in order.
@@ -189,13 +230,20 @@ pub enum Output {
     },
     /// To the journal.
     Journal(JournalWrite),
+    /// To the secret's file, by [`write_secrets`](crate::store::write_secrets); then [`Input::Secrets`] is due.
+    Secrets {
+        /// A new generation is to be made with this method, at this second since 1970, and stands first.
+        new: Option<(TokenMethod, u64)>,
+        /// These stay, newest first.
+        keep: Vec<Generation>,
+    },
     /// For the log and `spindle events`.
     Report(Report),
 }
 
 /// One thing that happened, for people and for timelines. `name` is one of: `ready`, `hint`, `probe`, `proof`,
 /// `token-sent`, `token-failed`, `ike-established`, `ike-rekeyed`, `ike-deleted`, `installed`, `child-deleted`,
-/// `initiating`, `initiation-failed`, `suspected`, …
+/// `initiating`, `initiation-failed`, `suspected`, `secret-rotated`, `maker-off`, …
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
     /// What.

@@ -7,10 +7,11 @@
 use crate::answer::Answers;
 use crate::api::{Boot, Config, Input, JournalWrite, Method, Output, Report};
 use crate::hints::Hints;
-use crate::journal::{FormerTable, Installed, Journal};
+use crate::journal::{FormerTable, Installed, Journal, longest_lifetime};
 use crate::limits::{BySource, SourceHash, Total};
 use crate::qcd::{ProtectedTokens, Tokens};
 use crate::reconnect::Reconnect;
+use crate::rotation::Rotation;
 use crate::stats::{Counter, Stats};
 use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, Spi, SpiReport, SpiState, Time};
 use spindle_ike::Endpoint;
@@ -19,7 +20,7 @@ use spindle_ike::api::{
 };
 use spindle_ike::random::Random;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::rc::Rc;
 use zeroize::Zeroizing;
 
 /// Reports of tokens sent, per second; all are counted.
@@ -54,6 +55,12 @@ pub struct Gateway {
     wall_clock: (u64, Time),
     endpoint: Endpoint,
     answers: Answers,
+    tokens: Rc<Tokens>,
+    rotation: Rotation,
+    /// When IKE SAs that ended without a report were last looked for.
+    swept: Time,
+    /// The IKE SA that the datagram at hand made, with us as responder.
+    accepted: Option<IkeSaId>,
     former: FormerTable,
     journal: Journal,
     hints: Hints,
@@ -99,9 +106,13 @@ impl Gateway {
         if !config.journal {
             boot.former.clear();
         }
-        let tokens = Arc::new(Tokens::new(&boot.secrets, &boot.maker_id));
+        let tokens = Rc::new(Tokens::new(&boot.maker_id, config.token_maker));
+        let former_until = boot.former.iter().map(|record| record.hard_expiry).max().unwrap_or(0);
+        let wall = boot.wall_clock.0;
+        let rotation = Rotation::new(&config, &boot.secrets, longest_lifetime(&config), former_until, wall);
+        tokens.set(rotation.generations());
         let answers = Answers::new(&config, &boot, tokens.clone(), hash.clone());
-        let protected = ProtectedTokens { tokens, switched_on: config.token_maker };
+        let protected = ProtectedTokens(tokens.clone());
 
         let mut ike = EndpointConfig::new(config.connections.clone());
         ike.token_taker = takes_tokens(&config);
@@ -121,6 +132,10 @@ impl Gateway {
             wall_clock: boot.wall_clock,
             endpoint,
             answers,
+            tokens,
+            rotation,
+            swept: now,
+            accepted: None,
             journal: Journal::new(&config, boot.incarnation),
             hints: Hints::new(limits.probe_again, limits.probes_total),
             reconnect: Reconnect::default(),
@@ -156,6 +171,7 @@ impl Gateway {
         match input {
             Input::Datagram(datagram) => self.endpoint.handle(now, datagram),
             Input::Event(event) => self.event(now, event),
+            Input::Secrets(generations) => self.secrets_written(now, generations),
         }
         self.drain(now);
     }
@@ -198,10 +214,9 @@ impl Gateway {
         });
         let turns = !self.waiting.is_empty() || !self.unasked.is_empty();
         let turn = turns.then(|| self.pace.room_at());
-        [self.endpoint.deadline(), expiry, self.hints.deadline(), self.reconnect.deadline(&self.pace), turn]
-            .into_iter()
-            .flatten()
-            .min()
+        let reconnect = self.reconnect.deadline(&self.pace);
+        let own = [expiry, self.hints.deadline(), reconnect, turn, self.rotation_deadline()];
+        own.into_iter().chain([self.endpoint.deadline()]).flatten().min()
     }
 
     /// Starts a connection, or one of its children.
@@ -341,14 +356,13 @@ impl Gateway {
             if self.answer_waiting(now) {
                 continue;
             }
-            let Some(due) = self.reconnect.next_due(now, &mut self.pace) else {
-                if self.tell_unasked(now) {
-                    continue;
-                }
+            if let Some(due) = self.reconnect.next_due(now, &mut self.pace) {
+                self.initiate_due(now, &due);
+            } else if !self.tell_unasked(now) && !self.advance_rotation(now) {
                 break;
-            };
-            self.initiate_due(now, &due);
+            }
         }
+        self.accepted = None;
         let writes = self.journal.take_writes();
         if self.config.journal {
             self.output.extend(writes.into_iter().map(Output::Journal));
@@ -359,12 +373,15 @@ impl Gateway {
         use spindle_ike::api::Report as Ike;
         match report {
             Ike::IkeEstablished { ike, spis, connection, initiator } => {
+                self.tokens.given().reported(spis);
+                self.accepted = (!initiator).then_some(ike);
                 self.journal.ike_established(ike, spis, &connection, initiator);
                 self.reconnect_established(now, &connection, initiator);
                 let role = if initiator { "initiator" } else { "responder" };
                 self.report("ike-established", Some(connection), Some(spis), None, role.into());
             }
             Ike::IkeRekeyed { old, new, spis } => {
+                self.tokens.given().reported(spis);
                 let initiator = self.endpoint.spi_in_use(spis.initiator);
                 self.journal.ike_rekeyed(old, new, spis, initiator);
                 let connection = self.journal.ike_sa(new).map(|row| row.connection.clone());
@@ -372,6 +389,7 @@ impl Gateway {
             }
             Ike::IkeDeleted { ike, spis, connection, authority } => {
                 self.hints.forget(ike);
+                self.token_holder_ended(now, spis, &authority);
                 self.journal.ike_deleted(ike, matches!(authority, Authority::Timeout(_)));
                 self.report("ike-deleted", Some(connection), Some(spis), None, reason(&authority));
             }
@@ -414,7 +432,15 @@ impl Gateway {
                 self.journal.child_deleted(child);
                 self.report("child-deleted", None, None, Some(inbound), String::new());
             }
-            Ike::TokenStored { ike } => self.report_ike("token-stored", ike),
+            Ike::TokenStored { ike } => {
+                self.report_ike("token-stored", ike);
+                self.look_for_clone(ike);
+            }
+            Ike::TokenAcknowledged { ike, spis } => self.token_acknowledged(ike, spis),
+            Ike::PeerMoved { ike, spis, remote } => {
+                self.journal.moved(ike, remote);
+                self.replace_stale_token(now, ike, spis, remote);
+            }
             Ike::InvalidSpi { ike, spi, child } => self.invalid_spi(now, ike, spi, child),
             Ike::Suspected { ike } => self.report_ike("suspected", ike),
         }
@@ -502,5 +528,6 @@ fn reason(authority: &Authority) -> String {
 
 mod contact;
 mod heard;
+mod secrets;
 #[cfg(test)]
 mod tests;

@@ -174,6 +174,17 @@ impl Journal {
         }
     }
 
+    /// The peer is elsewhere: a crash is told to it there.
+    pub(crate) fn moved(&mut self, ike: IkeSaId, remote: SocketAddr) {
+        let Some(row) = self.ike_sas.get(&ike) else { return };
+        for child in &row.children {
+            if let Some(child) = self.children.get_mut(child) {
+                child.record.remote = remote;
+                self.writes.push(JournalWrite::Put(child.record.clone()));
+            }
+        }
+    }
+
     pub(crate) fn child_deleted(&mut self, child: ChildSaId) {
         let Some(row) = self.children.remove(&child) else { return };
         if self.by_spi.get(&row.record.spi) == Some(&child) {
@@ -213,6 +224,14 @@ impl Journal {
         }
         std::mem::take(&mut self.writes)
     }
+}
+
+/// Seconds that a peer may hold an SA of any connection at most, in which nothing is heard of it here.
+pub(crate) fn longest_lifetime(config: &Config) -> u64 {
+    let of = |c: &ConnectionConfig| {
+        c.children.iter().map(|child| lifetime(c.rekey_time, child.rekey_time)).max().unwrap_or(UNLIMITED)
+    };
+    config.connections.iter().map(of).max().unwrap_or(SHORTEST)
 }
 
 /// Seconds that a record lives: the peer may hold the SA as long.

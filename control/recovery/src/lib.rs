@@ -5,6 +5,7 @@
 mod answer;
 pub mod api;
 mod gateway;
+mod given;
 mod hints;
 mod journal;
 mod limits;
@@ -12,6 +13,7 @@ mod message;
 mod qcd;
 mod reconnect;
 mod record;
+mod rotation;
 pub mod secrets;
 mod stats;
 pub mod store;
@@ -20,3 +22,4 @@ mod taker;
 mod testing;
 
 pub use gateway::{ConnectionStatus, Gateway};
+pub use rotation::{GenerationStatus, Refused as RotationRefused, SecretStatus};

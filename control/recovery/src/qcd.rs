@@ -1,17 +1,20 @@
 //! Quick crash detection (RFC 6290), maker's side: how a token is made, and the one gate through which tokens
 //! leave in clear.
 //!
-//! [`Tokens`] makes tokens for two uses. Protected by their IKE SA they go out by [`TokenMaker`]. In clear they
-//! go out by [`Tokens::present`], which demands a [`Permit`], which only [`may_present`] makes: every condition is
-//! its argument, and what is missing is its answer.
+//! [`Tokens`] makes tokens for two uses. Protected by their IKE SA they go out by [`ProtectedTokens`], and it is noted
+//! who got which ([`crate::given`]). In clear they go out by [`Tokens::present`], which demands a [`Permit`], which only
+//! [`may_present`] makes: every condition is its argument, and what is missing is its answer.
 
-use crate::api::Secret;
+use crate::api::{Generation, TokenMethod};
+use crate::given::{Given, Made};
 use crate::secrets::MAX_GENERATIONS;
 use crate::stats::Counter;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use spindle_ike::api::{IkeSpi, IkeSpis, TokenMaker};
-use std::sync::Arc;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
 
 /// Octets of a token. (RFC 6290 section 5: MUST be 16 to 128.)
 pub(crate) const TOKEN_LENGTH: usize = 32;
@@ -25,58 +28,129 @@ pub(crate) type Token = [u8; TOKEN_LENGTH];
 /// Exchange types that are never answered with a token: IKE_SA_INIT and IKE_SESSION_RESUME.
 const UNPROTECTED_EXCHANGES: [u8; 2] = [34, 38];
 
+/// A generation, ready for use.
+struct Key {
+    mac: Hmac<Sha256>,
+    method: TokenMethod,
+    /// Counts up within an incarnation.
+    number: u64,
+}
+
 /// Makes tokens from the generations of the secret, newest first.
 pub(crate) struct Tokens {
-    generations: Vec<Hmac<Sha256>>,
     maker_id: Vec<u8>,
+    keys: RefCell<Vec<Key>>,
+    given: RefCell<Given>,
+    maker: Cell<bool>,
 }
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tokens({} generations)", self.generations.len())
+        write!(f, "Tokens({} generations)", self.keys.borrow().len())
     }
 }
 
 impl Tokens {
-    pub(crate) fn new(secrets: &[Secret], maker_id: &[u8]) -> Tokens {
-        let prepare = |secret: &Secret| {
-            Hmac::new_from_slice(secret.0.as_slice()).expect("HMAC takes keys of any length")
-        };
+    /// With no generation yet. `maker`: is the role switched on (RFC 6290 section 8.1)?
+    pub(crate) fn new(maker_id: &[u8], maker: bool) -> Tokens {
         Tokens {
-            generations: secrets.iter().take(MAX_GENERATIONS).map(prepare).collect(),
             maker_id: maker_id.to_vec(),
+            keys: RefCell::default(),
+            given: RefCell::default(),
+            maker: Cell::new(maker),
         }
     }
 
-    /// The tokens of a permitted pair, newest generation first, for a message in clear.
-    pub(crate) fn present(&self, permit: Permit) -> impl Iterator<Item = Token> + '_ {
-        self.generations.iter().map(move |generation| self.make(generation, permit.spis))
+    /// From now on with these generations, newest first, each with its number.
+    pub(crate) fn set<'a>(&self, generations: impl Iterator<Item = (u64, &'a Generation)>) {
+        let key = |(number, generation): (u64, &Generation)| Key {
+            mac: Hmac::new_from_slice(generation.secret.0.as_slice()).expect("HMAC takes keys of any length"),
+            method: generation.method,
+            number,
+        };
+        *self.keys.borrow_mut() = generations.take(MAX_GENERATIONS).map(key).collect();
+    }
+
+    /// Is the maker's role switched on, and is there a secret?
+    pub(crate) fn is_maker(&self) -> bool {
+        self.maker.get() && !self.keys.borrow().is_empty()
+    }
+
+    /// Makes no token any more.
+    pub(crate) fn switch_off(&self) {
+        self.maker.set(false);
+    }
+
+    /// Who got which token.
+    pub(crate) fn given(&self) -> std::cell::RefMut<'_, Given> {
+        self.given.borrow_mut()
+    }
+
+    /// The tokens of a permitted pair, newest generation first, for a message in clear to this address (RFC 6290
+    /// section 4.5). What depends on the taker's address is made with this one: nobody is shown another taker's token.
+    pub(crate) fn present(&self, permit: Permit, taker: IpAddr) -> Vec<Token> {
+        self.all(permit.spis, taker)
+    }
+
+    /// The token for a protected message; the peer relies on it from now on.
+    fn give(&self, spis: IkeSpis, taker: IpAddr) -> Option<Token> {
+        let keys = self.keys.borrow();
+        let newest = keys.first().filter(|_| self.maker.get())?;
+        self.given().sent(spis, Made { generation: newest.number, taker });
+        Some(self.make(newest, spis, taker))
+    }
+
+    /// Does the peer, now at this address, hold a token that could not be made for it any more after a crash? (RFC 6290
+    /// section 4.4, 5.2: the taker's address changed.)
+    pub(crate) fn is_stale(&self, spis: IkeSpis, taker: IpAddr) -> bool {
+        let Some(made) = self.given().relied(spis) else { return false };
+        let keys = self.keys.borrow();
+        let key = keys.iter().find(|key| key.number == made.generation);
+        let addressed = key.is_none_or(|key| key.method == TokenMethod::SpisAndAddress);
+        self.is_maker() && addressed && made.taker.to_canonical() != taker.to_canonical()
+    }
+
+    /// Is one of these tokens the one that we would make (of any generation) for a pair and a taker at this address?
+    pub(crate) fn any_is(&self, spis: IkeSpis, taker: IpAddr, is: impl Fn(&[u8]) -> bool) -> bool {
+        self.all(spis, taker).iter().any(|token| is(token))
+    }
+
+    fn all(&self, spis: IkeSpis, taker: IpAddr) -> Vec<Token> {
+        self.keys.borrow().iter().map(|key| self.make(key, spis, taker)).collect()
     }
 
     /// RFC 6290 section 5: the same token for the same pair after a reboot, nothing but the pair (and who makes
-    /// it) in it, indistinguishable from random, no help in guessing another one. The maker's id is preceded by
-    /// its length and the SPIs have fixed lengths: no two inputs are the same octets.
-    fn make(&self, generation: &Hmac<Sha256>, spis: IkeSpis) -> Token {
-        let mut mac = generation.clone();
+    /// it) in it, indistinguishable from random, no help in guessing another one; by section 5.2's method the taker's
+    /// address too, its family first. The maker's id is preceded by its length, the SPIs have fixed lengths and an
+    /// address has that of its family: no two inputs are the same octets.
+    fn make(&self, key: &Key, spis: IkeSpis, taker: IpAddr) -> Token {
+        let mut mac = key.mac.clone();
         mac.update(b"qcd1");
         mac.update(&(self.maker_id.len() as u64).to_be_bytes());
         mac.update(&self.maker_id);
         mac.update(&spis.initiator);
         mac.update(&spis.responder);
+        match (key.method, taker.to_canonical()) {
+            (TokenMethod::Spis, _) => {}
+            (TokenMethod::SpisAndAddress, IpAddr::V4(address)) => {
+                mac.update(&[4]);
+                mac.update(&address.octets());
+            }
+            (TokenMethod::SpisAndAddress, IpAddr::V6(address)) => {
+                mac.update(&[6]);
+                mac.update(&address.octets());
+            }
+        }
         mac.finalize().into_bytes().into()
     }
 }
 
 /// Gives the endpoint the tokens that it sends protected (RFC 6290 section 4.2 to 4.4).
-pub(crate) struct ProtectedTokens {
-    pub(crate) tokens: Arc<Tokens>,
-    pub(crate) switched_on: bool,
-}
+pub(crate) struct ProtectedTokens(pub(crate) Rc<Tokens>);
 
 impl TokenMaker for ProtectedTokens {
-    fn token(&self, spis: IkeSpis) -> Option<Vec<u8>> {
-        let newest = self.tokens.generations.first().filter(|_| self.switched_on)?;
-        Some(self.tokens.make(newest, spis).to_vec())
+    fn token(&self, spis: IkeSpis, taker: IpAddr) -> Option<Vec<u8>> {
+        Some(self.0.give(spis, taker)?.to_vec())
     }
 }
 
@@ -214,8 +288,14 @@ mod tests {
     const PAIR: IkeSpis = IkeSpis { initiator: A, responder: B };
     const REQUEST: Trigger = Trigger::Message { exchange: 37, response: false, tombstone: false };
 
-    fn secret(octet: u8) -> Secret {
-        Secret(Zeroizing::new([octet; 32]))
+    const TAKER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    fn made_with(secrets: &[u8], method: TokenMethod, id: &[u8]) -> Tokens {
+        let generations: Vec<Generation> =
+            secrets.iter().map(|s| Generation { method, ..crate::testing::generation(*s) }).collect();
+        let tokens = Tokens::new(id, true);
+        tokens.set((0..).zip(&generations));
+        tokens
     }
 
     fn all_hold<'a>(trigger: Trigger) -> Conditions<'a> {
@@ -232,8 +312,7 @@ mod tests {
     }
 
     fn tokens(secrets: &[u8], id: &[u8], spis: IkeSpis) -> Vec<Token> {
-        let secrets: Vec<Secret> = secrets.iter().map(|s| secret(*s)).collect();
-        Tokens::new(&secrets, id).present(Permit { spis }).collect()
+        made_with(secrets, TokenMethod::Spis, id).present(Permit { spis }, TAKER)
     }
 
     /// RFC 6290 section 1.1 and 5: the same input gives the same token, after a reboot too.
@@ -264,20 +343,53 @@ mod tests {
             let made = tokens(&secrets, b"gw", PAIR);
             assert_eq!(made.len(), usize::from(n).min(4));
             for (token, secret) in made.iter().zip(&secrets) {
-                assert_eq!([*token], *tokens(&[*secret], b"gw", PAIR));
+                assert_eq!([*token], tokens(&[*secret], b"gw", PAIR)[..]);
             }
+        }
+    }
+
+    /// RFC 6290 section 5.2: the taker's address makes another token of the same SPIs; in either form of it.
+    #[test]
+    fn with_the_takers_address_every_address_has_its_own_token() {
+        let tokens = made_with(&[9], TokenMethod::SpisAndAddress, b"gw");
+        let of = |address: &str| tokens.present(Permit { spis: PAIR }, address.parse().unwrap());
+        assert_ne!(of("192.0.2.2"), of("192.0.2.3"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8::2"));
+        assert_ne!(of("192.0.2.2"), of("::c000:202"), "the family is in it");
+        assert_eq!(of("192.0.2.2"), of("::ffff:192.0.2.2"));
+        let plain = made_with(&[9], TokenMethod::Spis, b"gw");
+        assert_ne!(of("192.0.2.2"), plain.present(Permit { spis: PAIR }, TAKER));
+        let elsewhere = plain.present(Permit { spis: PAIR }, "192.0.2.3".parse().unwrap());
+        assert_eq!(elsewhere, plain.present(Permit { spis: PAIR }, TAKER), "section 5.1: any address");
+    }
+
+    /// RFC 6290 section 4.4 and 5.2: a token that has the taker's address in it is void when the taker moves.
+    #[test]
+    fn a_token_is_stale_when_its_taker_moved_and_its_address_counts() {
+        for (method, stale) in [(TokenMethod::Spis, false), (TokenMethod::SpisAndAddress, true)] {
+            let tokens = Rc::new(made_with(&[9], method, b"gw"));
+            let elsewhere = "192.0.2.77".parse().unwrap();
+            assert!(!tokens.is_stale(PAIR, elsewhere), "none was given");
+            ProtectedTokens(tokens.clone()).token(PAIR, TAKER).unwrap();
+            assert_eq!((tokens.is_stale(PAIR, TAKER), tokens.is_stale(PAIR, elsewhere)), (false, stale));
+            ProtectedTokens(tokens.clone()).token(PAIR, elsewhere).unwrap();
+            assert_eq!(tokens.is_stale(PAIR, elsewhere), stale, "sent is not acknowledged");
+            tokens.given().acknowledged(PAIR);
+            assert!(!tokens.is_stale(PAIR, elsewhere));
         }
     }
 
     /// RFC 6290 section 8.1: the user can switch the maker off.
     #[test]
     fn protected_tokens_are_the_newest_or_none_when_switched_off() {
-        let all = Arc::new(Tokens::new(&[secret(1), secret(2)], b"gw"));
-        let maker = |switched_on| ProtectedTokens { tokens: all.clone(), switched_on };
-        assert_eq!(maker(true).token(PAIR).unwrap(), tokens(&[1], b"gw", PAIR)[0]);
-        assert_eq!(maker(false).token(PAIR), None);
-        let without = ProtectedTokens { tokens: Arc::new(Tokens::new(&[], b"gw")), switched_on: true };
-        assert_eq!(without.token(PAIR), None);
+        let all = Rc::new(made_with(&[1, 2], TokenMethod::Spis, b"gw"));
+        let maker = ProtectedTokens(all.clone());
+        assert_eq!(maker.token(PAIR, TAKER).unwrap(), tokens(&[1], b"gw", PAIR)[0]);
+        assert!(all.is_maker());
+        all.switch_off();
+        assert_eq!((maker.token(PAIR, TAKER), all.is_maker()), (None, false));
+        let without = Rc::new(Tokens::new(b"gw", true));
+        assert_eq!((ProtectedTokens(without.clone()).token(PAIR, TAKER), without.is_maker()), (None, false));
     }
 
     #[test]

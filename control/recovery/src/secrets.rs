@@ -4,56 +4,99 @@
 //! generations kept. The anchor lies outside the state directory: a directory that was copied or rolled back does
 //! not match it.
 
-use crate::api::Secret;
+use crate::api::{Generation, Secret, TokenMethod};
 use spindle_ike::random::Random;
+use std::io::Write;
 use zeroize::Zeroizing;
 
 /// Generations of the secret that are kept (RFC 6290 section 5.1: the newest and three earlier ones).
 pub const MAX_GENERATIONS: usize = 4;
 
-const HEAD: &str = "spindle-qcd-secret 1";
+const HEAD: &str = "spindle-qcd-secret 2";
+/// A line was the secret alone.
+const HEAD_BEFORE: &str = "spindle-qcd-secret 1";
 const ANCHOR_HEAD: &str = "spindle-anchor 1";
+
+/// A line of the secret's file at most: 64 digits, a method, two numbers.
+const MAX_LINE: usize = 64 + 1 + 16 + 1 + 20 + 1 + 20 + 1;
 
 /// What is wrong with a file that should hold a secret or an anchor: the operator's or the disk's fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(&'static str);
 
-/// A new generation.
-pub fn new_secret(random: &mut dyn Random) -> Secret {
+/// A new generation, made at `made` seconds since 1970. Nobody holds a token of it yet.
+pub fn new_generation(random: &mut dyn Random, method: TokenMethod, made: u64) -> Generation {
     let mut octets = Zeroizing::new([0; 32]);
     random.fill(&mut *octets);
-    Secret(octets)
+    Generation { secret: Secret(octets), method, made, needed_until: Some(0) }
 }
 
-/// The file's text: one line of 64 hexadecimal digits for each generation, newest first.
-pub fn encode_secrets(secrets: &[Secret]) -> Zeroizing<Vec<u8>> {
-    let mut out = Zeroizing::new(Vec::with_capacity(HEAD.len() + 1 + 65 * MAX_GENERATIONS));
+/// The file's text: one line for each generation, newest first: 64 hexadecimal digits, the method, when it was made,
+/// until when it is needed. The newest is in use.
+pub fn encode_secrets(generations: &[Generation]) -> Zeroizing<Vec<u8>> {
+    // Never moved to another place in memory, where the old one would not be zeroised.
+    let mut out = Zeroizing::new(Vec::with_capacity(HEAD.len() + 1 + MAX_LINE * MAX_GENERATIONS));
     out.extend(HEAD.bytes());
     out.push(b'\n');
-    for secret in secrets.iter().take(MAX_GENERATIONS) {
-        for octet in secret.0.iter() {
+    for (place, generation) in generations.iter().take(MAX_GENERATIONS).enumerate() {
+        for octet in generation.secret.0.iter() {
             out.extend([hex_digit(octet >> 4), hex_digit(octet & 15)]);
         }
-        out.push(b'\n');
+        let until = generation.needed_until.filter(|_| place > 0);
+        let until = until.map_or("-".into(), |second| second.to_string());
+        // Writing to memory cannot fail.
+        let _ = writeln!(out, " {} {} {until}", method_name(generation.method), generation.made);
     }
     out
 }
 
 /// The generations in a file, newest first: at least one, at most four.
-pub fn decode_secrets(octets: &[u8]) -> Result<Vec<Secret>, Malformed> {
+pub fn decode_secrets(octets: &[u8]) -> Result<Vec<Generation>, Malformed> {
     let text = std::str::from_utf8(octets).map_err(|_| Malformed("it is not text"))?;
-    let body = text.strip_prefix(HEAD).and_then(|t| t.strip_prefix('\n'));
-    let body = body.ok_or(Malformed("its first line is not 'spindle-qcd-secret 1'"))?;
-    let mut secrets = Vec::new();
-    for line in body.lines() {
-        let octets = unhex::<32>(line).ok_or(Malformed("a line is not 64 hexadecimal digits"))?;
-        secrets.push(Secret(octets));
+    let (head, body) = text.split_once('\n').unwrap_or((text, ""));
+    let line: fn(&str) -> Option<Generation> = match head {
+        HEAD => generation,
+        HEAD_BEFORE => generation_before,
+        _ => return Err(Malformed("its first line is not 'spindle-qcd-secret 2'")),
+    };
+    if !body.ends_with('\n') {
+        return Err(Malformed("it is empty, or its last line is cut off"));
     }
-    match secrets.len() {
-        0 => Err(Malformed("it holds no secret")),
-        1..=MAX_GENERATIONS => Ok(secrets),
+    let mut generations = Vec::new();
+    for text in body.lines() {
+        let wrong = "a line is not 64 hexadecimal digits, a method, a time and a time or '-'";
+        generations.push(line(text).ok_or(Malformed(wrong))?);
+    }
+    match generations.len() {
+        1..=MAX_GENERATIONS => Ok(generations),
         _ => Err(Malformed("it holds more than four generations")),
+    }
+}
+
+fn generation(line: &str) -> Option<Generation> {
+    let mut words = line.split(' ');
+    let (secret, method, made, until) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    let methods = [TokenMethod::Spis, TokenMethod::SpisAndAddress];
+    let generation = Generation {
+        secret: Secret(unhex(secret)?),
+        method: methods.into_iter().find(|m| method_name(*m) == method)?,
+        made: made.parse().ok()?,
+        needed_until: if until == "-" { None } else { Some(until.parse().ok()?) },
+    };
+    words.next().is_none().then_some(generation)
+}
+
+fn generation_before(line: &str) -> Option<Generation> {
+    let secret = Secret(unhex(line)?);
+    Some(Generation { secret, method: TokenMethod::Spis, made: 0, needed_until: None })
+}
+
+/// As in the file and in the configuration.
+pub fn method_name(method: TokenMethod) -> &'static str {
+    match method {
+        TokenMethod::Spis => "spis",
+        TokenMethod::SpisAndAddress => "spis-and-address",
     }
 }
 
@@ -110,34 +153,58 @@ fn unhex<const N: usize>(line: &str) -> Option<Zeroizing<[u8; N]>> {
 mod tests {
     use super::*;
 
-    fn secret(octet: u8) -> Secret {
-        Secret(Zeroizing::new([octet; 32]))
+    fn generation(octet: u8) -> Generation {
+        let secret = Secret(Zeroizing::new([octet; 32]));
+        Generation { secret, method: TokenMethod::Spis, made: 1_000, needed_until: None }
     }
 
     #[test]
-    fn secrets_come_back_newest_first() {
-        let text = encode_secrets(&[secret(0xa5), secret(1)]);
-        let back = decode_secrets(&text).unwrap();
-        assert_eq!(back.iter().map(|s| s.0[0]).collect::<Vec<_>>(), [0xa5, 1]);
+    fn generations_come_back_newest_first() {
+        let older = Generation {
+            method: TokenMethod::SpisAndAddress,
+            made: u64::MAX,
+            needed_until: Some(u64::MAX),
+            ..generation(1)
+        };
+        let all = [generation(0xa5), older, generation(2), generation(3)];
+        let text = encode_secrets(&all);
+        assert_eq!(decode_secrets(&text).unwrap(), all);
+        assert!(text.capacity() >= text.len() && text.len() <= HEAD.len() + 1 + MAX_LINE * MAX_GENERATIONS);
+        // The newest one is in use, whatever is said.
+        let one = Generation { needed_until: Some(9), ..generation(4) };
+        assert_eq!(decode_secrets(&encode_secrets(&[one])).unwrap(), [generation(4)]);
+    }
+
+    #[test]
+    fn a_file_of_the_first_form_is_understood() {
+        let text = format!("spindle-qcd-secret 1\n{}\n{}\n", "a5".repeat(32), "07".repeat(32));
+        let generations = decode_secrets(text.as_bytes()).unwrap();
+        assert_eq!(generations, [0xa5, 7].map(|octet| Generation { made: 0, ..generation(octet) }));
     }
 
     #[test]
     fn a_short_cut_or_foreign_secret_file_is_refused() {
-        let text = encode_secrets(&[secret(7)]);
-        for cut in 0..text.len() - 1 {
+        let text = encode_secrets(&[generation(7)]);
+        for cut in 0..text.len() {
             assert!(decode_secrets(&text[..cut]).is_err(), "{cut} octets were taken for a secret");
         }
         assert!(decode_secrets(b"0707\n").is_err());
-        let five: Vec<Secret> = (0..4).map(secret).collect();
-        let mut text = encode_secrets(&five).to_vec();
-        text.extend(&encode_secrets(&[secret(9)])[HEAD.len() + 1..]);
+        let four: Vec<Generation> = (0..4).map(generation).collect();
+        let mut text = encode_secrets(&four).to_vec();
+        text.extend(&encode_secrets(&[generation(9)])[HEAD.len() + 1..]);
         assert!(decode_secrets(&text).is_err());
+        let line = |rest: &str| format!("{HEAD}\n{}{rest}\n", "07".repeat(32));
+        assert!(decode_secrets(line(" spis 1 -").as_bytes()).is_ok());
+        for rest in ["", " spis", " spis 1", " spis 1 - -", " other 1 -", " spis x -", " spis 1 x"] {
+            assert!(decode_secrets(line(rest).as_bytes()).is_err(), "{rest}");
+        }
     }
 
     /// RFC 6290 section 9.1: the secret MUST be protected; it must not reach a log.
     #[test]
     fn debug_shows_no_secret() {
-        assert_eq!(format!("{:?}", secret(0x5a)), "Secret(..)");
+        let text = format!("{:?}", generation(0x5a));
+        assert!(text.contains("Secret(..)") && !text.contains("90"), "{text}");
     }
 
     #[test]

@@ -98,6 +98,10 @@ counters! {
     CommandsRefused = "commands-refused",
     /// Former SPIs that expired.
     FormerExpired = "former-spis-expired",
+    /// Tokens sent, protected, in place of ones that can be made no longer.
+    TokensReplaced = "tokens-replaced",
+    /// New generations of the secret.
+    SecretsRotated = "secrets-rotated",
     /// Initiations after a proof.
     Reinitiated = "reinitiated",
     /// Initiations after a start, for peers that we had or may have had.

@@ -14,9 +14,9 @@
 //! directory than the anchor's: a copy or a snapshot. Its secret is void then, for a clone may hold living SAs
 //! whose tokens it could make (RFC 6290 section 9.2).
 
-use crate::api::{Boot, JournalRecord, JournalWrite, Secret};
+use crate::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod};
 use crate::record;
-use crate::secrets::{Anchor, Malformed, decode_secrets, encode_secrets, new_secret};
+use crate::secrets::{Anchor, MAX_GENERATIONS, Malformed, decode_secrets, encode_secrets, new_generation};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use spindle_abi::{Spi, Time};
 use spindle_ike::random::Random;
@@ -173,13 +173,15 @@ impl Store {
     }
 
     /// Begins an incarnation, all that must be on disk before its first message included. `wall_clock`: seconds
-    /// since 1970, and the monotonic time of that reading. `new_secret`: the operator wants one.
+    /// since 1970, and the monotonic time of that reading. `renew_secret`: the operator wants a new one. `method` is
+    /// that of a secret that is made here.
     pub fn boot(
         &mut self,
         files: &mut dyn SmallFiles,
         random: &mut dyn Random,
         wall_clock: (u64, Time),
         renew_secret: bool,
+        method: TokenMethod,
     ) -> Result<Booted, StoreError> {
         let state = self.state()?;
         let read = |files: &mut dyn SmallFiles, file| files.read(file).map_err(|e| StoreError::File(file, e));
@@ -192,11 +194,7 @@ impl Store {
                 decode_secrets(&octets).map_err(StoreError::SecretMalformed)?
             }
             None if state.is_some() && !renew_secret => return Err(StoreError::SecretMissing),
-            _ => {
-                let secrets = vec![new_secret(random)];
-                replace(files, SmallFile::Secret, &encode_secrets(&secrets))?;
-                secrets
-            }
+            _ => write_secrets(files, random, Some((method, wall_clock.0)), Vec::new())?,
         };
 
         // 2. to 4. The incarnation. One that the anchor has seen is not used again.
@@ -331,15 +329,18 @@ fn half_made(backend: &impl StorageBackend) -> std::io::Result<bool> {
     Ok(written < MAGIC.len() && head[written..].iter().all(|octet| *octet == 0))
 }
 
-/// Puts a new generation of the secret before the others, on disk before it is used; the fifth one goes.
-/// (RFC 6290 section 4.4: rotate no more often than IKE SAs live, or their tokens can no longer be made.)
-pub fn rotate_secret(
+/// Replaces the secret's file; what it returns is on disk, so that tokens may be made with it. `new`: a new generation
+/// is made, by this method at this second since 1970, and stands before those that are kept (RFC 6290 section 5.1: three
+/// at most). In one write, so that a power cut leaves the generations before it or these.
+pub fn write_secrets(
     files: &mut dyn SmallFiles,
     random: &mut dyn Random,
-    secrets: &[Secret],
-) -> Result<Vec<Secret>, StoreError> {
-    let mut generations = vec![new_secret(random)];
-    generations.extend(secrets.iter().take(crate::secrets::MAX_GENERATIONS - 1).cloned());
+    new: Option<(TokenMethod, u64)>,
+    keep: Vec<Generation>,
+) -> Result<Vec<Generation>, StoreError> {
+    let new = new.map(|(method, made)| new_generation(random, method, made));
+    let mut generations: Vec<Generation> = new.into_iter().chain(keep).collect();
+    generations.truncate(MAX_GENERATIONS);
     replace(files, SmallFile::Secret, &encode_secrets(&generations))?;
     Ok(generations)
 }

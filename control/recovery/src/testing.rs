@@ -1,6 +1,6 @@
 //! What the unit tests share: a gateway's configuration, what a crash left, and an endpoint that only knows SAs.
 
-use crate::api::{Boot, Config, JournalRecord, Limits, Method, Secret};
+use crate::api::{Boot, Config, Generation, JournalRecord, Limits, Method, Secret, TokenMethod};
 use crate::taker::IkeSas;
 use spindle_abi::{SelectorSet, Spi, Time};
 use spindle_ike::api::{
@@ -62,10 +62,18 @@ pub(crate) fn config() -> Config {
         replicated: false,
         token_maker: true,
         token_taker: true,
+        token_method: TokenMethod::Spis,
+        secret_rotation: Duration::ZERO,
+        secret_shared: false,
         journal: true,
         limits: Limits::default(),
         cookie_threshold: 64,
     }
+}
+
+pub(crate) fn generation(octet: u8) -> Generation {
+    let secret = Secret(Zeroizing::new([octet; 32]));
+    Generation { secret, method: TokenMethod::Spis, made: 1_000, needed_until: None }
 }
 
 /// The second incarnation, with these records of the first.
@@ -73,7 +81,7 @@ pub(crate) fn boot(former: Vec<JournalRecord>) -> Boot {
     Boot {
         incarnation: 2,
         maker_id: b"maker".to_vec(),
-        secrets: vec![Secret(Zeroizing::new([7; 32]))],
+        secrets: vec![generation(7)],
         former,
         anchor_matches: true,
         wall_clock: (1_000_000, NOW),

@@ -5,8 +5,9 @@ mod common;
 use common::{Disk, Seeded};
 use spindle_abi::{Spi, Time};
 use spindle_ike::api::IkeSpis;
-use spindle_recovery::api::{JournalRecord, JournalWrite};
-use spindle_recovery::store::{AnchorVerdict, Booted, SmallFile, Store, StoreError, rotate_secret};
+use spindle_recovery::api::{Generation, JournalRecord, JournalWrite, TokenMethod};
+use spindle_recovery::secrets::decode_secrets;
+use spindle_recovery::store::{AnchorVerdict, Booted, SmallFile, Store, StoreError, write_secrets};
 
 const NOW: (u64, Time) = (1_000_000, Time(5));
 
@@ -16,7 +17,7 @@ fn boot(disk: &Disk, random: &mut Seeded) -> Result<(Store, Booted), StoreError>
 
 fn boot_as(disk: &Disk, random: &mut Seeded, new_secret: bool) -> Result<(Store, Booted), StoreError> {
     let mut store = Store::open(disk.clone())?;
-    let booted = store.boot(&mut disk.clone(), random, NOW, new_secret)?;
+    let booted = store.boot(&mut disk.clone(), random, NOW, new_secret, TokenMethod::Spis)?;
     Ok((store, booted))
 }
 
@@ -36,8 +37,12 @@ fn record(spi: u32, hard_expiry: u64) -> JournalRecord {
     }
 }
 
+fn of(generations: &[Generation]) -> Vec<[u8; 32]> {
+    generations.iter().map(|generation| *generation.secret.0).collect()
+}
+
 fn secrets(booted: &Booted) -> Vec<[u8; 32]> {
-    booted.boot.secrets.iter().map(|s| *s.0).collect()
+    of(&booted.boot.secrets)
 }
 
 /// RFC 6290 section 1.1 and 5.1: the same secret after every restart.
@@ -124,19 +129,61 @@ fn a_copied_or_rolled_back_state_yields_no_token_and_a_new_secret() {
     assert_eq!(boot(&disk, &mut random).unwrap().1.anchor, AnchorVerdict::RolledBack);
 }
 
+/// RFC 6290 section 5.1: a new secret, and up to three earlier ones.
 #[test]
 fn a_rotated_secret_stands_before_three_earlier_ones() {
     let (disk, mut random) = (Disk::default(), Seeded::new(6));
     let (_, booted) = boot(&disk, &mut random).unwrap();
     let mut generations = booted.boot.secrets;
-    let oldest = *generations[0].0;
+    let oldest = *generations[0].secret.0;
     for n in 2..=5 {
-        generations = rotate_secret(&mut disk.clone(), &mut random, &generations).unwrap();
+        let new = Some((TokenMethod::SpisAndAddress, NOW.0 + n as u64));
+        generations = write_secrets(&mut disk.clone(), &mut random, new, generations).unwrap();
         assert_eq!(generations.len(), n.min(4));
-        assert_eq!(generations.iter().any(|s| *s.0 == oldest), n < 5);
+        assert_eq!(generations.iter().any(|g| *g.secret.0 == oldest), n < 5);
+        assert_eq!(
+            (generations[0].method, generations[0].made),
+            (TokenMethod::SpisAndAddress, NOW.0 + n as u64)
+        );
     }
     let (_, again) = boot(&disk, &mut random).unwrap();
-    assert_eq!(secrets(&again), generations.iter().map(|s| *s.0).collect::<Vec<_>>());
+    assert_eq!(secrets(&again), of(&generations));
+}
+
+/// RFC 6290 section 1.1, 5.1: power goes at any write of a start or of a rotation. What a rotation returned (then tokens
+/// of it may be out) is there at every later start, and so are the generations that it kept.
+#[test]
+fn power_cuts_at_any_write_lose_no_generation_that_was_in_use() {
+    let mut rotated = 0;
+    for cut in 0..40 {
+        for seed in 0..3 {
+            let (disk, mut random) = (Disk::default(), Seeded::new(cut * 1000 + seed));
+            let mut in_use: Vec<Generation> = Vec::new();
+            for life in 0..6 {
+                disk.cut_after((cut + life * 7) % 40);
+                if let Ok((_, booted)) = boot(&disk, &mut random) {
+                    let kept = in_use.is_empty() || of(&booted.boot.secrets) == of(&in_use);
+                    assert!(booted.boot.anchor_matches && kept, "cut {cut} seed {seed} life {life}");
+                    in_use = booted.boot.secrets;
+                    for n in 0..3 {
+                        let new = (n < 2).then_some((TokenMethod::Spis, NOW.0));
+                        match write_secrets(&mut disk.clone(), &mut random, new, in_use.clone()) {
+                            Ok(generations) => {
+                                rotated += 1;
+                                in_use = generations;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                }
+                disk.power_up(&mut random);
+                if let Some(octets) = disk.file(SmallFile::Secret) {
+                    assert!(decode_secrets(&octets).is_ok(), "cut {cut} seed {seed}: torn");
+                }
+            }
+        }
+    }
+    assert!(rotated > 100, "{rotated} rotations");
 }
 
 /// Power goes at every write of a start and of commits: the store opens again, no incarnation comes twice, the

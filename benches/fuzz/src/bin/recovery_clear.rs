@@ -7,7 +7,7 @@ use spindle_fuzz::{Idle, NOW, Seeded, connection};
 use spindle_ike::api::{Datagram, Header, IkeSpis, Notify};
 use spindle_ike::wire::{Message, Payload};
 use spindle_recovery::Gateway;
-use spindle_recovery::api::{Boot, Config, Input, Limits, Method, Output, Secret};
+use spindle_recovery::api::{Boot, Config, Generation, Input, Limits, Method, Output, Secret, TokenMethod};
 
 fn gateway(side: usize) -> Gateway {
     let config = Config {
@@ -19,6 +19,9 @@ fn gateway(side: usize) -> Gateway {
         replicated: false,
         token_maker: true,
         token_taker: true,
+        token_method: TokenMethod::Spis,
+        secret_rotation: std::time::Duration::ZERO,
+        secret_shared: false,
         journal: true,
         limits: Limits::default(),
         cookie_threshold: 64,
@@ -26,7 +29,12 @@ fn gateway(side: usize) -> Gateway {
     let boot = Boot {
         incarnation: 1,
         maker_id: vec![side as u8; 16],
-        secrets: vec![Secret(zeroize::Zeroizing::new([side as u8 + 7; 32]))],
+        secrets: vec![Generation {
+            secret: Secret(zeroize::Zeroizing::new([side as u8 + 7; 32])),
+            method: TokenMethod::Spis,
+            made: 1_700_000_000,
+            needed_until: Some(0),
+        }],
         former: Vec::new(),
         anchor_matches: true,
         wall_clock: (1_700_000_000, NOW),
@@ -43,7 +51,7 @@ fn sent(gateway: &mut Gateway) -> Vec<Datagram> {
             Output::Command { sequence, .. } => {
                 gateway.handle(NOW, Input::Event(Event::Acknowledged { sequence, done: true }));
             }
-            Output::Journal(_) | Output::Report(_) => {}
+            Output::Journal(_) | Output::Secrets { .. } | Output::Report(_) => {}
         }
     }
     datagrams

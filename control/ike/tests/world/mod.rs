@@ -35,7 +35,7 @@ pub fn token(maker: usize, spis: IkeSpis) -> Vec<u8> {
 struct Maker(usize);
 
 impl TokenMaker for Maker {
-    fn token(&self, spis: IkeSpis) -> Option<Vec<u8>> {
+    fn token(&self, spis: IkeSpis, _: IpAddr) -> Option<Vec<u8>> {
         Some(token(self.0, spis))
     }
 }

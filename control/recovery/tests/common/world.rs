@@ -9,9 +9,9 @@ use spindle_abi::{SaActivity, SaParameters};
 use spindle_ike::api::*;
 use spindle_ike::wire::{Message, Payload, strip_non_esp_marker};
 use spindle_recovery::Gateway;
-use spindle_recovery::api::{Config, Input, Limits, Method, Output, Report as Told, Secret};
+use spindle_recovery::api::{Config, Generation, Input, Limits, Method, Output, Report as Told, TokenMethod};
 use spindle_recovery::secrets::{Anchor, decode_secrets};
-use spindle_recovery::store::{SmallFile, Store};
+use spindle_recovery::store::{SmallFile, Store, write_secrets};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -49,6 +49,10 @@ pub struct Setup {
     pub encapsulation: bool,
     /// Which sides send a packet each 10 ms.
     pub sending: [bool; 2],
+    pub token_method: TokenMethod,
+    pub secret_rotation: Duration,
+    /// Whatever else.
+    pub change: Option<fn(&mut Config)>,
     pub seed: u64,
 }
 
@@ -64,6 +68,9 @@ impl Default for Setup {
             delay: Duration::from_millis(10),
             encapsulation: false,
             sending: [true, false],
+            token_method: TokenMethod::Spis,
+            secret_rotation: Duration::ZERO,
+            change: None,
             seed: 1,
         }
     }
@@ -155,7 +162,7 @@ fn config(setup: &Setup, side: usize) -> Config {
         children: (0..setup.children).map(child).collect(),
     };
     let own = Some(setup.own_methods[side].clone()).filter(|methods| !methods.is_empty());
-    Config {
+    let mut config = Config {
         name: format!("gateway{side}"),
         connections: vec![connection],
         methods: setup.methods.clone(),
@@ -164,10 +171,17 @@ fn config(setup: &Setup, side: usize) -> Config {
         replicated: setup.replicated,
         token_maker: true,
         token_taker: true,
+        token_method: setup.token_method,
+        secret_rotation: setup.secret_rotation,
+        secret_shared: false,
         journal: setup.journal,
         limits: Limits::default(),
         cookie_threshold: 64,
+    };
+    if let Some(change) = setup.change {
+        change(&mut config);
     }
+    config
 }
 
 impl World {
@@ -214,7 +228,9 @@ impl World {
         let mut store = Store::open(self.sides[side].disk.clone()).unwrap();
         let wall = (1_700_000_000 + self.now.0 / 1_000_000_000, self.now);
         let mut random = Seeded::new(self.random.next());
-        let booted = store.boot(&mut self.sides[side].disk.clone(), &mut random, wall, false).unwrap();
+        let method = self.setup.token_method;
+        let disk = &mut self.sides[side].disk.clone();
+        let booted = store.boot(disk, &mut random, wall, false, method).unwrap();
         let activity = Activity::default();
         let reader = Box::new(Reader(activity.clone()));
         let config = config(&self.setup, side);
@@ -263,6 +279,13 @@ impl World {
                 Output::Journal(write) => {
                     self.sides[side].running.as_mut().unwrap().store.commit(&[write]).unwrap();
                 }
+                Output::Secrets { new, keep } => {
+                    let mut random = Seeded::new(self.random.next());
+                    let disk = &mut self.sides[side].disk.clone();
+                    let written = write_secrets(disk, &mut random, new, keep).ok();
+                    let running = self.sides[side].running.as_mut().unwrap();
+                    running.gateway.handle(self.now, Input::Secrets(written));
+                }
                 Output::Report(report) => self.sides[side].told.push((self.now, report)),
             }
         }
@@ -307,20 +330,25 @@ impl World {
     pub fn check_tokens(&self, side: usize) {
         let Some(running) = &self.sides[side].running else { return };
         for sa in running.gateway.sas() {
-            for token in self.tokens_of(side, sa.spis) {
+            for token in self.tokens_of(side, sa.spis, sa.remote.ip()) {
                 assert!(!self.shown[side].contains(&token), "the token of a living IKE SA left: {sa:?}");
             }
         }
     }
 
     /// The tokens of a pair, computed anew from what is on a side's disk.
-    pub fn tokens_of(&self, side: usize, spis: IkeSpis) -> Vec<Vec<u8>> {
+    pub fn tokens_of(&self, side: usize, spis: IkeSpis, taker: IpAddr) -> Vec<Vec<u8>> {
         let file = |file| self.sides[side].disk.file(file).unwrap();
         let id = Anchor::decode(&file(SmallFile::Anchor)).unwrap().id;
-        let token = |secret: &Secret| {
-            let mut mac: Hmac<Sha256> = Hmac::new_from_slice(secret.0.as_slice()).unwrap();
+        let token = |generation: &Generation| {
+            let mut mac: Hmac<Sha256> = Hmac::new_from_slice(generation.secret.0.as_slice()).unwrap();
             for part in [&b"qcd1"[..], &16u64.to_be_bytes(), &id, &spis.initiator, &spis.responder] {
                 mac.update(part);
+            }
+            if generation.method == TokenMethod::SpisAndAddress {
+                let IpAddr::V4(taker) = taker else { panic!("addresses here are IPv4") };
+                mac.update(&[4]);
+                mac.update(&taker.octets());
             }
             mac.finalize().into_bytes().to_vec()
         };
