@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 const KEPT: usize = 256;
 
 /// Somebody else's address, and a port that is not IKE's.
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
+/// The attacker's own address.
+pub(crate) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 
 /// What it has gathered.
 pub(crate) struct Attacker {

@@ -43,6 +43,12 @@ pub struct Summary {
     pub ike_rekeys: u64,
     /// Tokens shown in clear.
     pub tokens_shown: u64,
+    /// New generations of secrets.
+    pub rotations: u64,
+    /// Generations that were dropped.
+    pub generations_dropped: u64,
+    /// Tokens in exchanges of their own that the peer acknowledged.
+    pub tokens_acknowledged: u64,
     /// Tokens that matched.
     pub proofs: u64,
     /// The attacker's packets.
@@ -78,6 +84,9 @@ impl Summary {
         self.ike_rekeys += other.ike_rekeys;
         self.tokens_shown += other.tokens_shown;
         self.proofs += other.proofs;
+        self.rotations += other.rotations;
+        self.generations_dropped += other.generations_dropped;
+        self.tokens_acknowledged += other.tokens_acknowledged;
         self.strikes += other.strikes;
         self.packets_sent += other.packets_sent;
         self.packets_delivered += other.packets_delivered;

@@ -1,6 +1,6 @@
 //! One machine: its disk, and while it is up the gateway's control plane and dataplane on it.
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Handle};
 use crate::network::{ipv4, udp};
 use crate::random::{Dice, GatewayRandom};
 use spindle_abi::{Command, Event, SaActivity, Spi, SpiState, Time};
@@ -9,8 +9,8 @@ use spindle_engine::{
 };
 use spindle_ike::api::ActivityReader;
 use spindle_recovery::Gateway;
-use spindle_recovery::api::{Boot, Config, JournalWrite};
-use spindle_recovery::store::{Store, StoreError};
+use spindle_recovery::api::{Boot, Config, Generation, JournalWrite, TokenMethod};
+use spindle_recovery::store::{Store, StoreError, write_secrets};
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -38,6 +38,9 @@ pub(crate) struct Running {
     pub(crate) gateway: Gateway,
     pub(crate) engine: Rc<RefCell<Engine>>,
     store: Store,
+    handle: Handle,
+    /// For new secrets.
+    random: GatewayRandom,
     /// For the next group commit.
     pub(crate) pending: Vec<JournalWrite>,
 }
@@ -96,11 +99,19 @@ impl Machine {
         let mut random = GatewayRandom(self.random.clone());
         self.random = Dice::new(u64::from(self.random.number()), self.life);
         let mut store = Store::open(handle.clone())?;
-        let booted = store.boot(&mut handle.clone(), &mut random, (wall_clock, now), false)?;
+        let booted = store.boot(
+            &mut handle.clone(),
+            &mut random,
+            (wall_clock, now),
+            false,
+            self.config.token_method,
+        )?;
         let engine = Rc::new(RefCell::new(self.engine()));
         let activity = Box::new(Activity(Rc::clone(&engine)));
+        // Secrets come from yet another part.
+        let secrets = GatewayRandom(Dice::new(u64::from(self.random.clone().number()), self.life));
         let gateway = Gateway::new(self.config.clone(), booted.boot.clone(), activity, Box::new(random), now);
-        self.running = Some(Running { gateway, engine, store, pending: Vec::new() });
+        self.running = Some(Running { gateway, engine, store, handle, random: secrets, pending: Vec::new() });
         Ok(booted.boot)
     }
 
@@ -132,6 +143,15 @@ impl Running {
     pub(crate) fn commit(&mut self) -> bool {
         let writes = std::mem::take(&mut self.pending);
         self.store.commit(&writes).is_ok()
+    }
+
+    /// Writes the secret's file; `None` if the disk failed.
+    pub(crate) fn write_secrets(
+        &mut self,
+        new: Option<(TokenMethod, u64)>,
+        keep: Vec<Generation>,
+    ) -> Option<Vec<Generation>> {
+        write_secrets(&mut self.handle, &mut self.random, new, keep).ok()
     }
 
     /// Carries a command out; was it done?

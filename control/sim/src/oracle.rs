@@ -1,14 +1,17 @@
 //! What must hold after every step. The oracle knows the gateways' secrets and sees all that is sent.
 
+use crate::attacker::ELSEWHERE;
 use crate::machine::{MARKER, Machine, inside_number};
+use crate::scenario::OUTSIDE;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use spindle_abi::{Command, Spi, SpiState, Time};
 use spindle_ike::api::{Datagram, IkeSpis};
 use spindle_ike::wire::Payload;
 use spindle_ike::wire::{Message, View, notify};
-use spindle_recovery::api::{Boot, JournalRecord, JournalWrite};
+use spindle_recovery::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 /// IKE SAs that one gateway may hold here at most: one peer, rekeys, exchanges under way, COOKIE-less half-open ones.
 const MAX_IKE_SAS: usize = 200;
@@ -20,8 +23,12 @@ type Token = [u8; 32];
 /// What the oracle knows of one gateway.
 #[derive(Default)]
 struct Known {
-    /// Of all lives; a secret once used is never forgotten.
-    secrets: Vec<[u8; 32]>,
+    /// Of all lives, dropped ones included, oldest first.
+    secrets: Vec<([u8; 32], TokenMethod)>,
+    /// Those on disk, newest first.
+    on_disk: Vec<[u8; 32]>,
+    /// Those that stay, if the write under way is done.
+    keeping: Option<Vec<[u8; 32]>>,
     maker_id: Vec<u8>,
     incarnation: u64,
     /// Whose tokens it has shown in clear.
@@ -38,6 +45,19 @@ struct Known {
     lost: BTreeSet<IkeSpis>,
 }
 
+impl Known {
+    /// These are on disk.
+    fn learn(&mut self, generations: &[Generation]) {
+        self.on_disk = of(generations);
+        for generation in generations {
+            let secret = (*generation.secret.0, generation.method);
+            if !self.secrets.contains(&secret) {
+                self.secrets.push(secret);
+            }
+        }
+    }
+}
+
 /// The judge.
 pub(crate) struct Oracle {
     known: [Known; 2],
@@ -49,13 +69,32 @@ pub(crate) struct Oracle {
     pub(crate) tokens_shown: u64,
 }
 
-fn token(secret: &[u8; 32], maker_id: &[u8], spis: IkeSpis) -> Token {
+/// Where a taker may seem to be.
+const TAKERS: [Ipv4Addr; 3] = [OUTSIDE[0], OUTSIDE[1], ELSEWHERE];
+
+fn of(generations: &[Generation]) -> Vec<[u8; 32]> {
+    generations.iter().map(|generation| *generation.secret.0).collect()
+}
+
+/// A pair's token, or by the method with addresses that of each address.
+fn tokens((secret, method): &([u8; 32], TokenMethod), maker_id: &[u8], spis: IkeSpis) -> Vec<Token> {
+    match method {
+        TokenMethod::Spis => vec![token(secret, maker_id, spis, &[])],
+        TokenMethod::SpisAndAddress => TAKERS
+            .iter()
+            .map(|taker| token(secret, maker_id, spis, &[&[4], &taker.octets()[..]].concat()))
+            .collect(),
+    }
+}
+
+fn token(secret: &[u8; 32], maker_id: &[u8], spis: IkeSpis, taker: &[u8]) -> Token {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
     mac.update(b"qcd1");
     mac.update(&(maker_id.len() as u64).to_be_bytes());
     mac.update(maker_id);
     mac.update(&spis.initiator);
     mac.update(&spis.responder);
+    mac.update(taker);
     mac.finalize().into_bytes().into()
 }
 
@@ -99,11 +138,15 @@ impl Oracle {
         wall_clock: u64,
     ) -> Result<(), String> {
         let known = &mut self.known[side];
-        let secrets: Vec<[u8; 32]> = boot.secrets.iter().map(|s| *s.0).collect();
-        if let Some(lost) = known.secrets.iter().find(|s| !secrets.contains(s)) {
+        let secrets = of(&boot.secrets);
+        let keeping = known.keeping.take();
+        let rewritten =
+            keeping.is_some_and(|keep| secrets.ends_with(&keep) && secrets.len() <= keep.len() + 1);
+        if !known.on_disk.is_empty() && known.on_disk != secrets && !rewritten {
             return Err(format!(
-                "the secret {:02x}{:02x}.. is lost: its tokens cannot be made again",
-                lost[0], lost[1]
+                "of {} generations of the secret {} are there at the start: tokens cannot be made again",
+                known.on_disk.len(),
+                secrets.len()
             ));
         }
         if secrets.is_empty() || !boot.anchor_matches {
@@ -127,7 +170,7 @@ impl Oracle {
         known.uncertain.clear();
         known.former = boot.former.iter().map(|r| r.spi).collect();
         known.lost = boot.former.iter().flat_map(|r| [Some(r.parent), r.earlier_parent]).flatten().collect();
-        known.secrets = secrets;
+        known.learn(&boot.secrets);
         known.maker_id = boot.maker_id.clone();
         known.incarnation = boot.incarnation;
         known.held.clear();
@@ -168,9 +211,61 @@ impl Oracle {
         }
     }
 
+    /// A write of the secret's file begins.
+    pub(crate) fn writing_secrets(&mut self, side: usize, keep: &[Generation]) {
+        self.known[side].keeping = Some(of(keep));
+    }
+
+    /// It returned: these must survive everything. How many were dropped?
+    pub(crate) fn wrote_secrets(
+        &mut self,
+        side: usize,
+        generations: &[Generation],
+        machines: &[Machine; 2],
+    ) -> Result<u64, String> {
+        let known = &mut self.known[side];
+        known.keeping = None;
+        let before = std::mem::take(&mut known.on_disk);
+        known.learn(generations);
+        if known.on_disk.len() > 4 {
+            return Err(format!("keeps {} generations of the secret", known.on_disk.len()));
+        }
+        let dropped = before.iter().filter(|secret| !known.on_disk.contains(secret)).count();
+        for spis in self.pairs.clone() {
+            self.learn(side, spis);
+        }
+        self.nobody_is_forsaken(side, machines)?;
+        Ok(dropped as u64)
+    }
+
+    /// RFC 6290 section 4.4: whoever holds a token of this gateway for a living IKE SA holds one that can be made from
+    /// what is on its disk.
+    pub(crate) fn nobody_is_forsaken(&self, side: usize, machines: &[Machine; 2]) -> Result<(), String> {
+        let Some(peer) = &machines[1 - side].running else { return Ok(()) };
+        let known = &self.known[side];
+        for sa in peer.gateway.sas() {
+            if !matches!(sa.state, "established" | "rekeying") {
+                continue;
+            }
+            let holds = |secret| {
+                tokens(secret, &known.maker_id, sa.spis).iter().any(|t| peer.gateway.holds_token(sa.spis, t))
+            };
+            let mut held = known.secrets.iter().filter(|secret| holds(secret)).peekable();
+            if held.peek().is_some() && !held.any(|(secret, _)| known.on_disk.contains(secret)) {
+                return Err(format!(
+                    "dropped the only generation whose token its peer holds for {:?}",
+                    sa.spis
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn learn(&mut self, side: usize, spis: IkeSpis) {
         for secret in &self.known[side].secrets {
-            self.tokens.insert(token(secret, &self.known[side].maker_id, spis), (side, spis));
+            for token in tokens(secret, &self.known[side].maker_id, spis) {
+                self.tokens.insert(token, (side, spis));
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use crate::random::Dice;
 use spindle_abi::{Selector, SelectorSet, Time};
 use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
 use spindle_ike::wire::exchange;
-use spindle_recovery::api::{Config, Limits, Method};
+use spindle_recovery::api::{Config, Limits, Method, TokenMethod};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub(crate) enum Action {
     Initiate { side: usize },
     /// An operator's command.
     Terminate { side: usize },
+    /// An operator's command: a new generation of the QCD secret.
+    RotateSecret { side: usize },
     /// Nothing reaches a gateway for a while.
     CutOff { side: usize, for_: Duration },
 }
@@ -128,6 +130,25 @@ impl Scenario {
         if !own.is_empty() {
             config.connection_methods.insert(CONNECTION.into(), own.to_vec());
         }
+    }
+
+    /// Rotations of the secrets, and how tokens are made; drawn from dice of their own, so that all else is as without.
+    pub(crate) fn draw_rotations(&mut self, dice: &mut Dice) {
+        for config in &mut self.configs {
+            config.token_method =
+                dice.one(&[TokenMethod::Spis, TokenMethod::Spis, TokenMethod::SpisAndAddress]);
+            config.secret_rotation = milliseconds(dice.one(&[0, 0, 0, 1_000, 3_000]));
+        }
+        for _ in 0..dice.one(&[0, 0, 1, 2]) {
+            let side = dice.below(2);
+            let mut at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
+            let apart = milliseconds(dice.one(&[0, 5, 100, 800]));
+            for _ in 0..dice.one(&[1, 3, 6, 9]) {
+                self.actions.push((at, Action::RotateSecret { side }));
+                at = at.after(dice.between(Duration::ZERO, apart));
+            }
+        }
+        self.actions.sort_by_key(|(at, _)| *at);
     }
 
     fn draw_action(dice: &mut Dice, at: Time, actions: &mut Vec<(Time, Action)>) {
@@ -242,6 +263,9 @@ impl Scenario {
                 replicated: false,
                 token_maker: dice.percent(90),
                 token_taker: dice.percent(90),
+                token_method: TokenMethod::Spis,
+                secret_rotation: Duration::ZERO,
+                secret_shared: false,
                 journal,
                 limits: Limits::default(),
                 cookie_threshold: dice.one(&[0, 4, 64]),

@@ -4,8 +4,8 @@ use crate::disk::{Disk, Handle};
 use crate::random::{Dice, GatewayRandom};
 use spindle_abi::{Spi, Time};
 use spindle_ike::api::IkeSpis;
-use spindle_recovery::api::{Boot, JournalRecord, JournalWrite};
-use spindle_recovery::store::{Store, StoreError};
+use spindle_recovery::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod};
+use spindle_recovery::store::{Store, StoreError, write_secrets};
 use std::collections::BTreeMap;
 
 /// Seconds since 1970 in this world; no record expires.
@@ -17,6 +17,12 @@ struct Expected {
     durable: BTreeMap<Spi, JournalRecord>,
     perhaps: Option<BTreeMap<Spi, JournalRecord>>,
     before: Option<Boot>,
+    /// Generations that are kept by a rotation that was cut off.
+    keeping: Option<Vec<[u8; 32]>>,
+}
+
+fn of(generations: &[Generation]) -> Vec<[u8; 32]> {
+    generations.iter().map(|generation| *generation.secret.0).collect()
 }
 
 impl Expected {
@@ -26,8 +32,10 @@ impl Expected {
             return Err(format!("the journal holds {:?}, of {:?}", found.keys(), self.durable.keys()));
         }
         if let Some(before) = &self.before {
-            let secrets = |boot: &Boot| boot.secrets.iter().map(|s| *s.0).collect::<Vec<_>>();
-            if secrets(&boot) != secrets(before) || boot.maker_id != before.maker_id || !boot.anchor_matches {
+            let (found, known) = (of(&boot.secrets), of(&before.secrets));
+            let rotated = |keep: Vec<_>| found.len() == keep.len() + 1 && found.ends_with(&keep);
+            let secrets = found == known || self.keeping.take().is_some_and(rotated);
+            if !secrets || boot.maker_id != before.maker_id || !boot.anchor_matches {
                 return Err("tokens cannot be made again".into());
             }
             if boot.incarnation <= before.incarnation {
@@ -36,6 +44,7 @@ impl Expected {
         }
         self.durable = found;
         self.perhaps = None;
+        self.keeping = None;
         self.before = Some(boot);
         Ok(())
     }
@@ -44,7 +53,7 @@ impl Expected {
 fn start(handle: &Handle, dice: &mut Dice) -> Result<(Store, Boot), StoreError> {
     let mut store = Store::open(handle.clone())?;
     let mut random = GatewayRandom(Dice::new(u64::from(dice.number()), 0));
-    let booted = store.boot(&mut handle.clone(), &mut random, (NOW, Time(1)), false)?;
+    let booted = store.boot(&mut handle.clone(), &mut random, (NOW, Time(1)), false, TokenMethod::Spis)?;
     Ok((store, booted.boot))
 }
 
@@ -89,6 +98,20 @@ pub fn run_store(seed: u64) -> Result<u64, String> {
             Ok((mut store, boot)) => {
                 let incarnation = boot.incarnation;
                 expected.check(boot)?;
+                let rotations = dice.one(&[0, 0, 1, 3]);
+                for _ in 0..rotations {
+                    let known = &mut expected.before.as_mut().expect("it booted").secrets;
+                    let keep: Vec<Generation> = known.iter().take(3).cloned().collect();
+                    let mut random = GatewayRandom(Dice::new(u64::from(dice.number()), 0));
+                    let new = Some((TokenMethod::Spis, NOW));
+                    match write_secrets(&mut handle.clone(), &mut random, new, keep.clone()) {
+                        Ok(generations) => *known = generations,
+                        Err(_) => {
+                            expected.keeping = Some(of(&keep));
+                            break;
+                        }
+                    }
+                }
                 for _ in 0..dice.below(6) {
                     let writes = writes(&mut dice, incarnation);
                     let mut after = expected.durable.clone();

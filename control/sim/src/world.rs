@@ -11,7 +11,7 @@ use spindle_abi::{Command, Event, SpiState, Time};
 use spindle_engine::PortId;
 use spindle_ike::api::{ChildSaStatus, Datagram, IkeSaStatus};
 use spindle_ike::wire::{Protection, View};
-use spindle_recovery::api::{Input, Output};
+use spindle_recovery::api::{Generation, Input, Output, TokenMethod};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt::Write as _;
@@ -39,6 +39,7 @@ enum Due {
     Command { side: usize, life: u64, sequence: u64, command: Box<Command> },
     Told { side: usize, life: u64, event: Event },
     Commit { side: usize, life: u64 },
+    Secrets { side: usize, life: u64, new: Option<(TokenMethod, u64)>, keep: Vec<Generation> },
     Sweep { side: usize, life: u64 },
     Boot(usize),
     PowerGone { side: usize, life: u64 },
@@ -81,8 +82,9 @@ fn tokens_due(packet: &Packet) -> u32 {
     }
 }
 
-/// The same for ESP on an SPI of an earlier incarnation: to the recorded address, and to the source if it differs.
-const TOKENS_DUE_ON_FORMER_SPI: u32 = 2;
+/// The same for ESP on an SPI of an earlier incarnation: to the recorded address, and to the source if it differs; with
+/// four generations of two parents each takes two messages.
+const TOKENS_DUE_ON_FORMER_SPI: u32 = 4;
 
 /// A crash that waits for its moment.
 struct Trap {
@@ -105,6 +107,7 @@ pub(crate) struct World {
     oracle: Oracle,
     scenario: Scenario,
     dice: Dice,
+    dice_of_secrets: Dice,
     traps: Vec<Trap>,
     /// Messages with a token in clear that what happens now may still cause.
     tokens_due: u32,
@@ -120,7 +123,8 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> World {
-        let scenario = Scenario::draw(&mut Dice::new(seed, 0));
+        let mut scenario = Scenario::draw(&mut Dice::new(seed, 0));
+        scenario.draw_rotations(&mut Dice::new(seed, 4));
         let machine = |side: usize| {
             let random = Dice::new(seed, 10 + side as u64);
             Machine::new(OUTSIDE[side], scenario.configs[side].clone(), random)
@@ -134,6 +138,7 @@ impl World {
             attacker: Attacker::new(Dice::new(seed, 2), OUTSIDE),
             oracle: Oracle::new(),
             dice: Dice::new(seed, 1),
+            dice_of_secrets: Dice::new(seed, 5),
             traps: Vec::new(),
             tokens_due: 0,
             sweep_until: [Time(0); 2],
@@ -338,6 +343,9 @@ impl World {
                 self.settle(side)
             }
             Due::Commit { side, life } if self.alive(side, life) => self.commit(side),
+            Due::Secrets { side, life, new, keep } if self.alive(side, life) => {
+                self.write_secrets(side, new, keep)
+            }
             Due::Sweep { side, life } if self.alive(side, life) => {
                 let verdicts = self.machines[side].running.as_mut().expect("alive").sweep(self.now);
                 self.carry_out(side, verdicts)?;
@@ -391,6 +399,7 @@ impl World {
                 });
                 self.summary.boots += 1;
                 self.oracle.booted(side, &boot, self.scenario.configs[side].journal, wall_clock)?;
+                self.oracle.nobody_is_forsaken(side, &self.machines)?;
                 for record in &boot.former {
                     self.attacker.learns_spi(side, record.spi.0);
                 }
@@ -424,6 +433,31 @@ impl World {
             return Err(format!("gateway {side} cannot commit to its journal"));
         }
         Ok(())
+    }
+
+    fn write_secrets(
+        &mut self,
+        side: usize,
+        new: Option<(TokenMethod, u64)>,
+        keep: Vec<Generation>,
+    ) -> Result<(), String> {
+        self.trace(|| {
+            format!("{side} writes its secrets, a new one: {}, kept: {}", new.is_some(), keep.len())
+        });
+        self.oracle.writing_secrets(side, &keep);
+        let written = self.machines[side].running.as_mut().expect("alive").write_secrets(new, keep);
+        match &written {
+            Some(generations) => {
+                self.summary.rotations += u64::from(new.is_some());
+                self.summary.generations_dropped +=
+                    self.oracle.wrote_secrets(side, generations, &self.machines)?;
+            }
+            None if self.machines[side].disk.is_dark() => return Ok(()),
+            None => return Err(format!("gateway {side} cannot write its secrets")),
+        }
+        let running = self.machines[side].running.as_mut().expect("alive");
+        running.gateway.handle(self.now, Input::Secrets(written));
+        self.settle(side)
     }
 
     fn arrive(&mut self, side: usize, packet: Packet) -> Result<(), String> {
@@ -503,6 +537,11 @@ impl World {
                         self.schedule(after, Due::Commit { side, life });
                     }
                 }
+                Output::Secrets { new, keep } => {
+                    let life = self.machines[side].life;
+                    let after = self.dice_of_secrets.between(Duration::ZERO, Duration::from_millis(30));
+                    self.schedule(after, Due::Secrets { side, life, new, keep });
+                }
                 Output::Report(report) => {
                     self.trace(|| {
                         format!(
@@ -517,6 +556,8 @@ impl World {
                         }
                         "ike-established" => self.summary.established += 1,
                         "ike-rekeyed" => self.summary.ike_rekeys += 1,
+                        "token-acknowledged" => self.summary.tokens_acknowledged += 1,
+                        "maker-off" => return Err("takes its peer for a copy of itself".into()),
                         _ => {}
                     }
                 }
@@ -622,7 +663,10 @@ impl World {
                 self.network.cut_off(side, self.now.after(for_));
                 Ok(())
             }
-            Action::Rekey { side, .. } | Action::Initiate { side } | Action::Terminate { side } => {
+            Action::Rekey { side, .. }
+            | Action::RotateSecret { side }
+            | Action::Initiate { side }
+            | Action::Terminate { side } => {
                 let now = self.now;
                 let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
                 let gateway = &mut running.gateway;
@@ -631,6 +675,11 @@ impl World {
                     Action::Rekey { ike: true, .. } => gateway.rekey(now, CONNECTION, None).map(|_| ()),
                     Action::Rekey { .. } => {
                         gateway.rekey(now, CONNECTION, Some(crate::scenario::CHILD)).map(|_| ())
+                    }
+                    // So is a maker that is switched off.
+                    Action::RotateSecret { .. } => {
+                        let _ = gateway.rotate_secret(now);
+                        Ok(())
                     }
                     Action::Initiate { .. } => gateway.initiate(now, CONNECTION, None),
                     _ => gateway.terminate(now, CONNECTION, None).map(|_| ()),

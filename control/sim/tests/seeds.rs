@@ -44,6 +44,9 @@ fn play(hand: u64) {
             sum.ike_rekeys,
             sum.tokens_shown,
             sum.proofs,
+            sum.rotations,
+            sum.generations_dropped,
+            sum.tokens_acknowledged,
             sum.packets_delivered,
         ];
         assert!(shown.iter().all(|count| *count >= 50), "{sum:#?}");
