@@ -24,6 +24,13 @@ pub enum Request {
     Stats,
     /// A list of [`LoggedEvent`], oldest first.
     Events,
+    /// [`Secret`].
+    Secret,
+    /// Rotates the QCD secret, and waits until the new generation is in use. Result: [`Secret`].
+    RotateSecret {
+        /// How long to wait.
+        timeout_ms: u64,
+    },
     /// Starts a connection or a child, and waits until it is there. Result: [`Done`].
     Initiate {
         /// Connection's name.
@@ -76,7 +83,7 @@ pub struct Status {
     pub ready: bool,
     /// The maker id in tokens: the cluster's name, or hexadecimal digits.
     pub maker_id: String,
-    /// May tokens leave (the anchor matches, and token_maker is on)?
+    /// May tokens leave (the anchor matches, and token_maker is on and not switched off as unsafe)?
     pub tokens: bool,
     /// Journal records of earlier incarnations at the start.
     pub former_spis: usize,
@@ -90,6 +97,28 @@ pub struct Status {
     pub ike_sas: usize,
     /// Child SAs.
     pub child_sas: usize,
+}
+
+/// `secret` and `rotate-secret`: the generations of the QCD secret, never the secrets.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Secret {
+    /// Newest first, at most four.
+    pub generations: Vec<Generation>,
+    /// Is a rotation under way?
+    pub rotating: bool,
+}
+
+/// One generation of the QCD secret.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Generation {
+    /// `spis` or `spis-and-address`: what its tokens are made of.
+    pub method: String,
+    /// When it was made, if that is known.
+    pub made_us: Option<u64>,
+    /// IKE SAs whose peers rely on its token.
+    pub ike_sas: usize,
+    /// Peers of IKE SAs that are no more here may rely on its token until then.
+    pub needed_until_us: Option<u64>,
 }
 
 /// The processes of a gateway.

@@ -25,6 +25,7 @@ pub(super) fn ask(run_dir: &Path, request: &Request) -> Result<serde_json::Value
     })?;
     let waits = match request {
         Request::Initiate { timeout_ms, .. }
+        | Request::RotateSecret { timeout_ms }
         | Request::Terminate { timeout_ms, .. }
         | Request::Rekey { timeout_ms, .. } => Duration::from_millis(*timeout_ms),
         _ => Duration::ZERO,

@@ -54,6 +54,10 @@ enum Verb {
     Stats(Ask),
     /// Shows what happened lately, the last 4096 events.
     Events(Ask),
+    /// Shows the generations of the QCD secret, and which of them are relied on.
+    Secret(Ask),
+    /// Rotates the QCD secret (RFC 6290 section 5.1): no peer's token becomes void; waits until the new one is in use.
+    RotateSecret(Wait),
     /// Establishes a connection, or one of its children, and waits for it.
     Initiate {
         /// CONNECTION or CONNECTION/CHILD.
@@ -214,6 +218,10 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
         Verb::ListConns(a) => ask(&a, Request::ListConns, tables::connections),
         Verb::Stats(a) => ask(&a, Request::Stats, tables::stats),
         Verb::Events(a) => ask(&a, Request::Events, tables::events),
+        Verb::Secret(a) => ask(&a, Request::Secret, tables::secret),
+        Verb::RotateSecret(wait) => {
+            ask(&wait.ask, Request::RotateSecret { timeout_ms: wait.timeout_ms() }, tables::secret)
+        }
         Verb::Initiate { name: Name { connection, child }, wait } => {
             let timeout_ms = wait.timeout_ms();
             ask(&wait.ask, Request::Initiate { connection, child, timeout_ms }, done)

@@ -1,6 +1,6 @@
 //! Answers as tables for people.
 
-use crate::protocol::{Connection, IkeSa, LoggedEvent, Stats, Status};
+use crate::protocol::{Connection, IkeSa, LoggedEvent, Secret, Stats, Status};
 use serde_json::{Result, Value, from_value};
 use std::fmt::Write;
 
@@ -139,6 +139,19 @@ pub(super) fn stats(value: Value) -> Result<String> {
         p.dropped,
         p.held
     ))
+}
+
+pub(super) fn secret(value: Value) -> Result<String> {
+    let secret: Secret = from_value(value)?;
+    let mut lines = vec![cells(["GENERATION", "MADE", "METHOD", "IKE SAS", "NEEDED UNTIL"])];
+    for (place, generation) in secret.generations.iter().enumerate() {
+        let name = if place == 0 { "newest".into() } else { format!("{place} before") };
+        let made = generation.made_us.map_or("unknown".into(), when);
+        let until = generation.needed_until_us.map_or("-".into(), when);
+        lines.push(cells([&name, &made, &generation.method, &generation.ike_sas.to_string(), &until]));
+    }
+    let under_way = if secret.rotating { "a rotation is under way\n" } else { "" };
+    Ok(table(&lines) + under_way)
 }
 
 pub(super) fn events(value: Value) -> Result<String> {

@@ -11,7 +11,8 @@ pub use read::ConfigError;
 use read::{Document, Section, Value};
 use spindle_abi::{AddressRange, Selector, SelectorSet};
 use spindle_ike::api::ConnectionConfig;
-use spindle_recovery::api::{Limits, Method};
+use spindle_recovery::api::{Limits, Method, TokenMethod};
+use spindle_recovery::secrets::method_name;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -121,6 +122,10 @@ pub struct RecoverySettings {
     pub token_maker: bool,
     /// Store and check tokens?
     pub token_taker: bool,
+    /// How tokens are made (RFC 6290 section 5.1, 5.2).
+    pub token_method: TokenMethod,
+    /// The secret's age at which it is rotated; zero is never. Never with `secret_file`.
+    pub secret_rotation: Duration,
     /// The secret, where a cluster shares it; without it, a file of our own in `state_dir`.
     pub secret_file: Option<PathBuf>,
     /// Budgets.
@@ -339,6 +344,27 @@ fn interface(value: &Value<'_>) -> Result<String> {
 
 fn recovery(section: &Section<'_>, base: &Path) -> Result<RecoverySettings> {
     let flag = |key, default| section.optional(key).map_or(Ok(default), |v| v.boolean());
+    let token_methods = [TokenMethod::Spis, TokenMethod::SpisAndAddress].map(|m| (method_name(m), m));
+    let token_method = section.optional("token_method").map(|v| v.one_of(&token_methods)).transpose()?;
+    let secret_file = match section.optional("secret_file") {
+        Some(value) => Some(base.join(value.string()?)),
+        None => None,
+    };
+    let secret_rotation = match section.optional("secret_rotation") {
+        Some(value) => {
+            let age = value.duration()?;
+            if !age.is_zero() && age < Duration::from_secs(1) {
+                return Err(value.error("is less than a second; write \"1s\" or more, or \"0s\" for never"));
+            }
+            if !age.is_zero() && secret_file.is_some() {
+                return Err(value.error(
+                    "would rotate the secret of a cluster on this member alone; take it out, or secret_file",
+                ));
+            }
+            age
+        }
+        None => Duration::ZERO,
+    };
     let settings = RecoverySettings {
         methods: match section.optional("methods") {
             Some(value) => methods(&value)?,
@@ -348,10 +374,9 @@ fn recovery(section: &Section<'_>, base: &Path) -> Result<RecoverySettings> {
         journal: flag("journal", true)?,
         token_maker: flag("token_maker", true)?,
         token_taker: flag("token_taker", true)?,
-        secret_file: match section.optional("secret_file") {
-            Some(value) => Some(base.join(value.string()?)),
-            None => None,
-        },
+        token_method: token_method.unwrap_or_default(),
+        secret_rotation,
+        secret_file,
         limits: limits(&section.section("limits")?)?,
     };
     section.finish()?;

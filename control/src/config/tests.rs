@@ -44,6 +44,7 @@ fn a_good_file_is_understood_and_its_defaults_filled_in() {
     assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
     assert_eq!(s.recovery.limits, Limits::default());
     assert!(!s.recovery.proactive && s.connection_methods.is_empty());
+    assert_eq!((s.recovery.token_method, s.recovery.secret_rotation), (TokenMethod::Spis, Duration::ZERO));
     let c = &s.connections[0];
     assert_eq!(c.local_id, Identity::Fqdn("b.example".into()));
     assert_eq!(c.retransmission.timeout, Duration::from_millis(400));
@@ -181,6 +182,27 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             17,
             "recovery.proactive",
             "true or false",
+        ),
+        (
+            "start_action = \"start\"",
+            "[recovery]\ntoken_method = \"addresses\"",
+            17,
+            "recovery.token_method",
+            "\"spis\" or \"spis-and-address\"",
+        ),
+        (
+            "start_action = \"start\"",
+            "[recovery]\nsecret_rotation = \"1ms\"",
+            17,
+            "recovery.secret_rotation",
+            "\"0s\" for never",
+        ),
+        (
+            "start_action = \"start\"",
+            "[recovery]\nsecret_file = \"s\"\nsecret_rotation = \"30d\"",
+            18,
+            "recovery.secret_rotation",
+            "take it out",
         ),
         (
             "start_action = \"start\"",

@@ -10,6 +10,8 @@ mod bridge;
 pub mod disk;
 mod events;
 mod messages;
+mod rotation;
+mod safety;
 mod server;
 mod show;
 mod sockets;
@@ -20,6 +22,7 @@ use crate::protocol::{Pids, Request, Response, Stats, Status};
 use bridge::Bridge;
 use disk::{Files, Journal};
 use events::EventLog;
+use rotation::Rotations;
 use rustix::mm::MlockAllFlags;
 use rustix::process::DumpableBehavior;
 use rustix::time::{ClockId, clock_gettime};
@@ -30,6 +33,7 @@ use spindle_ike::api::{ActivityReader, Datagram};
 use spindle_ike::random::Random;
 use spindle_recovery::Gateway;
 use spindle_recovery::api::{Config, Input, Output, Report};
+use spindle_recovery::secrets::method_name;
 use spindle_recovery::store::{SmallFile, SmallFiles, StoreError};
 use spindle_ring::{Broken, ControlSide};
 use std::io;
@@ -122,6 +126,8 @@ struct Daemon<'a> {
     datagrams: Receiver<Datagram>,
     requests: Receiver<Asked>,
     journal: Journal,
+    files: Files,
+    rotations: Rotations,
     events: EventLog,
     waiters: Vec<Waiter>,
     stopping: Option<Time>,
@@ -147,14 +153,16 @@ impl<'a> Daemon<'a> {
             shared_secret_is_there(settings, &mut files)?;
         }
         let clock = (wall_clock_us() / 1_000_000, now());
-        let booted =
-            store.boot(&mut files, &mut SystemRandom, clock, start.new_secret).map_err(|e| match &e {
+        let method = settings.recovery.token_method;
+        let booted = store.boot(&mut files, &mut SystemRandom, clock, start.new_secret, method).map_err(
+            |e| match &e {
                 StoreError::File(file, _) => of_file(settings, &files, *file, e.to_string()),
                 StoreError::SecretMissing | StoreError::SecretMalformed(_) => {
                     of_file(settings, &files, SmallFile::Secret, e.to_string())
                 }
                 _ => refused(e),
-            })?;
+            },
+        )?;
         if let Some(warning) = booted.anchor.warning() {
             tracing::error!("{}: {warning}", settings.gateway.anchor.display());
         }
@@ -167,6 +175,15 @@ impl<'a> Daemon<'a> {
             boot.incarnation,
             boot.former.len()
         );
+        let made_by = boot.secrets.first().map(|newest| newest.method);
+        if settings.recovery.secret_file.is_some() && made_by != Some(method) {
+            return Err(Failure::Refused(format!(
+                "{}: its secret is not one for recovery.token_method = \"{}\"; write the other method",
+                files.path(SmallFile::Secret).display(),
+                method_name(method)
+            )));
+        }
+        let off = safety::unsafe_for_tokens(settings).filter(|_| settings.recovery.token_maker);
         if let Some(cluster) = &settings.gateway.cluster {
             boot.maker_id = cluster.clone().into_bytes();
         }
@@ -199,7 +216,7 @@ impl<'a> Daemon<'a> {
                 Some(cluster) => cluster.clone(),
                 None => boot.maker_id.iter().map(|octet| format!("{octet:02x}")).collect(),
             },
-            tokens: boot.anchor_matches && settings.recovery.token_maker,
+            tokens: boot.anchor_matches,
             former_spis: boot.former.len(),
             started_us: start.started_us,
             ready_us: None,
@@ -221,8 +238,11 @@ impl<'a> Daemon<'a> {
             proactive: settings.recovery.proactive,
             // A cluster's members share identities: what one of them holds, another one cannot know.
             replicated: settings.gateway.cluster.is_some(),
-            token_maker: settings.recovery.token_maker,
+            token_maker: settings.recovery.token_maker && off.is_none(),
             token_taker: settings.recovery.token_taker,
+            token_method: method,
+            secret_rotation: settings.recovery.secret_rotation,
+            secret_shared: settings.recovery.secret_file.is_some(),
             journal: settings.recovery.journal,
             limits: settings.recovery.limits,
             cookie_threshold: settings.gateway.cookie_threshold,
@@ -240,15 +260,18 @@ impl<'a> Daemon<'a> {
             datagrams,
             requests,
             journal,
+            files,
+            rotations: Rotations::default(),
             events: EventLog::new(),
             waiters: Vec::new(),
             stopping: None,
         };
         let detail = format!("incarnation {}", daemon.status.incarnation);
-        daemon.note(
-            start.started_us,
-            &Report { name: "start", connection: None, spis: None, spi: None, detail },
-        );
+        let report = |name, detail| Report { name, connection: None, spis: None, spi: None, detail };
+        daemon.note(start.started_us, &report("start", detail));
+        if let Some(why) = off {
+            daemon.note(start.started_us, &report("maker-off", format!("no QCD token leaves: {why}")));
+        }
         Ok(daemon)
     }
 
@@ -319,6 +342,7 @@ impl<'a> Daemon<'a> {
                 Output::Transmit(datagram) => self.sockets.send(&datagram),
                 Output::Command { sequence, command } => self.bridge.command(sequence, command),
                 Output::Journal(write) => self.journal.write(write),
+                Output::Secrets { new, keep } => self.write_secrets(new, keep),
                 Output::Report(report) => {
                     reported = true;
                     self.note(wall_clock_us(), &report);
@@ -326,6 +350,7 @@ impl<'a> Daemon<'a> {
             }
         }
         self.bridge.flush()?;
+        self.end_rotations();
         if reported || self.waiters.iter().any(|w| w.deadline() <= now()) {
             self.settle();
         }
@@ -334,14 +359,18 @@ impl<'a> Daemon<'a> {
 
     fn deadline(&self) -> Option<Time> {
         let waiters = self.waiters.iter().map(Waiter::deadline);
-        self.gateway.deadline().into_iter().chain(waiters).chain(self.stopping).min()
+        let rotations = self.rotations.deadline();
+        self.gateway.deadline().into_iter().chain(waiters).chain(rotations).chain(self.stopping).min()
     }
 
     /// For the log, `spindle events` and those who wait.
     fn note(&mut self, at_us: u64, report: &Report) {
         let Report { name, connection, spis, spi, detail } = report;
         let connection = connection.as_deref().unwrap_or("-");
-        tracing::info!(connection, ?spis, ?spi, "{name} {detail}");
+        match *name {
+            "maker-off" | "secret-rotation-failed" => tracing::error!(connection, ?spis, "{name} {detail}"),
+            _ => tracing::info!(connection, ?spis, ?spi, "{name} {detail}"),
+        }
         self.events.add(at_us, report);
         if *name == "ready" && !self.status.ready {
             self.status.ready = true;
@@ -350,6 +379,7 @@ impl<'a> Daemon<'a> {
         for waiter in &mut self.waiters {
             waiter.note(report);
         }
+        self.note_rotation(report);
     }
 
     fn stop(&mut self) {
@@ -380,6 +410,7 @@ impl<'a> Daemon<'a> {
                 let begun = self.gateway.rekey(now(), &connection, child.as_deref());
                 begun.map(|_| Waiter::rekey(connection, child, &before, self.until(timeout_ms)))
             }
+            Request::RotateSecret { timeout_ms } => return self.rotate_secret(timeout_ms, answer),
             simple => {
                 // A caller that has gone needs no answer.
                 let _ = answer.send(self.show(&simple));
@@ -423,6 +454,7 @@ impl<'a> Daemon<'a> {
                 serde_json::to_value(Status {
                     ike_sas: sas.len(),
                     child_sas: sas.iter().map(|s| s.children.len()).sum(),
+                    tokens: self.status.tokens && self.gateway.is_token_maker(),
                     ..self.status.clone()
                 })
             }
@@ -438,6 +470,7 @@ impl<'a> Daemon<'a> {
                 serde_json::to_value(all.collect::<Vec<_>>())
             }
             Request::Events => serde_json::to_value(self.events.all()),
+            Request::Secret => serde_json::to_value(show::secret(&self.gateway.secret())),
             _ => serde_json::to_value(self.stats()),
         };
         match shown {

@@ -1,10 +1,11 @@
 //! The gateway's state in the words of [`crate::protocol`].
 
 use super::events::ike_spi;
-use crate::protocol::{Child, ChildSa, Connection, Equation, IkeSa};
+use crate::protocol::{Child, ChildSa, Connection, Equation, Generation, IkeSa, Secret};
 use spindle_abi::{Selector, Time};
 use spindle_ike::api::{ActivityReader, ConnectionConfig, Identity, IkeSaStatus, StartAction};
-use spindle_recovery::ConnectionStatus;
+use spindle_recovery::secrets::method_name;
+use spindle_recovery::{ConnectionStatus, SecretStatus};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -75,6 +76,17 @@ pub(super) fn connection(config: &ConnectionConfig, status: Option<&ConnectionSt
         child_sas,
         children: children.collect(),
     }
+}
+
+pub(super) fn secret(status: &SecretStatus) -> Secret {
+    let time = |second: u64| (second > 0).then(|| second.saturating_mul(1_000_000));
+    let generations = status.generations.iter().map(|generation| Generation {
+        method: method_name(generation.method).into(),
+        made_us: time(generation.made),
+        ike_sas: generation.relying,
+        needed_until_us: time(generation.needed_until),
+    });
+    Secret { generations: generations.collect(), rotating: status.rotating }
 }
 
 fn identity(identity: &Identity) -> String {

@@ -6,7 +6,7 @@ use spindle_control::daemon::disk::{Files, open_store};
 use spindle_control::daemon::wall_clock_us;
 use spindle_ike::api::IkeSpis;
 use spindle_ike::random::Random;
-use spindle_recovery::api::{JournalRecord, JournalWrite};
+use spindle_recovery::api::{JournalRecord, JournalWrite, TokenMethod};
 use spindle_testbed::Gateway;
 
 struct Counting(u8);
@@ -25,7 +25,9 @@ pub(crate) fn fill(gateway: &Gateway, records: u32) {
     let settings = Settings::load(&gateway.config()).unwrap();
     let mut store = open_store(&settings.gateway.state_dir).unwrap();
     let now = wall_clock_us() / 1_000_000;
-    store.boot(&mut Files::new(&settings), &mut Counting(0), (now, Time(1)), false).unwrap();
+    store
+        .boot(&mut Files::new(&settings), &mut Counting(0), (now, Time(1)), false, TokenMethod::Spis)
+        .unwrap();
     let record = |n: u32| JournalRecord {
         // Spread over all SPIs, as random ones are.
         spi: Spi((n + 1).wrapping_mul(0x9e37_79b1)),
