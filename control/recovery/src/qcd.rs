@@ -281,7 +281,6 @@ pub(crate) fn may_present(conditions: &Conditions<'_>) -> Result<Permit, Withhel
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use zeroize::Zeroizing;
 
     const A: IkeSpi = [1; 8];
     const B: IkeSpi = [2; 8];
