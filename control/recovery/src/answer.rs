@@ -195,7 +195,8 @@ impl Answers {
         stats: &mut Stats,
     ) -> Option<Answer> {
         let trigger = Trigger::JournalPeer { written: record.incarnation, now: self.incarnation };
-        let mut tokens = self.parents_tokens(record, record.local.ip(), record.remote.ip(), trigger, in_use, stats);
+        let mut tokens =
+            self.parents_tokens(record, record.local.ip(), record.remote.ip(), trigger, in_use, stats);
         tokens.truncate(MAX_TOKENS);
         if tokens.is_empty() {
             return None;
@@ -507,7 +508,7 @@ mod tests {
     #[test]
     fn with_the_takers_address_only_the_taker_is_shown_its_token() {
         let secrets = vec![Generation { method: TokenMethod::SpisAndAddress, ..generation(7) }];
-        let mut row = Former { record: record(7, pair(1)), answered: None };
+        let mut row = Former { record: record(7, pair(1)), answered: None, waits: false };
         let boot = Boot { secrets, ..boot(vec![row.record.clone()]) };
         let mut answers = with(&config(), boot);
         let mut shown = |from| {

@@ -100,7 +100,7 @@ fn without_a_journal_the_probe_is_answered_with_the_token_in_four_round_trips() 
             let took = recovery(&mut world, B, 20 * SECOND);
             assert!(took <= bound(&setup, 4), "{took:?} with {delay:?} after {down:?}: {:#?}", world.story());
             assert_eq!(world.told(A, "proof"), 1);
-            let tokens = world.tokens_of(B, old);
+            let tokens = world.tokens_of(B, old, "192.0.2.1".parse().unwrap());
             assert!(
                 tokens.iter().all(|token| world.shown[B].contains(token)),
                 "the old IKE SA's, made again"
