@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aead;
+
 use spindle_abi::{Command, Event, Spi, SpiState, Time};
 use spindle_engine::{
     ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, Output, PortConfig, PortId,

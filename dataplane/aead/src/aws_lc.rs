@@ -3,7 +3,8 @@
 use crate::scrub::Scrubbed;
 use crate::{Algorithm, EspAead, NONCE_LENGTH, NotAuthentic, TAG_LENGTH};
 use aws_lc_rs::aead::{
-    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, MAX_TAG_LEN, Nonce, UnboundKey,
+    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, MAX_TAG_LEN, Nonce,
+    UnboundKey,
 };
 
 const _: () = assert!(MAX_TAG_LEN == TAG_LENGTH);
@@ -11,6 +12,7 @@ const _: () = assert!(MAX_TAG_LEN == TAG_LENGTH);
 pub(crate) fn key(algorithm: Algorithm, key: &[u8]) -> Option<Box<dyn EspAead>> {
     let algorithm = match algorithm {
         Algorithm::Aes128Gcm => &AES_128_GCM,
+        Algorithm::Aes192Gcm => &AES_192_GCM,
         Algorithm::Aes256Gcm => &AES_256_GCM,
         Algorithm::ChaCha20Poly1305 => &CHACHA20_POLY1305,
     };

@@ -2,12 +2,14 @@
 //!
 //! [`Provider::choose`] tests the providers in the order of their speed on this CPU and takes the first that
 //! answers right; [`Provider::key`] expands a key. A packet is sealed and opened in place. A failed open leaves
-//! nothing of the plaintext behind. There is room here for a kernel of our own: one more variant of `Provider`,
-//! one more `impl EspAead`.
+//! nothing of the plaintext behind. AES-GCM is our own (`gcm`) where the CPU has the instructions; AWS-LC and
+//! RustCrypto's portable code do the rest.
 //!
 //! Here also is [`prefetch`], since the crates that need it forbid unsafe code.
 
 mod aws_lc;
+#[cfg(target_arch = "x86_64")]
+mod gcm;
 mod portable;
 mod prefetch;
 mod scrub;
@@ -27,6 +29,8 @@ pub const TAG_LENGTH: usize = 16;
 pub enum Algorithm {
     /// AES-GCM with a 128-bit key.
     Aes128Gcm,
+    /// AES-GCM with a 192-bit key.
+    Aes192Gcm,
     /// AES-GCM with a 256-bit key.
     Aes256Gcm,
     /// ChaCha20-Poly1305 (RFC 8439).
@@ -35,12 +39,14 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Algorithm; 3] = [Algorithm::Aes128Gcm, Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305];
+    pub const ALL: [Algorithm; 4] =
+        [Algorithm::Aes128Gcm, Algorithm::Aes192Gcm, Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305];
 
     /// Octets of a key.
     pub const fn key_length(self) -> usize {
         match self {
             Algorithm::Aes128Gcm => 16,
+            Algorithm::Aes192Gcm => 24,
             Algorithm::Aes256Gcm | Algorithm::ChaCha20Poly1305 => 32,
         }
     }
@@ -111,6 +117,10 @@ impl fmt::Debug for Key {
 /// Who encrypts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Provider {
+    /// Our own AES-GCM on 256-bit vectors (VAES, VPCLMULQDQ); ChaCha20-Poly1305 is AWS-LC's.
+    Vaes,
+    /// Our own AES-GCM on single blocks (AES-NI, PCLMULQDQ); ChaCha20-Poly1305 is AWS-LC's.
+    AesNi,
     /// AWS-LC, with the CPU's own instructions.
     #[default]
     AwsLc,
@@ -141,9 +151,27 @@ impl std::error::Error for NoProvider {}
 
 impl Provider {
     /// All of them, the fastest first.
-    pub const ALL: [Provider; 2] = [Provider::AwsLc, Provider::Portable];
+    pub const ALL: [Provider; 4] = [Provider::Vaes, Provider::AesNi, Provider::AwsLc, Provider::Portable];
 
-    /// The fastest provider that passes the self-test.
+    /// Those that this CPU has the instructions for, the fastest first.
+    pub fn available() -> impl Iterator<Item = Provider> {
+        Self::ALL.into_iter().filter(|provider| provider.is_available())
+    }
+
+    /// Has this CPU the instructions for it?
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Provider::Vaes => gcm::is_available(gcm::Width::Two),
+            #[cfg(target_arch = "x86_64")]
+            Provider::AesNi => gcm::is_available(gcm::Width::One),
+            #[cfg(not(target_arch = "x86_64"))]
+            Provider::Vaes | Provider::AesNi => false,
+            Provider::AwsLc | Provider::Portable => true,
+        }
+    }
+
+    /// The fastest available provider that passes the self-test.
     pub fn choose() -> Result<Choice, NoProvider> {
         Self::choose_with(self_test::run)
     }
@@ -152,7 +180,7 @@ impl Provider {
         test: impl Fn(&dyn Fn(Algorithm, &[u8]) -> Option<Key>) -> Result<(), Algorithm>,
     ) -> Result<Choice, NoProvider> {
         let mut failed = Vec::new();
-        for provider in Self::ALL {
+        for provider in Self::available() {
             match test(&|algorithm, key| provider.key(algorithm, key)) {
                 Ok(()) => return Ok(Choice { provider, failed }),
                 Err(algorithm) => failed.push((provider, algorithm)),
@@ -161,14 +189,21 @@ impl Provider {
         Err(NoProvider)
     }
 
-    /// Expands a key; `None` if its length is not the algorithm's.
+    /// Expands a key; `None` if its length is not the algorithm's, or this provider is not available.
     pub fn key(self, algorithm: Algorithm, key: &[u8]) -> Option<Key> {
         if key.len() != algorithm.key_length() {
             return None;
         }
-        Some(Key(match self {
-            Provider::AwsLc => aws_lc::key(algorithm, key)?,
-            Provider::Portable => portable::key(algorithm, key)?,
+        Some(Key(match (self, algorithm) {
+            (provider, _) if !provider.is_available() => return None,
+            (Provider::Portable, _) => portable::key(algorithm, key)?,
+            (Provider::AwsLc, _) | (_, Algorithm::ChaCha20Poly1305) => aws_lc::key(algorithm, key)?,
+            #[cfg(target_arch = "x86_64")]
+            (Provider::Vaes, _) => gcm::key(gcm::Width::Two, algorithm, key)?,
+            #[cfg(target_arch = "x86_64")]
+            (Provider::AesNi, _) => gcm::key(gcm::Width::One, algorithm, key)?,
+            #[cfg(not(target_arch = "x86_64"))]
+            (Provider::Vaes | Provider::AesNi, _) => return None,
         }))
     }
 }
@@ -176,6 +211,8 @@ impl Provider {
 impl fmt::Display for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Provider::Vaes => "vaes",
+            Provider::AesNi => "aes-ni",
             Provider::AwsLc => "aws-lc",
             Provider::Portable => "portable",
         })
@@ -183,90 +220,4 @@ impl fmt::Display for Provider {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::cell::Cell;
-
-    #[test]
-    fn every_provider_passes_the_self_test() {
-        for provider in Provider::ALL {
-            assert_eq!(self_test::run(&|algorithm, key| provider.key(algorithm, key)), Ok(()), "{provider}");
-        }
-        assert_eq!(Provider::choose(), Ok(Choice { provider: Provider::AwsLc, failed: vec![] }));
-    }
-
-    #[test]
-    fn a_provider_that_answers_wrongly_is_passed_over_and_named() {
-        let calls = Cell::new(0);
-        let choice = Provider::choose_with(|_| {
-            calls.set(calls.get() + 1);
-            if calls.get() == 1 { Err(Algorithm::Aes256Gcm) } else { Ok(()) }
-        });
-        let failed = vec![(Provider::AwsLc, Algorithm::Aes256Gcm)];
-        assert_eq!(choice, Ok(Choice { provider: Provider::Portable, failed }));
-        assert_eq!(Provider::choose_with(|_| Err(Algorithm::Aes128Gcm)), Err(NoProvider));
-    }
-
-    #[test]
-    fn the_self_test_notices_a_wrong_key() {
-        let broken = |algorithm: Algorithm, key: &[u8]| {
-            let mut key = key.to_vec();
-            key[0] ^= 1;
-            Provider::Portable.key(algorithm, &key)
-        };
-        assert_eq!(self_test::run(&broken), Err(Algorithm::Aes128Gcm));
-    }
-
-    #[test]
-    fn keys_of_another_length_are_refused_and_never_shown() {
-        for provider in Provider::ALL {
-            assert!(provider.key(Algorithm::Aes128Gcm, &[0; 32]).is_none());
-            assert!(provider.key(Algorithm::Aes256Gcm, &[0; 16]).is_none());
-            let key = provider.key(Algorithm::ChaCha20Poly1305, &[7; 32]).unwrap();
-            assert_eq!(format!("{key:?}"), "Key(redacted)");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn providers_seal_alike_and_open_each_others(
-            key: [u8; 32], nonce: [u8; 12], long_aad: bool, length in 0usize..=2048, seed: u8,
-        ) {
-            let aad = &[0xa1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12][..if long_aad { 12 } else { 8 }];
-            let plain: Vec<u8> = (0..length).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
-            for algorithm in Algorithm::ALL {
-                let keys = Provider::ALL.map(|p| p.key(algorithm, &key[..algorithm.key_length()]).unwrap());
-                let sealed = keys.each_ref().map(|key| {
-                    let (mut buffer, mut tag) = (plain.clone(), [0; 16]);
-                    key.seal(&nonce, aad, &mut buffer, &mut tag);
-                    (buffer, tag)
-                });
-                prop_assert_eq!(&sealed[0], &sealed[1]);
-                for key in &keys {
-                    let (mut buffer, tag) = sealed[0].clone();
-                    prop_assert_eq!(key.open(&nonce, aad, &mut buffer, &tag), Ok(()));
-                    prop_assert_eq!(&buffer, &plain);
-                }
-            }
-        }
-
-        #[test]
-        fn what_was_changed_does_not_open_and_releases_nothing(
-            key: [u8; 32], length in 1usize..=600, at in any::<prop::sample::Index>(), bit in 0u8..8, part in 0..3,
-        ) {
-            for (algorithm, provider) in
-                Algorithm::ALL.into_iter().flat_map(|a| Provider::ALL.map(|p| (a, p)))
-            {
-                let key = provider.key(algorithm, &key[..algorithm.key_length()]).unwrap();
-                let (mut buffer, mut tag, mut aad) = (vec![0x5a; length], [0; 16], [9u8; 8]);
-                key.seal(&[1; 12], &aad, &mut buffer, &mut tag);
-                let flipped: &mut [u8] = match part { 0 => &mut buffer, 1 => &mut tag, _ => &mut aad };
-                let at = at.index(flipped.len());
-                flipped[at] ^= 1 << bit;
-                prop_assert_eq!(key.open(&[1; 12], &aad, &mut buffer, &tag), Err(NotAuthentic));
-                prop_assert!(buffer.iter().all(|octet| *octet == 0));
-            }
-        }
-    }
-}
+mod tests;

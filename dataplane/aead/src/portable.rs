@@ -3,12 +3,16 @@
 use crate::scrub::Scrubbed;
 use crate::{Algorithm, EspAead, NONCE_LENGTH, NotAuthentic, TAG_LENGTH};
 use aes_gcm::aead::consts::{U12, U16};
-use aes_gcm::{AeadCore, AeadInOut, Aes128Gcm, Aes256Gcm, KeyInit};
+use aes_gcm::aes::Aes192;
+use aes_gcm::{AeadCore, AeadInOut, Aes128Gcm, Aes256Gcm, AesGcm, KeyInit};
 use chacha20poly1305::ChaCha20Poly1305;
 
 pub(crate) fn key(algorithm: Algorithm, key: &[u8]) -> Option<Box<dyn EspAead>> {
     Some(match algorithm {
         Algorithm::Aes128Gcm => Box::new(Portable(Scrubbed::new(Aes128Gcm::new_from_slice(key).ok()?))),
+        Algorithm::Aes192Gcm => {
+            Box::new(Portable(Scrubbed::new(AesGcm::<Aes192, U12>::new_from_slice(key).ok()?)))
+        }
         Algorithm::Aes256Gcm => Box::new(Portable(Scrubbed::new(Aes256Gcm::new_from_slice(key).ok()?))),
         Algorithm::ChaCha20Poly1305 => {
             Box::new(Portable(Scrubbed::new(ChaCha20Poly1305::new_from_slice(key).ok()?)))

@@ -1,5 +1,8 @@
-//! Known answers, from the GCM specification (McGrew and Viega, test cases 4 and 16) and RFC 8439 section 2.8.2.
+//! Known answers, from the GCM specification (McGrew and Viega, test cases 4, 10 and 16) and RFC 8439 section 2.8.2.
 //! The tags depend on every octet of the ciphertexts, so they alone are compared.
+//!
+//! Those vectors are short. So for each algorithm there is also a chain of packets of many lengths, each with the
+//! tag before it as its nonce; OpenSSL made its last tag.
 
 use crate::{Algorithm, Key};
 
@@ -17,7 +20,7 @@ const GCM_AAD: [u8; 20] = hex(b"feedfacedeadbeeffeedfacedeadbeefabaddad2");
 const GCM_PLAIN: [u8; 60] = hex(b"d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72\
 1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39");
 
-const ANSWERS: [KnownAnswer; 3] = [
+const ANSWERS: [KnownAnswer; 4] = [
     KnownAnswer {
         algorithm: Algorithm::Aes128Gcm,
         key: GCM_KEY.split_at(16).0,
@@ -25,6 +28,14 @@ const ANSWERS: [KnownAnswer; 3] = [
         aad: &GCM_AAD,
         plain: &GCM_PLAIN,
         tag: hex(b"5bc94fbc3221a5db94fae95ae7121a47"),
+    },
+    KnownAnswer {
+        algorithm: Algorithm::Aes192Gcm,
+        key: GCM_KEY.split_at(24).0,
+        nonce: hex(b"cafebabefacedbaddecaf888"),
+        aad: &GCM_AAD,
+        plain: &GCM_PLAIN,
+        tag: hex(b"2519498e80f1478f37ba55bd6d27618c"),
     },
     KnownAnswer {
         algorithm: Algorithm::Aes256Gcm,
@@ -46,6 +57,36 @@ sunscreen would be it.",
     },
 ];
 
+/// Lengths of a chain's packets: about every limit inside an implementation that works on up to 16 blocks at once.
+const LENGTHS: [usize; 28] = [
+    0, 1, 15, 16, 17, 31, 32, 33, 47, 64, 68, 95, 112, 113, 127, 128, 129, 144, 255, 256, 257, 383, 384, 512,
+    516, 1412, 2047, 2048,
+];
+
+/// The last tag of each algorithm's chain.
+const CHAINS: [(Algorithm, [u8; 16]); 4] = [
+    (Algorithm::Aes128Gcm, hex(b"4b02fbecf2e4016fe9aecfd69a2f7de1")),
+    (Algorithm::Aes192Gcm, hex(b"82511b1735de2cd6771e25e759f3559e")),
+    (Algorithm::Aes256Gcm, hex(b"a28a0fd5b413e8d6fa066fca0296204a")),
+    (Algorithm::ChaCha20Poly1305, hex(b"ac76c143aa147863fef3b0391f9bef99")),
+];
+
+/// The last tag of a chain; `None` if a packet of it does not come back.
+fn chain(key: &Key) -> Option<[u8; 16]> {
+    let mut tag = [0; 16];
+    for (length, aad) in LENGTHS.into_iter().flat_map(|length| [(length, 8), (length, 12)]) {
+        let plain: Vec<u8> = (0..length).map(|i| i as u8).collect();
+        let (mut nonce, mut buffer) = ([0; 12], plain.clone());
+        nonce.copy_from_slice(&tag[..12]);
+        let aad = &GCM_AAD[..aad];
+        key.seal(&nonce, aad, &mut buffer, &mut tag);
+        if key.open(&nonce, aad, &mut buffer, &tag).is_err() || buffer != plain {
+            return None;
+        }
+    }
+    Some(tag)
+}
+
 /// Seals and opens every known answer; the first algorithm that is wrong is the error.
 pub(crate) fn run(key: &dyn Fn(Algorithm, &[u8]) -> Option<Key>) -> Result<(), Algorithm> {
     for answer in &ANSWERS {
@@ -62,6 +103,12 @@ pub(crate) fn run(key: &dyn Fn(Algorithm, &[u8]) -> Option<Key>) -> Result<(), A
         if !opens || buffer != answer.plain || key.open(&answer.nonce, answer.aad, &mut forged, &tag).is_ok()
         {
             return wrong;
+        }
+    }
+    for (algorithm, last) in CHAINS {
+        let secret = &GCM_KEY[..algorithm.key_length()];
+        if key(algorithm, secret).and_then(|key| chain(&key)) != Some(last) {
+            return Err(algorithm);
         }
     }
     Ok(())
