@@ -159,6 +159,10 @@ pub struct IkeSa {
     pub established_s: Option<u64>,
     /// Do we hold the peer's QCD token?
     pub token_held: bool,
+    /// Do we hold a ticket of the peer's?
+    pub ticket_held: bool,
+    /// Was it made by a ticket?
+    pub resumed: bool,
     /// Its Child SAs.
     pub children: Vec<ChildSa>,
 }

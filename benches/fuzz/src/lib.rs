@@ -70,6 +70,7 @@ pub fn connection(side: usize) -> ConnectionConfig {
         dpd_delay: Duration::ZERO,
         retransmission: Retransmission { timeout: Duration::from_secs(1), base: 1.5, tries: 4 },
         rekey_time: Duration::ZERO,
+        resumption: true,
         start_action: StartAction::None,
         children: vec![ChildConfig {
             name: "net".into(),

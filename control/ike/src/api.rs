@@ -1,5 +1,7 @@
 //! What the rest of the control plane sees of IKEv2: configuration, identities of SAs, what comes out.
 
+pub use crate::ticket::{OpenedTicket, TicketId, TicketKeeper};
+
 use spindle_abi::{Command, SelectorSet, Spi, Time};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -121,6 +123,8 @@ pub struct ConnectionConfig {
     pub retransmission: Retransmission,
     /// Soft lifetime of the IKE SA; zero is never. Jittered downwards by up to a tenth.
     pub rekey_time: Duration,
+    /// Tickets are asked for, granted and used (RFC 5723).
+    pub resumption: bool,
     /// Starts the IKE SA.
     pub start_action: StartAction,
     /// The Child SAs, in order of policy.
@@ -253,6 +257,8 @@ pub enum Report {
         connection: String,
         /// Are we the original initiator?
         initiator: bool,
+        /// By a ticket (RFC 5723)?
+        resumed: bool,
     },
     /// An IKE SA took the place of another one by a rekey; its Child SAs moved.
     IkeRekeyed {
@@ -410,6 +416,8 @@ pub struct EndpointConfig {
     pub max_tombstones: usize,
     /// How long a tombstone stands.
     pub tombstone_lifetime: Duration,
+    /// Lifetime of the tickets that we grant, if that of the IKE SA is no shorter (RFC 5723 section 6.2).
+    pub ticket_lifetime: Duration,
     /// How long an old inbound SA still receives after its successor took over.
     pub linger: Duration,
     /// How long a removed SPI stays retired before it may be allocated again.
@@ -430,6 +438,7 @@ impl EndpointConfig {
             max_children: 256,
             max_tombstones: 4096,
             tombstone_lifetime: Duration::from_secs(60),
+            ticket_lifetime: Duration::from_secs(3600),
             linger: Duration::from_secs(5),
             retired_lifetime: Duration::from_secs(120),
         }
@@ -494,6 +503,10 @@ pub struct IkeSaStatus {
     pub established: Option<Time>,
     /// Do we hold the peer's QCD token?
     pub token_held: bool,
+    /// Do we hold a ticket of the peer's?
+    pub ticket_held: bool,
+    /// Was it made by a ticket, ours or the peer's?
+    pub resumed: bool,
     /// Its Child SAs.
     pub children: Vec<ChildSaStatus>,
 }

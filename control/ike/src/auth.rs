@@ -47,6 +47,7 @@ impl Endpoint {
         // RFC 6290 section 4.2: after AUTH, before the Child SA's payloads.
         payloads.extend(self.own_token(sa.spis, sa.remote));
         payloads.extend(child.payloads());
+        payloads.extend(self.ticket_request(&connection));
         let purpose = Purpose::Auth(Box::new(Authenticating { child }));
         self.request(now, sa, exchange::IKE_AUTH, &payloads, purpose);
     }
@@ -86,6 +87,9 @@ impl Endpoint {
         // RFC 7296 section 2.23: where the answer came from is where the peer is.
         self.follow_peer(sa, datagram);
         self.store_tokens(sa, payloads);
+        // Whoever answers nothing to a TICKET_REQUEST knows no tickets.
+        sa.ticket_at = None;
+        self.store_ticket(now, sa, payloads);
         let setup = std::mem::take(&mut sa.setup);
         let (name, nonces) = (auth.child.profile.name.clone(), (&setup.nonce_i[..], &setup.nonce_r[..]));
         if self.complete_child(now, sa, auth.child, payloads, nonces, Sends::AtOnce).is_none() {
@@ -108,7 +112,13 @@ impl Endpoint {
         let Some((id, data)) = id_initiator.zip(data) else {
             return self.reject_syntax(now, sa, &request);
         };
-        let connection = self.authenticate(sa, id, id_responder, method, data);
+        let connection = match sa.resumed.and_then(|resumed| resumed.ticket) {
+            Some(ticket) => {
+                let authentic = |connection: &Profile| authentication_with(sa, connection, true, id);
+                self.authenticate_resumed(now, sa, ticket, (id, id_responder), authentic, data)
+            }
+            None => self.authenticate(sa, id, id_responder, method, data),
+        };
         let Some(connection) = connection else {
             self.respond_error(sa, &request, notify::AUTHENTICATION_FAILED);
             return self.refuse(now, sa);
@@ -128,6 +138,7 @@ impl Endpoint {
         ];
         payloads.extend(self.own_token(sa.spis, sa.remote));
         self.establish(now, sa);
+        self.end_resumed(now, sa);
         self.drop_initiations(now, sa);
         self.store_tokens(sa, &request.payloads);
         let setup = std::mem::take(&mut sa.setup);
@@ -137,6 +148,7 @@ impl Endpoint {
             Ok((_, accepted)) => payloads.extend(accepted),
             Err(error) => payloads.push(error),
         }
+        payloads.extend(self.answer_ticket_request(now, sa, &request.payloads));
         self.respond(sa, &request, &payloads);
         self.settle_duplicates(now, sa);
     }
@@ -185,6 +197,7 @@ impl Endpoint {
             spis: sa.spis,
             connection: sa.connection.name.clone(),
             initiator: sa.initiator,
+            resumed: sa.resumed.is_some(),
         });
         for name in std::mem::take(&mut sa.wanted) {
             sa.enqueue(now, Task::CreateChild(name));
@@ -199,6 +212,7 @@ impl Endpoint {
         sa.dpd_at = (!sa.connection.dpd_delay.is_zero()).then(|| now.after(sa.connection.dpd_delay));
         sa.rekey_at = jittered(now, sa.connection.rekey_time, self.random_u32());
         sa.keepalive_at = sa.nat.here.then(|| now.after(KEEPALIVE));
+        sa.ticket_at = self.first_ticket_at(now, sa);
     }
 
     /// INITIAL_CONTACT is sent in the first IKE_AUTH to an identity in an incarnation (or after a proof that the peer
@@ -313,5 +327,9 @@ fn authentication_with(sa: &IkeSa, connection: &Profile, initiator: bool, id: &I
     let (message, nonce) =
         if initiator { (&setup.request, &setup.nonce_r) } else { (&setup.response, &setup.nonce_i) };
     let octets = keys.ike.signed_octets(initiator, message, nonce, id.body());
+    // RFC 5723 section 4.3.3: by the new IKE SA's SK_pi or SK_pr, which are the ticket's.
+    if sa.resumed.is_some() {
+        return Some(keys.ike.resumed_authentication(initiator, &octets).to_vec());
+    }
     Some(psk_authentication(keys.ike.suite().prf, &connection.psk.0, &octets).to_vec())
 }

@@ -5,6 +5,7 @@ use crate::crypto::{EspProposal, IkeProposal, parse_esp, parse_ike};
 use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::exchange::{Purpose, Task};
 use crate::sa::{ChildState, Ending, IkeSa, State};
+use crate::ticket::Held;
 use spindle_abi::Time;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -70,6 +71,8 @@ pub(crate) struct Connection {
     /// When it is initiated again, for these children.
     pub(crate) retry_at: Option<Time>,
     waiting: BTreeSet<String>,
+    /// For the next initiation: of the IKE SA that the peer lost.
+    pub(crate) ticket: Option<Held>,
     /// Initiations that failed since the last success, and when the last one did.
     failures: u32,
     failed_at: Time,
@@ -102,6 +105,7 @@ impl Connection {
             last_seen: None,
             retry_at: None,
             waiting: BTreeSet::new(),
+            ticket: None,
             failures: 0,
             failed_at: Time(0),
         }
@@ -188,7 +192,10 @@ impl Endpoint {
         sa.initial_contact = initial_contact;
         sa.wanted = names;
         sa.wanted.extend(waiting);
-        self.begin_init(now, &mut sa);
+        match self.take_ticket(now, number) {
+            Some(held) => self.begin_resume(now, &mut sa, held),
+            None => self.begin_init(now, &mut sa),
+        }
         self.insert_sa(now, sa);
         Ok(())
     }
@@ -218,7 +225,7 @@ impl Endpoint {
         if let Some(id) = connecting {
             self.with_sa(now, id, |_, sa| {
                 sa.wanted.insert(name);
-                let init = |o: &&mut crate::exchange::Outstanding| matches!(o.purpose, Purpose::Init(_));
+                let init = |o: &&mut crate::exchange::Outstanding| o.purpose.is_first();
                 if let Some(outstanding) = sa.outstanding.as_mut().filter(init) {
                     let soon = outstanding.schedule.sent().after(TRAFFIC_BACKOFF);
                     outstanding.schedule.hasten(soon.max(now));
@@ -273,7 +280,7 @@ impl Endpoint {
     pub(crate) fn drop_initiations(&mut self, now: Time, sa: &mut IkeSa) {
         for id in self.same_peer(sa) {
             self.with_sa(now, id, |_, other| {
-                let init = matches!(other.outstanding.as_ref().map(|o| &o.purpose), Some(Purpose::Init(_)));
+                let init = other.outstanding.as_ref().is_some_and(|o| o.purpose.is_first());
                 if init && other.is_initiation() && other.connection.number == sa.connection.number {
                     for name in std::mem::take(&mut other.wanted) {
                         sa.enqueue(now, Task::CreateChild(name));
@@ -307,12 +314,14 @@ impl Endpoint {
     pub(crate) fn note_success(&mut self, number: usize) {
         self.connections[number].failures = 0;
         self.connections[number].last_seen = None;
+        self.connections[number].ticket = None;
     }
 
     /// The end of an IKE SA: its Child SAs, its SPIs, its secrets; and what comes after it.
     pub(crate) fn bury(&mut self, now: Time, mut sa: IkeSa, ending: Ending) {
         self.connections[sa.connection.number].sas.remove(&sa.id);
         self.leave_half_open(&mut sa);
+        self.keep_ticket(&mut sa, &ending.authority);
         if let Some(hash) = sa.init_hash.take() {
             self.by_init.remove(&hash);
         }

@@ -13,6 +13,7 @@ use crate::cookie::CookieSecrets;
 use crate::random::Random;
 use crate::sa::{IkeSa, State};
 use crate::spi::{ChildSpis, Indices};
+use crate::ticket::NoTickets;
 use crate::tombstone::{MessageHash, Tombstones};
 use crate::wire::{self, Protection, View, exchange, notify};
 use spindle_abi::{Command, Spi, Time};
@@ -33,6 +34,7 @@ pub struct Endpoint {
     /// The connections between two identities, ours first.
     pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
     tokens: Box<dyn TokenMaker>,
+    pub(crate) tickets: Box<dyn TicketKeeper>,
     pub(crate) activity: Box<dyn ActivityReader>,
     pub(crate) random: Box<dyn Random>,
     outputs: VecDeque<Output>,
@@ -86,6 +88,7 @@ impl Endpoint {
             policies,
             peers,
             tokens,
+            tickets: Box::new(NoTickets),
             activity,
             random,
             outputs: VecDeque::new(),
@@ -126,17 +129,18 @@ impl Endpoint {
         };
         let header = view.header();
         match (header.exchange, view.protection()) {
-            (exchange::IKE_SA_INIT, None) if !header.response => {
+            (exchange::IKE_SA_INIT | exchange::IKE_SESSION_RESUME, None) if !header.response => {
                 self.receive_init_request(now, &datagram, message, &view);
             }
-            (exchange::IKE_SA_INIT, None) => {
+            (exchange::IKE_SA_INIT | exchange::IKE_SESSION_RESUME, None) => {
                 if let Some(&id) = self.by_spi.get(&header.spis.initiator) {
-                    self.with_sa(now, id, |e, sa| {
-                        e.receive_init_response(now, sa, &datagram, message, &view)
+                    self.with_sa(now, id, |e, sa| match header.exchange {
+                        exchange::IKE_SA_INIT => e.receive_init_response(now, sa, &datagram, message, &view),
+                        _ => e.receive_resume_response(now, sa, &datagram, message, &view),
                     });
                 }
             }
-            (exchange::IKE_SA_INIT, Some(_)) => {}
+            (exchange::IKE_SA_INIT | exchange::IKE_SESSION_RESUME, Some(_)) => {}
             (_, Some(protection)) => self.receive_protected(now, &datagram, message, &view, protection),
             (_, None) => self.receive_clear(&datagram, &view),
         }
@@ -230,6 +234,9 @@ impl Endpoint {
         if is_due(sa.rekey_at) {
             sa.rekey_at = None;
             sa.enqueue(now, crate::exchange::Task::RekeyIke);
+        }
+        if is_due(sa.ticket_at) {
+            self.want_ticket(now, sa);
         }
         let due: Vec<ChildSaId> = sa.children.iter().filter(|c| is_due(c.rekey_at)).map(|c| c.id).collect();
         for id in due {

@@ -7,6 +7,7 @@ use crate::create_child::ChildOffer;
 use crate::endpoint::Endpoint;
 use crate::init::Initiation;
 use crate::rekey_ike::IkeOffer;
+use crate::resume::Resumption;
 use crate::retransmit::{Due, Schedule};
 use crate::sa::{IkeSa, State};
 use crate::wire::{Delete, Payload, exchange};
@@ -33,11 +34,14 @@ pub(crate) enum Task {
     /// Our QCD token, after an IKE rekey that we initiated (RFC 6290 section 4.3), or in place of one that can be made
     /// no longer (section 4.4).
     SendToken,
+    /// For a ticket (RFC 5723 section 4.1).
+    RequestTicket,
 }
 
 /// What an outstanding request is for, and what its response needs.
 pub(crate) enum Purpose {
     Init(Box<Initiation>),
+    Resume(Box<Resumption>),
     Auth(Box<Authenticating>),
     CreateChild(Box<ChildOffer>),
     RekeyIke(Box<IkeOffer>),
@@ -49,6 +53,13 @@ pub(crate) enum Purpose {
     Token,
     /// The responder's AUTH is wrong; it is told (RFC 7296 section 2.21.2).
     RefuseResponder,
+}
+
+impl Purpose {
+    /// The first exchange of an IKE SA: nothing of it is authenticated, nothing of it lasts at the peer.
+    pub(crate) fn is_first(&self) -> bool {
+        matches!(self, Purpose::Init(_) | Purpose::Resume(_))
+    }
 }
 
 /// Our request that is not answered yet.
@@ -114,6 +125,7 @@ impl Endpoint {
                 Task::RekeyIke => self.begin_ike_rekey(now, sa),
                 Task::DeleteIke => self.begin_ike_delete(now, sa),
                 Task::Liveness => self.inform(now, sa, &[], Purpose::Informational),
+                Task::RequestTicket => self.request_ticket(now, sa),
                 Task::SendToken => {
                     if let Some(token) = self.own_token(sa.spis, sa.remote) {
                         self.inform(now, sa, &[token], Purpose::Token);
@@ -139,6 +151,8 @@ impl Endpoint {
                     self.report(Report::Suspected { ike: sa.id });
                 }
             }
+            // A peer that knows no tickets may say nothing at all.
+            Due::Failed if matches!(outstanding.purpose, Purpose::Resume(_)) => self.begin_init(now, sa),
             Due::Failed => {
                 let authority = match &sa.state {
                     State::Deleting(authority) => authority.clone(),

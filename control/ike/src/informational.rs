@@ -38,8 +38,10 @@ impl Endpoint {
         for spi in named {
             paired.extend(self.delete_by_peer(now, sa, spi));
         }
-        let answer = (!paired.is_empty()).then_some(Payload::Delete(Delete::Esp(paired)));
-        self.respond(sa, &request, answer.as_slice());
+        let mut answer = Vec::new();
+        answer.extend((!paired.is_empty()).then_some(Payload::Delete(Delete::Esp(paired))));
+        answer.extend(self.answer_ticket_request(now, sa, &request.payloads));
+        self.respond(sa, &request, &answer);
         if let Some(spi) = invalid {
             self.report(Report::InvalidSpi { ike: sa.id, spi, child: lost });
         }

@@ -1,5 +1,5 @@
 //! IKE_SA_INIT, both roles (RFC 7296 section 1.2): proposals, key exchange and nonces in clear; with COOKIE (2.6),
-//! INVALID_KE_PAYLOAD (1.2, 2.6.1) and NAT detection (2.23).
+//! INVALID_KE_PAYLOAD (1.2, 2.6.1) and NAT detection (2.23). What IKE_SESSION_RESUME does the same way is here too.
 //!
 //! Nothing here is authenticated. So an error in answer to our request is believed only after further tries (2.21.1),
 //! and nothing but our own half-open IKE SA is touched.
@@ -10,6 +10,7 @@ use crate::connect::Profile;
 use crate::crypto::{Group, IkeKeys, IkeProposal, IkeSuite, PrivateKey, nat_detection_hash, select_ike};
 use crate::endpoint::{Endpoint, NAT_PORT, find_error, find_notify, notification, notifies};
 use crate::exchange::{Outstanding, Purpose};
+use crate::resume::Resumed;
 use crate::retransmit::Schedule;
 use crate::sa::{IkeSa, Nat, SaKeys, Setup};
 use crate::tombstone::{LastResponse, message_hash};
@@ -30,7 +31,7 @@ pub(crate) struct Initiation {
 }
 
 /// RFC 7296 section 2.6: the number of cookie rounds is bounded, the same for key exchange rounds.
-const MAX_RESTARTS: u32 = 6;
+pub(crate) const MAX_RESTARTS: u32 = 6;
 /// Retransmissions that still follow after an unauthenticated error (section 2.21.1).
 const TRIES_AFTER_ERROR: u32 = 2;
 
@@ -111,18 +112,18 @@ impl Endpoint {
         sa.outstanding = Some(outstanding);
     }
 
-    fn finish_init(
+    /// As initiator: the first exchange is over.
+    pub(crate) fn finish_init(
         &mut self,
         now: Time,
         sa: &mut IkeSa,
         datagram: &Datagram,
         octets: &[u8],
-        agreed: AgreedInit,
+        agreed: Agreed,
     ) {
         sa.spis = agreed.spis;
         sa.origin.lowest_nonce = sa.setup.nonce_i.clone().min(agreed.nonce.clone());
-        let keys = IkeKeys::new(agreed.suite, &agreed.shared, &sa.setup.nonce_i, &agreed.nonce, sa.spis);
-        sa.keys = Some(SaKeys::new(keys, true));
+        sa.keys = Some(SaKeys::new(agreed.keys, true));
         sa.setup.response = octets.to_vec();
         sa.setup.nonce_r = agreed.nonce;
         sa.nat = detect_nat(agreed.spis, datagram, &agreed.payloads, sa.connection.force_encapsulation);
@@ -136,7 +137,7 @@ impl Endpoint {
         self.begin_auth(now, sa);
     }
 
-    /// An IKE_SA_INIT request, of anyone.
+    /// An IKE_SA_INIT or IKE_SESSION_RESUME request, of anyone.
     pub(crate) fn receive_init_request(
         &mut self,
         now: Time,
@@ -162,8 +163,10 @@ impl Endpoint {
         }
         let mut proven = false;
         let result = view.message().map_err(|error| error.notify());
-        let answer =
-            result.and_then(|message| self.accept_init(now, datagram, octets, &message, &mut proven));
+        let answer = result.and_then(|message| match header.exchange {
+            exchange::IKE_SA_INIT => self.accept_init(now, datagram, octets, &message, &mut proven),
+            _ => self.accept_resume(now, datagram, octets, &message, &mut proven),
+        });
         if let Err(Some(notify)) = answer
             && (proven || self.may_answer_in_clear(now))
         {
@@ -184,7 +187,6 @@ impl Endpoint {
         let error = |kind, data| Some(Notify { kind, protocol: 0, spi: Vec::new(), data });
         let syntax = || error(notify::INVALID_SYNTAX, Vec::new());
         let parts = Parts::of(&message.payloads).ok_or_else(syntax)?;
-        let (remote, spi) = (datagram.remote, message.header.spis.initiator);
         *proven = self.proves_address(now, datagram, message, parts.nonce)?;
         let candidates = self.candidates(datagram.local.ip(), datagram.remote.ip());
         let group = Group::from_id(parts.group);
@@ -201,25 +203,39 @@ impl Endpoint {
         }
         let key = PrivateKey::generate(suite.group, &mut *self.random);
         let shared = key.agree(parts.key).map_err(|_| syntax())?;
-        let spis = IkeSpis { initiator: spi, responder: self.allocate_ike_spi() };
+        let initiator = message.header.spis.initiator;
+        let spis = IkeSpis { initiator, responder: self.allocate_ike_spi() };
+        let nonce_r = self.nonce();
+        let keys = IkeKeys::new(suite, &shared, parts.nonce, &nonce_r, spis);
+        let chosen = IkeProposal::from(suite).to_wire(number, &[]);
+        let payloads = vec![Payload::Sa(vec![chosen]), key_exchange(&key), Payload::Nonce(nonce_r.clone())];
+        let nonce_i = parts.nonce.to_vec();
+        let made = HalfOpen { connection, keys, spis, nonce_i, nonce_r, payloads, resumed: None };
+        self.open_half(now, datagram, octets, message, made);
+        Ok(())
+    }
+
+    /// As responder: makes the half-open IKE SA of a request that is accepted, and answers it.
+    pub(crate) fn open_half(
+        &mut self,
+        now: Time,
+        datagram: &Datagram,
+        octets: &[u8],
+        message: &Message,
+        made: HalfOpen,
+    ) {
+        let HalfOpen { connection, keys, spis, nonce_i, nonce_r, mut payloads, resumed } = made;
         let id = IkeSaId(self.next_id());
-        let mut sa = IkeSa::new(id, connection, spis, false, (datagram.local, remote), now);
-        let nonce = self.nonce();
+        let mut sa = IkeSa::new(id, connection, spis, false, (datagram.local, datagram.remote), now);
         let force = sa.connection.force_encapsulation;
         sa.nat = detect_nat(message.header.spis, datagram, &message.payloads, force);
-        sa.keys = Some(SaKeys::new(IkeKeys::new(suite, &shared, parts.nonce, &nonce, spis), false));
-        let chosen = IkeProposal::from(suite).to_wire(number, &[]);
-        let mut payloads = vec![Payload::Sa(vec![chosen]), key_exchange(&key), Payload::Nonce(nonce.clone())];
+        sa.keys = Some(SaKeys::new(keys, false));
+        sa.resumed = resumed;
         payloads.extend(nat_detection(spis, sa.local, sa.remote, sa.connection.force_encapsulation));
         let header = Header { spis, response: true, initiator: false, ..message.header };
         let response = Message { header, payloads }.emit();
         self.answer(datagram, &response);
-        sa.setup = Setup {
-            request: octets.to_vec(),
-            response: response.clone(),
-            nonce_i: parts.nonce.to_vec(),
-            nonce_r: nonce,
-        };
+        sa.setup = Setup { request: octets.to_vec(), response: response.clone(), nonce_i, nonce_r };
         sa.origin.lowest_nonce = sa.setup.nonce_i.clone().min(sa.setup.nonce_r.clone());
         let request = message_hash(octets);
         sa.last_response = Some(LastResponse { message_id: 0, request, response });
@@ -229,7 +245,6 @@ impl Endpoint {
         self.by_init.insert(request, id);
         self.enter_half_open(&mut sa);
         self.insert_sa(now, sa);
-        Ok(())
     }
 
     /// The connections that a peer at this address may have, the most specific first.
@@ -267,16 +282,28 @@ impl<'a> Parts<'a> {
     }
 }
 
-struct AgreedInit {
-    suite: IkeSuite,
-    shared: crate::crypto::Secret,
-    nonce: Vec<u8>,
-    spis: IkeSpis,
-    payloads: Vec<Payload>,
+/// What the initiator has from the response that completes the first exchange.
+pub(crate) struct Agreed {
+    pub(crate) keys: IkeKeys,
+    /// Nr.
+    pub(crate) nonce: Vec<u8>,
+    pub(crate) spis: IkeSpis,
+    pub(crate) payloads: Vec<Payload>,
+}
+
+/// What the responder makes of a request that it accepts. `payloads` go into the answer.
+pub(crate) struct HalfOpen {
+    pub(crate) connection: Rc<Profile>,
+    pub(crate) keys: IkeKeys,
+    pub(crate) spis: IkeSpis,
+    pub(crate) nonce_i: Vec<u8>,
+    pub(crate) nonce_r: Vec<u8>,
+    pub(crate) payloads: Vec<Payload>,
+    pub(crate) resumed: Option<Resumed>,
 }
 
 /// Is this the answer that completes the exchange? Its choice must be one of ours (RFC 7296 section 2.7).
-fn agree(sa: &IkeSa, initiation: &Initiation, message: &Message) -> Option<AgreedInit> {
+fn agree(sa: &IkeSa, initiation: &Initiation, message: &Message) -> Option<Agreed> {
     let parts = Parts::of(&message.payloads)?;
     let spis = message.header.spis;
     let group = initiation.key.group();
@@ -285,8 +312,8 @@ fn agree(sa: &IkeSa, initiation: &Initiation, message: &Message) -> Option<Agree
         return None;
     }
     let shared = initiation.key.agree(parts.key).ok()?;
-    let payloads = message.payloads.clone();
-    Some(AgreedInit { suite, shared, nonce: parts.nonce.to_vec(), spis, payloads })
+    let keys = IkeKeys::new(suite, &shared, &sa.setup.nonce_i, parts.nonce, spis);
+    Some(Agreed { keys, nonce: parts.nonce.to_vec(), spis, payloads: message.payloads.clone() })
 }
 
 /// The single proposal of a response, if it is a choice from ours: one transform of each type (section 3.3.6).
@@ -324,18 +351,19 @@ fn restart(
             return false;
         }
         initiation.key = PrivateKey::generate(group, random);
-    } else if let Some(notify) = find_notify(payloads, notify::COOKIE) {
-        // RFC 7296 section 2.6: 1 to 64 octets.
-        let new = initiation.cookie.as_ref() != Some(&notify.data);
-        if !(1..=64).contains(&notify.data.len()) || !new {
-            return false;
-        }
-        initiation.cookie = Some(notify.data.clone());
+    } else if let Some(cookie) = usable_cookie(payloads, initiation.cookie.as_ref()) {
+        initiation.cookie = Some(cookie);
     } else {
         return false;
     }
     initiation.restarts += 1;
     true
+}
+
+/// The cookie that an answer asks for, unless it was shown already. RFC 7296 section 2.6: 1 to 64 octets.
+pub(crate) fn usable_cookie(payloads: &[Payload], shown: Option<&Vec<u8>>) -> Option<Vec<u8>> {
+    let cookie = &find_notify(payloads, notify::COOKIE)?.data;
+    ((1..=64).contains(&cookie.len()) && shown != Some(cookie)).then(|| cookie.clone())
 }
 
 /// The group that an INVALID_KE_PAYLOAD notification asks for (RFC 7296 section 1.3).
@@ -349,7 +377,12 @@ pub(crate) fn key_exchange(key: &PrivateKey) -> Payload {
 
 /// NAT_DETECTION_SOURCE_IP and NAT_DETECTION_DESTINATION_IP (RFC 7296 section 2.23). To force UDP encapsulation the
 /// source is given as one that cannot be ours, so that the peer sees a NAT as well.
-fn nat_detection(spis: IkeSpis, local: SocketAddr, remote: SocketAddr, force: bool) -> [Payload; 2] {
+pub(crate) fn nat_detection(
+    spis: IkeSpis,
+    local: SocketAddr,
+    remote: SocketAddr,
+    force: bool,
+) -> [Payload; 2] {
     let source = if force { SocketAddr::from(([0, 0, 0, 0], 0)) } else { local };
     let data = |address| nat_detection_hash(spis, address).to_vec();
     [

@@ -85,6 +85,7 @@ impl Endpoint {
             vec![Payload::Sa(vec![answer]), Payload::Nonce(nonce_r.clone()), key_exchange(&key)];
         // RFC 6290 section 4.3: the token of the new IKE SA, under the old one.
         payloads.extend(self.own_token(spis, sa.remote));
+        payloads.extend(self.defer_ticket_request(sa, &request.payloads));
         let mut new = self.successor(now, sa, spis, false, SaKeys::new(keys, false));
         new.lowest_nonce = nonce_i.to_vec().min(nonce_r);
         let lowest = new.lowest_nonce.clone();

@@ -5,6 +5,8 @@ use crate::api::*;
 use crate::connect::{ChildProfile, Profile};
 use crate::crypto::IkeKeys;
 use crate::exchange::{Outstanding, Purpose, Task};
+use crate::resume::Resumed;
+use crate::ticket::Ticket;
 use crate::tombstone::{LastResponse, MessageHash};
 use crate::wire::{OpeningKey, SealingKey};
 use spindle_abi::{SaParameters, SelectorSet, Spi, Time};
@@ -137,6 +139,12 @@ pub(crate) struct IkeSa {
     pub(crate) recent_outbound: Vec<(Spi, ChildSaId)>,
     /// The peer's QCD tokens for this IKE SA, newest first (RFC 6290 section 5: several may be kept).
     pub(crate) tokens: Vec<Zeroizing<Vec<u8>>>,
+    /// The peer's ticket for this IKE SA (RFC 5723).
+    pub(crate) ticket: Option<Ticket>,
+    /// When to ask for one.
+    pub(crate) ticket_at: Option<Time>,
+    /// Made by a ticket.
+    pub(crate) resumed: Option<Resumed>,
     /// When an authenticated IKE message last came.
     pub(crate) heard: Time,
     pub(crate) dpd_at: Option<Time>,
@@ -204,6 +212,9 @@ impl IkeSa {
             children: Vec::new(),
             recent_outbound: Vec::new(),
             tokens: Vec::new(),
+            ticket: None,
+            ticket_at: None,
+            resumed: None,
             heard: now,
             dpd_at: None,
             rekey_at: None,
@@ -342,8 +353,8 @@ impl IkeSa {
             _ => None,
         };
         let own = match self.state {
-            State::Established => [self.dpd_at, self.rekey_at, self.keepalive_at],
-            _ => [None; 3],
+            State::Established => [self.dpd_at, self.rekey_at, self.keepalive_at, self.ticket_at],
+            _ => [None; 4],
         };
         own.into_iter().chain([outstanding, queue, children, self.expires]).flatten().min()
     }
@@ -428,6 +439,7 @@ mod tests {
             dpd_delay: Duration::ZERO,
             retransmission: Retransmission { timeout: Duration::from_secs(1), base: 1.5, tries: 4 },
             rekey_time: Duration::ZERO,
+            resumption: false,
             start_action: StartAction::Trap,
             children: Vec::new(),
         };

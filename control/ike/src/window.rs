@@ -121,6 +121,7 @@ impl Endpoint {
         };
         if sa.established.is_some() && !matches!(outstanding.purpose, Purpose::RekeyIke(_)) {
             self.store_tokens(sa, &payloads);
+            self.store_ticket(now, sa, &payloads);
         }
         // RFC 7296 section 2.21.3: INVALID_SYNTAX is fatal in both peers.
         if find_notify(&payloads, notify::INVALID_SYNTAX).is_some() && sa.established.is_some() {
@@ -128,7 +129,7 @@ impl Endpoint {
             return sa.end(Authority::ProtocolError(Evidence(())), false);
         }
         match outstanding.purpose {
-            Purpose::Init(_) => {}
+            Purpose::Init(_) | Purpose::Resume(_) => {}
             Purpose::Auth(auth) => self.receive_auth_response(now, sa, datagram, *auth, &payloads),
             Purpose::CreateChild(offer) => self.receive_child_response(now, sa, *offer, &payloads),
             Purpose::RekeyIke(offer) => self.receive_ike_rekey_response(now, sa, *offer, &payloads),
@@ -214,7 +215,7 @@ impl Endpoint {
 /// The exchange type of a request that only a protected response answers.
 fn exchange_of(outstanding: &crate::exchange::Outstanding) -> Option<u8> {
     match outstanding.purpose {
-        Purpose::Init(_) => None,
+        Purpose::Init(_) | Purpose::Resume(_) => None,
         Purpose::Auth(_) => Some(exchange::IKE_AUTH),
         Purpose::CreateChild(_) | Purpose::RekeyIke(_) => Some(exchange::CREATE_CHILD_SA),
         _ => Some(exchange::INFORMATIONAL),

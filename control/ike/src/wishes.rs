@@ -270,6 +270,8 @@ fn status(sa: &IkeSa) -> IkeSaStatus {
         proposal: sa.keys.as_ref().map_or_else(String::new, |k| k.ike.suite().to_string()),
         established: sa.established,
         token_held: !sa.tokens.is_empty(),
+        ticket_held: sa.ticket.is_some(),
+        resumed: sa.resumed.is_some(),
         children: children.collect(),
     }
 }

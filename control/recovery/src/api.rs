@@ -112,6 +112,51 @@ impl Default for Limits {
     }
 }
 
+/// A key under which tickets are sealed (RFC 5723 section 9.5).
+#[derive(Clone, Debug)]
+pub struct TicketKey {
+    /// Stands in clear in its tickets.
+    pub id: [u8; 8],
+    /// The key.
+    pub key: Secret,
+}
+
+/// A ticket that was used, to be remembered until it expires.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct UsedTicket {
+    /// Seconds since 1970.
+    pub expiry: u64,
+    /// Its nonce, which no other ticket has.
+    pub nonce: [u8; 24],
+}
+
+impl UsedTicket {
+    /// As on disk; in order of expiry.
+    pub fn to_octets(self) -> [u8; 32] {
+        let mut octets = [0; 32];
+        octets[..8].copy_from_slice(&self.expiry.to_be_bytes());
+        octets[8..].copy_from_slice(&self.nonce);
+        octets
+    }
+
+    /// The other way.
+    pub fn from_octets(octets: &[u8; 32]) -> UsedTicket {
+        let (mut expiry, mut nonce) = ([0; 8], [0; 24]);
+        expiry.copy_from_slice(&octets[..8]);
+        nonce.copy_from_slice(&octets[8..]);
+        UsedTicket { expiry: u64::from_be_bytes(expiry), nonce }
+    }
+}
+
+/// What is on disk about tickets.
+#[derive(Clone, Debug, Default)]
+pub struct TicketRecords {
+    /// This incarnation's first; then those of earlier ones whose tickets have not expired.
+    pub keys: Vec<TicketKey>,
+    /// Those used that have not expired.
+    pub used: Vec<UsedTicket>,
+}
+
 /// The gateway's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -143,6 +188,8 @@ pub struct Config {
     pub limits: Limits,
     /// Half-open IKE SAs from which on IKE_SA_INIT is answered with COOKIE (RFC 7296 section 2.6).
     pub cookie_threshold: usize,
+    /// Lifetime of tickets at most (RFC 5723 section 6.2).
+    pub ticket_lifetime: std::time::Duration,
 }
 
 impl Config {
@@ -163,6 +210,8 @@ pub struct Boot {
     pub secrets: Vec<Generation>,
     /// Journal records of earlier incarnations that have not expired.
     pub former: Vec<JournalRecord>,
+    /// Keys and used ones of tickets.
+    pub tickets: TicketRecords,
     /// Does the state directory match the anchor? If not, no token leaves.
     pub anchor_matches: bool,
     /// Wall-clock seconds since 1970 at `now` = the monotonic time given; for hard expiries in the journal.
@@ -237,6 +286,9 @@ pub enum Output {
         /// These stay, newest first.
         keep: Vec<Generation>,
     },
+    /// Tickets that are used from here on: to be on disk before anything that comes after this leaves. Should the disk
+    /// fail, say so by [`Gateway::cannot_remember`](crate::Gateway::cannot_remember).
+    Persist(Vec<UsedTicket>),
     /// For the log and `spindle events`.
     Report(Report),
 }

@@ -13,12 +13,14 @@ use crate::qcd::{ProtectedTokens, Tokens};
 use crate::reconnect::Reconnect;
 use crate::rotation::Rotation;
 use crate::stats::{Counter, Stats};
+use crate::tickets::{SharedTickets, Tickets};
 use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, Spi, SpiReport, SpiState, Time};
 use spindle_ike::Endpoint;
 use spindle_ike::api::{
     ActivityReader, Authority, ConnectionConfig, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis, Refused,
 };
 use spindle_ike::random::Random;
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use zeroize::Zeroizing;
@@ -61,6 +63,7 @@ pub struct Gateway {
     swept: Time,
     /// The IKE SA that the datagram at hand made, with us as responder.
     accepted: Option<IkeSaId>,
+    tickets: Rc<RefCell<Tickets>>,
     former: FormerTable,
     journal: Journal,
     hints: Hints,
@@ -118,7 +121,10 @@ impl Gateway {
         ike.token_taker = takes_tokens(&config);
         ike.replicated = config.replicated;
         ike.cookie_threshold = config.cookie_threshold;
+        ike.ticket_lifetime = config.ticket_lifetime;
         let mut endpoint = Endpoint::new(ike, Box::new(protected), activity, random);
+        let tickets = Rc::new(RefCell::new(Tickets::new(boot.tickets, boot.wall_clock)));
+        endpoint.set_tickets(Box::new(SharedTickets(tickets.clone())));
         let former = FormerTable::new(boot.former);
         endpoint.avoid_spis(former.spis());
 
@@ -136,6 +142,7 @@ impl Gateway {
             rotation,
             swept: now,
             accepted: None,
+            tickets,
             journal: Journal::new(&config, boot.incarnation),
             hints: Hints::new(limits.probe_again, limits.probes_total),
             reconnect: Reconnect::default(),
@@ -194,6 +201,11 @@ impl Gateway {
 
     /// What is to be done next, in order.
     pub fn poll(&mut self) -> Option<Output> {
+        // On disk before the answer by which they are used.
+        let used = self.tickets.borrow_mut().take_fresh();
+        if !used.is_empty() {
+            return Some(Output::Persist(used));
+        }
         if let Some(output) = self.output.pop_front() {
             return Some(output);
         }
@@ -229,6 +241,7 @@ impl Gateway {
     /// Deletes the IKE SAs of a connection, or the Child SAs of one of its children; how many.
     pub fn terminate(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<usize, Refused> {
         self.reconnect.forget(connection);
+        self.endpoint.forget_ticket(connection);
         self.each(now, connection, child, Endpoint::terminate_ike, Endpoint::terminate_child)
     }
 
@@ -265,6 +278,11 @@ impl Gateway {
             }
         };
         self.config.connections.iter().map(|c| status(&c.name)).collect()
+    }
+
+    /// An [`Output::Persist`] came to nothing: no ticket is taken any more, for it could be taken twice.
+    pub fn cannot_remember(&mut self) {
+        self.tickets.borrow_mut().cannot_remember();
     }
 
     /// Named counters; the names are stable.
@@ -363,6 +381,7 @@ impl Gateway {
             }
         }
         self.accepted = None;
+        self.tickets.borrow_mut().count_into(&mut self.stats);
         let writes = self.journal.take_writes();
         if self.config.journal {
             self.output.extend(writes.into_iter().map(Output::Journal));
@@ -372,13 +391,14 @@ impl Gateway {
     fn reported(&mut self, now: Time, report: spindle_ike::api::Report) {
         use spindle_ike::api::Report as Ike;
         match report {
-            Ike::IkeEstablished { ike, spis, connection, initiator } => {
+            Ike::IkeEstablished { ike, spis, connection, initiator, resumed } => {
                 self.tokens.given().reported(spis);
                 self.accepted = (!initiator).then_some(ike);
                 self.journal.ike_established(ike, spis, &connection, initiator);
                 self.reconnect_established(now, &connection, initiator);
                 let role = if initiator { "initiator" } else { "responder" };
-                self.report("ike-established", Some(connection), Some(spis), None, role.into());
+                let detail = if resumed { format!("{role}, resumed") } else { role.into() };
+                self.report("ike-established", Some(connection), Some(spis), None, detail);
             }
             Ike::IkeRekeyed { old, new, spis } => {
                 self.tokens.given().reported(spis);

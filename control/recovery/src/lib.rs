@@ -20,6 +20,7 @@ pub mod store;
 mod taker;
 #[cfg(test)]
 mod testing;
+mod tickets;
 
 pub use gateway::{ConnectionStatus, Gateway};
 pub use rotation::{GenerationStatus, Refused as RotationRefused, SecretStatus};

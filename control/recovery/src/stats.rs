@@ -106,6 +106,16 @@ counters! {
     Reinitiated = "reinitiated",
     /// Initiations after a start, for peers that we had or may have had.
     InitiatedAfterStart = "initiated-after-start",
+    /// Tickets granted (RFC 5723).
+    TicketsGranted = "tickets-granted",
+    /// Tickets by which a peer resumed.
+    TicketsAccepted = "tickets-accepted",
+    /// Tickets refused: not ours, damaged, or of a key that is gone.
+    TicketsForeign = "tickets-foreign",
+    /// Tickets refused: expired.
+    TicketsExpired = "tickets-expired",
+    /// Tickets refused: used before, or use could not be remembered.
+    TicketsUsed = "tickets-used",
 }
 
 /// The counters of a gateway.

@@ -14,7 +14,9 @@
 //! directory than the anchor's: a copy or a snapshot. Its secret is void then, for a clone may hold living SAs
 //! whose tokens it could make (RFC 6290 section 9.2).
 
-use crate::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod};
+use crate::api::{
+    Boot, Generation, JournalRecord, JournalWrite, TicketKey, TicketRecords, TokenMethod, UsedTicket,
+};
 use crate::record;
 use crate::secrets::{Anchor, MAX_GENERATIONS, Malformed, decode_secrets, encode_secrets, new_generation};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
@@ -24,6 +26,14 @@ use zeroize::Zeroizing;
 
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 const JOURNAL: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("journal");
+
+/// Keys of tickets, by the incarnation that sealed with them.
+const TICKET_KEYS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("ticket-keys");
+/// Used tickets, in order of expiry.
+const USED_TICKETS: TableDefinition<'static, &[u8; 32], ()> = TableDefinition::new("used-tickets");
+
+/// Keys of tickets that are kept, whatever their tickets' expiry.
+const MAX_TICKET_KEYS: usize = 64;
 
 /// Octets of memory that the database may use as its cache.
 const CACHE: usize = 64 << 20;
@@ -154,6 +164,8 @@ pub struct Booted {
 /// The database and its rules.
 pub struct Store {
     database: Database,
+    /// Of the tickets that are sealed from here on, in seconds.
+    ticket_lifetime: u64,
 }
 
 impl std::fmt::Debug for Store {
@@ -169,7 +181,12 @@ impl Store {
             backend.set_len(0).map_err(redb::Error::Io)?;
         }
         let database = Database::builder().set_cache_size(CACHE).create_with_backend(backend);
-        Ok(Store { database: database.map_err(redb::Error::from)? })
+        Ok(Store { database: database.map_err(redb::Error::from)?, ticket_lifetime: 3600 })
+    }
+
+    /// How long tickets live: their key stays as long after its incarnation. Call it before [`Store::boot`].
+    pub fn set_ticket_lifetime(&mut self, lifetime: std::time::Duration) {
+        self.ticket_lifetime = lifetime.as_secs();
     }
 
     /// Begins an incarnation, all that must be on disk before its first message included. `wall_clock`: seconds
@@ -207,18 +224,25 @@ impl Store {
                 Anchor { id, incarnation: state.map_or(0, |s| s.incarnation).max(seen).saturating_add(1) }
             }
         };
+        // A copy's tickets may be used elsewhere, and what a snapshot remembers of their use is not all.
+        let mut id = [0; 8];
+        random.fill(&mut id);
+        let key = TicketKey { id, key: new_secret(random) };
+        let tickets = NewTickets { key, keep_old: verdict.allows_tokens() && !renew_secret };
         let before = Anchor { incarnation: next.incarnation - 1, ..next };
         if anchor != Some(Ok(before)) {
             replace(files, SmallFile::Anchor, &before.encode())?;
         }
-        let (former, skipped) = self.begin(next, wall_clock.0)?;
+        let (former, skipped) = self.begin(next, wall_clock.0, tickets)?;
         replace(files, SmallFile::Anchor, &next.encode())?;
+        let tickets = self.tickets()?;
 
         let boot = Boot {
             incarnation: next.incarnation,
             maker_id: next.id.to_vec(),
             secrets,
             former,
+            tickets,
             anchor_matches: verdict.allows_tokens(),
             wall_clock,
         };
@@ -228,6 +252,37 @@ impl Store {
     /// Carries out writes to the journal, durable when this returns: one transaction for all of them.
     pub fn commit(&mut self, writes: &[JournalWrite]) -> Result<(), StoreError> {
         Ok(self.try_commit(writes)?)
+    }
+
+    /// Remembers used tickets, durable when this returns; forgets those that have expired at `now`, seconds since 1970.
+    pub fn remember(&mut self, used: &[UsedTicket], now: u64) -> Result<(), StoreError> {
+        Ok(self.try_remember(used, now)?)
+    }
+
+    fn try_remember(&mut self, used: &[UsedTicket], now: u64) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut table = transaction.open_table(USED_TICKETS)?;
+            table.retain_in(..=&last_in(now), |_, ()| false)?;
+            for ticket in used {
+                table.insert(&ticket.to_octets(), ())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// After [`Store::begin`], which made the tables.
+    fn tickets(&self) -> Result<TicketRecords, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let mut records = TicketRecords::default();
+        for entry in transaction.open_table(TICKET_KEYS)?.iter()?.rev() {
+            records.keys.extend(KeyRow::decode(entry?.1.value()).map(|row| row.key));
+        }
+        for entry in transaction.open_table(USED_TICKETS)?.iter()? {
+            records.used.push(UsedTicket::from_octets(entry?.0.value()));
+        }
+        Ok(records)
     }
 
     /// All journal records, and how many could not be read.
@@ -253,7 +308,12 @@ impl Store {
         Ok(Some(Anchor { id, incarnation }))
     }
 
-    fn begin(&mut self, next: Anchor, now: u64) -> Result<(Vec<JournalRecord>, u64), redb::Error> {
+    fn begin(
+        &mut self,
+        next: Anchor,
+        now: u64,
+        tickets: NewTickets,
+    ) -> Result<(Vec<JournalRecord>, u64), redb::Error> {
         let (mut records, mut skipped) = self.try_journal()?;
         let mut gone: Vec<Spi> = records.iter().filter(|r| r.hard_expiry <= now).map(|r| r.spi).collect();
         records.retain(|r| r.hard_expiry > now);
@@ -273,6 +333,28 @@ impl Store {
             for spi in gone {
                 journal.remove(spi.0)?;
             }
+            let mut used = transaction.open_table(USED_TICKETS)?;
+            used.retain_in(..=&last_in(now), |_, ()| false)?;
+            used.retain(|_, ()| tickets.keep_old)?;
+            let mut keys = transaction.open_table(TICKET_KEYS)?;
+            let mut old = Vec::new();
+            for entry in keys.iter()? {
+                let (incarnation, row) = entry?;
+                old.push((incarnation.value(), KeyRow::decode(row.value())));
+            }
+            let first = old.len().saturating_sub(MAX_TICKET_KEYS - 1);
+            for (at, (incarnation, row)) in old.into_iter().enumerate() {
+                // The last ticket of an incarnation that ended was sealed before now.
+                let ended =
+                    row.map(|row| KeyRow { until: row.until.min(now.saturating_add(row.lifetime)), ..row });
+                let kept = ended.filter(|row| row.until > now && tickets.keep_old && at >= first);
+                match kept {
+                    Some(row) => keys.insert(incarnation, row.encode().as_slice())?,
+                    None => keys.remove(incarnation)?,
+                };
+            }
+            let row = KeyRow { key: tickets.key, lifetime: self.ticket_lifetime, until: u64::MAX };
+            keys.insert(next.incarnation, row.encode().as_slice())?;
         }
         transaction.commit()?;
         Ok((records, skipped))
@@ -313,6 +395,49 @@ impl Store {
         }
         Ok((records, unreadable))
     }
+}
+
+/// What an incarnation begins with.
+struct NewTickets {
+    key: TicketKey,
+    /// Do keys and used tickets of earlier incarnations still count?
+    keep_old: bool,
+}
+
+/// A key of tickets on disk.
+struct KeyRow {
+    key: TicketKey,
+    /// Of its tickets, in seconds.
+    lifetime: u64,
+    /// When its last ticket expires, seconds since 1970; the greatest number while it seals.
+    until: u64,
+}
+
+impl KeyRow {
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut out = Zeroizing::new(Vec::with_capacity(56));
+        out.extend(self.key.id);
+        out.extend(*self.key.key.0);
+        out.extend(self.lifetime.to_be_bytes());
+        out.extend(self.until.to_be_bytes());
+        out
+    }
+
+    fn decode(octets: &[u8]) -> Option<KeyRow> {
+        let (id, rest) = octets.split_first_chunk()?;
+        let (key, rest) = rest.split_first_chunk()?;
+        let (lifetime, rest) = rest.split_first_chunk()?;
+        Some(KeyRow {
+            key: TicketKey { id: *id, key: Secret(Zeroizing::new(*key)) },
+            lifetime: u64::from_be_bytes(*lifetime),
+            until: u64::from_be_bytes(rest.try_into().ok()?),
+        })
+    }
+}
+
+/// The last key of [`USED_TICKETS`] that has expired at `now`.
+fn last_in(now: u64) -> [u8; 32] {
+    UsedTicket { expiry: now, nonce: [0xff; 24] }.to_octets()
 }
 
 /// Was power lost while the database was first made? redb writes its magic number last and syncs it, so without

@@ -1,6 +1,6 @@
 //! What the unit tests share: a gateway's configuration, what a crash left, and an endpoint that only knows SAs.
 
-use crate::api::{Boot, Config, Generation, JournalRecord, Limits, Method, Secret, TokenMethod};
+use crate::api::{Boot, Config, Generation, JournalRecord, Limits, Method, Secret, TicketRecords, TokenMethod};
 use crate::taker::IkeSas;
 use spindle_abi::{SelectorSet, Spi, Time};
 use spindle_ike::api::{
@@ -39,6 +39,7 @@ pub(crate) fn connection(name: &str, remote: Option<&str>) -> ConnectionConfig {
         dpd_delay: Duration::from_secs(30),
         retransmission: Retransmission { timeout: Duration::from_millis(500), base: 1.8, tries: 5 },
         rekey_time: Duration::from_secs(4 * 3600),
+        resumption: false,
         start_action: StartAction::Trap,
         children: vec![ChildConfig {
             name: "net".into(),
@@ -68,6 +69,7 @@ pub(crate) fn config() -> Config {
         journal: true,
         limits: Limits::default(),
         cookie_threshold: 64,
+        ticket_lifetime: Duration::from_secs(3600),
     }
 }
 
@@ -83,6 +85,7 @@ pub(crate) fn boot(former: Vec<JournalRecord>) -> Boot {
         maker_id: b"maker".to_vec(),
         secrets: vec![generation(7)],
         former,
+        tickets: TicketRecords::default(),
         anchor_matches: true,
         wall_clock: (1_000_000, NOW),
     }

@@ -133,6 +133,7 @@ impl Attacker {
             exchange::CREATE_CHILD_SA,
             exchange::INFORMATIONAL,
             exchange::IKE_SA_INIT,
+            exchange::IKE_SESSION_RESUME,
             43,
             240,
         ];

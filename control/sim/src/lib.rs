@@ -39,6 +39,8 @@ pub struct Summary {
     pub crashes: u64,
     /// IKE SAs authenticated, counted at both ends.
     pub established: u64,
+    /// Of these, by a ticket.
+    pub resumed: u64,
     /// IKE SAs rekeyed, counted at both ends.
     pub ike_rekeys: u64,
     /// Tokens shown in clear.
@@ -81,6 +83,7 @@ impl Summary {
         self.boots += other.boots;
         self.crashes += other.crashes;
         self.established += other.established;
+        self.resumed += other.resumed;
         self.ike_rekeys += other.ike_rekeys;
         self.tokens_shown += other.tokens_shown;
         self.proofs += other.proofs;

@@ -9,7 +9,7 @@ use spindle_engine::{
 };
 use spindle_ike::api::ActivityReader;
 use spindle_recovery::Gateway;
-use spindle_recovery::api::{Boot, Config, Generation, JournalWrite, TokenMethod};
+use spindle_recovery::api::{Boot, Config, Generation, JournalWrite, TokenMethod, UsedTicket};
 use spindle_recovery::store::{Store, StoreError, write_secrets};
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr};
@@ -99,6 +99,7 @@ impl Machine {
         let mut random = GatewayRandom(self.random.clone());
         self.random = Dice::new(u64::from(self.random.number()), self.life);
         let mut store = Store::open(handle.clone())?;
+        store.set_ticket_lifetime(self.config.ticket_lifetime);
         let booted = store.boot(
             &mut handle.clone(),
             &mut random,
@@ -152,6 +153,11 @@ impl Running {
         keep: Vec<Generation>,
     ) -> Option<Vec<Generation>> {
         write_secrets(&mut self.handle, &mut self.random, new, keep).ok()
+    }
+
+    /// Remembers used tickets, at once; `false` if the disk failed.
+    pub(crate) fn remember(&mut self, used: &[UsedTicket], wall_clock: u64) -> bool {
+        self.store.remember(used, wall_clock).is_ok()
     }
 
     /// Carries a command out; was it done?

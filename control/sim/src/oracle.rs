@@ -9,7 +9,7 @@ use spindle_abi::{Command, Spi, SpiState, Time};
 use spindle_ike::api::{Datagram, IkeSpis};
 use spindle_ike::wire::Payload;
 use spindle_ike::wire::{Message, View, notify};
-use spindle_recovery::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod};
+use spindle_recovery::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod, UsedTicket};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -43,6 +43,10 @@ struct Known {
     former: BTreeSet<Spi>,
     /// Their IKE SAs, whose peers have not been told unasked in this life.
     lost: BTreeSet<IkeSpis>,
+    /// Keys of tickets of all lives: each life seals with a new one.
+    ticket_keys: BTreeSet<[u8; 32]>,
+    /// Tickets by which its peer resumed, of all lives.
+    used: BTreeSet<UsedTicket>,
 }
 
 impl Known {
@@ -165,6 +169,15 @@ impl Oracle {
                 }
             }
         }
+        let newest = boot.tickets.keys.first().ok_or("no key for tickets")?;
+        if !known.ticket_keys.insert(*newest.key.0) {
+            return Err("seals tickets with a key of an earlier life".into());
+        }
+        if let Some(lost) =
+            known.used.iter().find(|u| u.expiry > wall_clock && !boot.tickets.used.contains(u))
+        {
+            return Err(format!("forgot the use of a ticket that is good until {}", lost.expiry));
+        }
         // What stands there now is what counts from here on.
         known.durable = boot.former.iter().map(|r| (r.spi, r.clone())).collect();
         known.uncertain.clear();
@@ -182,6 +195,14 @@ impl Oracle {
             record.earlier_parent.into_iter().for_each(|spis| self.saw(spis));
         }
         Ok(())
+    }
+
+    /// A peer resumed by these tickets (RFC 5723 section 4.3.1: each once, whatever crashed in between).
+    pub(crate) fn remembered(&mut self, side: usize, used: &[UsedTicket]) -> Result<(), String> {
+        match used.iter().find(|ticket| !self.known[side].used.insert(**ticket)) {
+            Some(twice) => Err(format!("takes the ticket that is good until {} twice", twice.expiry)),
+            None => Ok(()),
+        }
     }
 
     /// A group commit began.

@@ -164,6 +164,7 @@ impl Scenario {
                 let exchange = dice.one(&[
                     exchange::IKE_SA_INIT,
                     exchange::IKE_AUTH,
+                    exchange::IKE_SESSION_RESUME,
                     exchange::CREATE_CHILD_SA,
                     exchange::CREATE_CHILD_SA,
                     exchange::INFORMATIONAL,
@@ -220,6 +221,8 @@ impl Scenario {
         let journal = dice.percent(70);
         let methods =
             if dice.percent(80) { vec![Method::Qcd, Method::Liveness] } else { vec![Method::Liveness] };
+        let resumption = dice.one(&[[true; 2], [true; 2], [false; 2], [true, false]]);
+        let ticket_lifetime = milliseconds(dice.one(&[3_000, 60_000, 3_600_000]));
         std::array::from_fn(|side| {
             let identity = |side: usize| Identity::Fqdn(format!("{}.example", NAMES[side]));
             let network = |side: usize| {
@@ -251,6 +254,7 @@ impl Scenario {
                 dpd_delay: milliseconds(dice.one(&[1000, 5000])),
                 retransmission: Retransmission { timeout: milliseconds(300), base: 1.5, tries: 5 },
                 rekey_time: soft(dice),
+                resumption: resumption[side],
                 start_action: starts[side],
                 children: vec![child],
             };
@@ -269,6 +273,7 @@ impl Scenario {
                 journal,
                 limits: Limits::default(),
                 cookie_threshold: dice.one(&[0, 4, 64]),
+                ticket_lifetime,
             }
         })
     }

@@ -542,6 +542,18 @@ impl World {
                     let after = self.dice_of_secrets.between(Duration::ZERO, Duration::from_millis(30));
                     self.schedule(after, Due::Secrets { side, life, new, keep });
                 }
+                Output::Persist(used) => {
+                    let wall_clock = EPOCH + self.now.0 / 1_000_000_000;
+                    if running.remember(&used, wall_clock) {
+                        self.oracle.remembered(side, &used)?;
+                    } else if self.machines[side].disk.is_dark() {
+                        // The power went within this write: what was to follow it never leaves.
+                        self.die(side, Death::Power);
+                        return Ok(());
+                    } else {
+                        return Err(format!("gateway {side} cannot remember used tickets"));
+                    }
+                }
                 Output::Report(report) => {
                     self.trace(|| {
                         format!(
@@ -554,7 +566,10 @@ impl World {
                             self.summary.proofs += 1;
                             self.oracle.proved(side, report.spis)?;
                         }
-                        "ike-established" => self.summary.established += 1,
+                        "ike-established" => {
+                            self.summary.established += 1;
+                            self.summary.resumed += u64::from(report.detail.ends_with("resumed"));
+                        }
                         "ike-rekeyed" => self.summary.ike_rekeys += 1,
                         "token-acknowledged" => self.summary.tokens_acknowledged += 1,
                         "maker-off" => return Err("takes its peer for a copy of itself".into()),
@@ -732,6 +747,7 @@ fn exchange_name(exchange: u8) -> String {
         35 => "IKE_AUTH".into(),
         36 => "CREATE_CHILD_SA".into(),
         37 => "INFORMATIONAL".into(),
+        38 => "IKE_SESSION_RESUME".into(),
         other => format!("exchange {other}"),
     }
 }

@@ -41,6 +41,7 @@ fn play(hand: u64) {
         let shown = [
             sum.crashes,
             sum.established,
+            sum.resumed,
             sum.ike_rekeys,
             sum.tokens_shown,
             sum.proofs,

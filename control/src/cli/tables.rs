@@ -58,10 +58,12 @@ pub(super) fn sas(value: Value) -> Result<String> {
     for sa in &sas {
         let age = sa.established_s.map_or(String::new(), |s| format!(", {s} s"));
         let token = if sa.token_held { ", token held" } else { "" };
+        let ticket = if sa.ticket_held { ", ticket held" } else { "" };
+        let resumed = if sa.resumed { ", resumed" } else { "" };
         let peer = sa.remote_id.as_ref().map_or(String::new(), |id| format!(" '{id}'"));
         let _ = write!(
             text,
-            "{}: #{}, {}{age}, {}, {}_i {}_r{token}\n  {} - {}{peer}\n  {}\n",
+            "{}: #{}, {}{age}, {}, {}_i {}_r{resumed}{token}{ticket}\n  {} - {}{peer}\n  {}\n",
             sa.connection,
             sa.id,
             sa.state,

@@ -103,6 +103,7 @@ pub(super) fn connection(
         rekey_time: section
             .optional("rekey_time")
             .map_or(Ok(Duration::from_secs(4 * 3600)), |v| v.duration())?,
+        resumption: section.optional("resumption").map_or(Ok(false), |v| v.boolean())?,
         start_action,
         children,
     };

@@ -69,6 +69,8 @@ pub struct GatewaySettings {
     pub natt_port: u16,
     /// Half-open IKE SAs from which on a COOKIE is asked for.
     pub cookie_threshold: usize,
+    /// Lifetime of the tickets that we grant, at most.
+    pub ticket_lifetime: Duration,
 }
 
 /// How workers wait for packets.
@@ -312,6 +314,17 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         Some(value) => value.integer(0..=1_000_000)? as usize,
         None => 64,
     };
+    let ticket_lifetime = match section.optional("ticket_lifetime") {
+        Some(value) => {
+            let lifetime = value.positive_duration()?;
+            // A ticket in the peer's hands, and its key on our disk, hold the key of an IKE SA so long.
+            if !(Duration::from_secs(60)..=Duration::from_secs(24 * 3600)).contains(&lifetime) {
+                return Err(value.error("is not between 1m and 24h; write a time between them"));
+            }
+            lifetime
+        }
+        None => Duration::from_secs(3600),
+    };
     section.finish()?;
     Ok(GatewaySettings {
         name,
@@ -327,6 +340,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         ike_port,
         natt_port,
         cookie_threshold,
+        ticket_lifetime,
     })
 }
 

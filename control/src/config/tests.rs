@@ -40,6 +40,8 @@ fn a_good_file_is_understood_and_its_defaults_filled_in() {
     let s = parse(GOOD).unwrap();
     assert_eq!(s.gateway.state_dir, Path::new("/var/lib/spindle"));
     assert_eq!(s.gateway.anchor, Path::new("/var/lib/spindle-anchor"));
+    assert_eq!(s.gateway.ticket_lifetime, Duration::from_secs(3600));
+    assert!(!s.connections[0].resumption, "it costs forward secrecy");
     assert_eq!((s.gateway.ike_port, s.gateway.natt_port), (500, 4500));
     assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
     assert_eq!(s.recovery.limits, Limits::default());
@@ -212,6 +214,8 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "whole number",
         ),
         ("start_action = \"start\"", "[recovery]\njournal = true\njournal = true", 18, "journal", "not TOML"),
+        ("dpd_delay = \"2s\"", "resumption = \"yes\"", 8, "connections.ab.resumption", "true or false"),
+        ("name = \"b\"", "name = \"b\"\nticket_lifetime = \"2d\"", 3, "gateway.ticket_lifetime", "24h"),
         ("start_action = \"start\"", "start_action = start", 16, "start_action", "not TOML"),
         ("start_action = \"start\"", "[connections.ab]\nencap = true", 16, "connections.ab", "not TOML"),
         (

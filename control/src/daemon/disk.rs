@@ -3,7 +3,7 @@
 use crate::config::Settings;
 use redb::backends::FileBackend;
 use rustix::fs::{Mode, OFlags};
-use spindle_recovery::api::JournalWrite;
+use spindle_recovery::api::{JournalWrite, UsedTicket};
 use spindle_recovery::store::{SmallFile, SmallFiles, Store, StoreError};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -118,9 +118,16 @@ impl SmallFiles for Files {
 
 /// Commits journal writes in groups on a thread of its own: nothing waits for the disk.
 pub struct Journal {
-    sender: Option<SyncSender<JournalWrite>>,
+    sender: Option<SyncSender<Work>>,
     thread: Option<JoinHandle<()>>,
     counts: Arc<Counts>,
+}
+
+/// For the thread.
+enum Work {
+    Write(JournalWrite),
+    /// Used tickets, and where to say whether they are on disk.
+    Remember(Vec<UsedTicket>, SyncSender<bool>),
 }
 
 #[derive(Default)]
@@ -146,9 +153,17 @@ impl Journal {
 
     /// Hands a write over. One that finds no room is counted as lost: it costs a recovery one round trip.
     pub fn write(&self, write: JournalWrite) {
-        if self.sender.as_ref().is_none_or(|s| s.try_send(write).is_err()) {
+        if self.sender.as_ref().is_none_or(|s| s.try_send(Work::Write(write)).is_err()) {
             self.counts.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Waits until used tickets are on disk: all those of one round of the control loop in one commit. `false` if they
+    /// are not.
+    pub fn remember(&self, used: Vec<UsedTicket>) -> bool {
+        let (done, on_disk) = sync_channel(1);
+        let sent = self.sender.as_ref().is_some_and(|s| s.send(Work::Remember(used, done)).is_ok());
+        sent && on_disk.recv().unwrap_or(false)
     }
 
     /// Names and values for `stats`.
@@ -172,14 +187,31 @@ impl Drop for Journal {
     }
 }
 
-fn commit_all(mut store: Store, receiver: &Receiver<JournalWrite>, counts: &Counts) {
+fn commit_all(mut store: Store, receiver: &Receiver<Work>, counts: &Counts) {
     let mut batch = Vec::new();
+    // What somebody waits for goes before what may wait.
+    let mut remember = |store: &mut Store, used: Vec<UsedTicket>, done: SyncSender<bool>| {
+        let result = store.remember(&used, super::wall_clock_us() / 1_000_000);
+        if let Err(e) = &result {
+            tracing::error!(
+                "used tickets could not be written, no ticket is taken until the next start: {e}"
+            );
+        }
+        let _ = done.send(result.is_ok());
+    };
     while let Ok(first) = receiver.recv() {
-        batch.push(first);
+        match first {
+            Work::Write(write) => batch.push(write),
+            Work::Remember(used, done) => {
+                remember(&mut store, used, done);
+                continue;
+            }
+        }
         let end = Instant::now() + GROUP;
         while batch.len() < BATCH {
             match receiver.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(write) => batch.push(write),
+                Ok(Work::Write(write)) => batch.push(write),
+                Ok(Work::Remember(used, done)) => remember(&mut store, used, done),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }

@@ -147,6 +147,7 @@ impl<'a> Daemon<'a> {
             Failure::Refused(settings.error("gateway.state_dir", problem).to_string())
         };
         let mut store = disk::open_store(state_dir).map_err(refused)?;
+        store.set_ticket_lifetime(settings.gateway.ticket_lifetime);
         tracing::debug!("the database is open");
         let mut files = Files::new(settings);
         if settings.recovery.secret_file.is_some() && !start.new_secret {
@@ -246,6 +247,7 @@ impl<'a> Daemon<'a> {
             journal: settings.recovery.journal,
             limits: settings.recovery.limits,
             cookie_threshold: settings.gateway.cookie_threshold,
+            ticket_lifetime: settings.gateway.ticket_lifetime,
         };
         let activity = Box::new(bridge.activity());
         let gateway = Gateway::new(config, boot, Box::new(bridge.activity()), Box::new(SystemRandom), now());
@@ -343,6 +345,11 @@ impl<'a> Daemon<'a> {
                 Output::Command { sequence, command } => self.bridge.command(sequence, command),
                 Output::Journal(write) => self.journal.write(write),
                 Output::Secrets { new, keep } => self.write_secrets(new, keep),
+                Output::Persist(used) => {
+                    if !self.journal.remember(used) {
+                        self.gateway.cannot_remember();
+                    }
+                }
                 Output::Report(report) => {
                     reported = true;
                     self.note(wall_clock_us(), &report);

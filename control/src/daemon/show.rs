@@ -43,6 +43,8 @@ pub(super) fn ike_sa(sa: &IkeSaStatus, activity: &dyn ActivityReader, now: Time)
         proposal: sa.proposal.clone(),
         established_s: sa.established.map(|t| now.since(t).as_secs()),
         token_held: sa.token_held,
+        ticket_held: sa.ticket_held,
+        resumed: sa.resumed,
         children: children.collect(),
     }
 }

@@ -196,6 +196,8 @@ mod tests {
             proposal: String::new(),
             established: None,
             token_held: false,
+            ticket_held: false,
+            resumed: false,
             children: children.iter().map(child).collect(),
         }
     }

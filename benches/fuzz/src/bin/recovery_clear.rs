@@ -7,7 +7,9 @@ use spindle_fuzz::{Idle, NOW, Seeded, connection};
 use spindle_ike::api::{Datagram, Header, IkeSpis, Notify};
 use spindle_ike::wire::{Message, Payload};
 use spindle_recovery::Gateway;
-use spindle_recovery::api::{Boot, Config, Generation, Input, Limits, Method, Output, Secret, TokenMethod};
+use spindle_recovery::api::{
+    Boot, Config, Generation, Input, Limits, Method, Output, Secret, TicketKey, TicketRecords, TokenMethod,
+};
 
 fn gateway(side: usize) -> Gateway {
     let config = Config {
@@ -25,17 +27,21 @@ fn gateway(side: usize) -> Gateway {
         journal: true,
         limits: Limits::default(),
         cookie_threshold: 64,
+        ticket_lifetime: std::time::Duration::from_secs(3600),
     };
+    let secret = |octet: u8| Secret(zeroize::Zeroizing::new([octet; 32]));
+    let key = TicketKey { id: [side as u8; 8], key: secret(side as u8 + 9) };
     let boot = Boot {
         incarnation: 1,
         maker_id: vec![side as u8; 16],
         secrets: vec![Generation {
-            secret: Secret(zeroize::Zeroizing::new([side as u8 + 7; 32])),
+            secret: secret(side as u8 + 7),
             method: TokenMethod::Spis,
             made: 1_700_000_000,
             needed_until: Some(0),
         }],
         former: Vec::new(),
+        tickets: TicketRecords { keys: vec![key], used: Vec::new() },
         anchor_matches: true,
         wall_clock: (1_700_000_000, NOW),
     };
@@ -51,7 +57,7 @@ fn sent(gateway: &mut Gateway) -> Vec<Datagram> {
             Output::Command { sequence, .. } => {
                 gateway.handle(NOW, Input::Event(Event::Acknowledged { sequence, done: true }));
             }
-            Output::Journal(_) | Output::Secrets { .. } | Output::Report(_) => {}
+            Output::Journal(_) | Output::Persist(_) | Output::Secrets { .. } | Output::Report(_) => {}
         }
     }
     datagrams

@@ -45,6 +45,12 @@ impl IkeKeys {
         IkeKeys::expand(suite, &seed, ni, nr, spis)
     }
 
+    /// Of an IKE SA that a ticket resumes (RFC 5723 section 5.1): SKEYSEED = prf(SK_d (old), "Resumption" | Ni | Nr).
+    pub fn resume(suite: IkeSuite, sk_d: &[u8], ni: &[u8], nr: &[u8], spis: IkeSpis) -> IkeKeys {
+        let seed = suite.prf.compute(sk_d, &[b"Resumption", ni, nr]);
+        IkeKeys::expand(suite, &seed, ni, nr, spis)
+    }
+
     /// {SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
     fn expand(suite: IkeSuite, seed: &[u8], ni: &[u8], nr: &[u8], spis: IkeSpis) -> IkeKeys {
         let (prf, encryption) = (suite.prf.length(), suite.encryption.keymat_length());
@@ -69,6 +75,18 @@ impl IkeKeys {
     /// What was negotiated.
     pub fn suite(&self) -> IkeSuite {
         self.suite
+    }
+
+    /// SK_d, for a ticket.
+    pub(crate) fn derivation_key(&self) -> &Secret {
+        &self.sk_d
+    }
+
+    /// AUTH of the original initiator or of the responder of a resumed IKE SA (RFC 5723 section 4.3.3):
+    /// prf(SK_p, octets).
+    pub fn resumed_authentication(&self, initiator: bool, octets: &[u8]) -> Secret {
+        let key = if initiator { &self.sk_pi } else { &self.sk_pr };
+        self.suite.prf.compute(key, &[octets])
     }
 
     /// SK_ei or SK_er to send with, for the SA's original initiator or its responder. Call once in an SA's life: the

@@ -206,6 +206,18 @@ fn a_rekeyed_ike_sa_takes_its_seed_from_the_old_one() {
     assert_eq!(*new.signed_octets(false, b"", b"", b"id"), *Prf::HmacSha384.compute(&sk_pr, &[b"id"]));
 }
 
+/// RFC 5723 section 5.1, 4.3.3: SKEYSEED = prf(SK_d (old), "Resumption" | Ni | Nr), AUTH = prf(SK_p, octets).
+#[test]
+fn a_resumed_ike_sa_takes_its_seed_from_the_old_one_and_authenticates_by_its_own() {
+    let keys = IkeKeys::resume(SMALL, &octets(96), &octets(0), &octets(32), spis());
+    let child = keys.child(Suite::Aes128Gcm, None, &octets(0), &octets(32));
+    let keymat = hex("2424479db88fefcb89eabbe159aceb33fb8f8230d62b7b6b64d082cda93e1b2db7f853060698bd02");
+    assert_eq!([child.initiator.as_bytes(), child.responder.as_bytes()].concat(), keymat);
+    let auth = [true, false].map(|initiator| keys.resumed_authentication(initiator, b"octets"));
+    assert_eq!(*auth[0], hex("cedfb66a1964d4ca49295ca72138296a1103dcde83e3890e818afa46dce910d2"));
+    assert_eq!(*auth[1], hex("9872d95ba835438408d4bdde84a28650b28948dbdb5775744190bf05a4843f6d"));
+}
+
 /// RFC 7296 section 2.23.
 #[test]
 fn nat_detection_hashes_spis_address_and_port() {

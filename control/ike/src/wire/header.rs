@@ -70,7 +70,8 @@ impl<'a> View<'a> {
         if usize::try_from(u32::from_be_bytes([*l0, *l1, *l2, *l3])) != Ok(datagram.len()) {
             return Err(Error::Malformed("length"));
         }
-        if header.spis.initiator == [0; 8] && header.exchange == super::exchange::IKE_SA_INIT {
+        let first = [super::exchange::IKE_SA_INIT, super::exchange::IKE_SESSION_RESUME];
+        if header.spis.initiator == [0; 8] && first.contains(&header.exchange) {
             return Err(Error::Malformed("SPIi is zero"));
         }
         let protected = find_protected(&header, datagram)?;

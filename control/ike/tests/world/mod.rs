@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod peer;
+pub mod tickets;
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -182,6 +183,7 @@ pub fn connection(side: usize) -> ConnectionConfig {
         dpd_delay: Duration::ZERO,
         retransmission: Retransmission { timeout: Duration::from_secs(1), base: 1.5, tries: 4 },
         rekey_time: Duration::ZERO,
+        resumption: false,
         start_action: StartAction::Trap,
         children: vec![child("net", side, 0)],
     }

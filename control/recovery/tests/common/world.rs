@@ -54,6 +54,7 @@ pub struct Setup {
     /// Whatever else.
     pub change: Option<fn(&mut Config)>,
     pub seed: u64,
+    pub resumption: bool,
 }
 
 impl Default for Setup {
@@ -72,6 +73,7 @@ impl Default for Setup {
             secret_rotation: Duration::ZERO,
             change: None,
             seed: 1,
+            resumption: false,
         }
     }
 }
@@ -158,6 +160,7 @@ fn config(setup: &Setup, side: usize) -> Config {
         dpd_delay: Duration::from_secs(30),
         retransmission: Retransmission { timeout: Duration::from_millis(500), base: 1.5, tries: 4 },
         rekey_time: Duration::ZERO,
+        resumption: setup.resumption,
         start_action: StartAction::Trap,
         children: (0..setup.children).map(child).collect(),
     };
@@ -177,6 +180,7 @@ fn config(setup: &Setup, side: usize) -> Config {
         journal: setup.journal,
         limits: Limits::default(),
         cookie_threshold: 64,
+        ticket_lifetime: Duration::from_secs(3600),
     };
     if let Some(change) = setup.change {
         change(&mut config);
@@ -226,7 +230,7 @@ impl World {
 
     pub fn start(&mut self, side: usize) {
         let mut store = Store::open(self.sides[side].disk.clone()).unwrap();
-        let wall = (1_700_000_000 + self.now.0 / 1_000_000_000, self.now);
+        let wall = (self.wall(), self.now);
         let mut random = Seeded::new(self.random.next());
         let method = self.setup.token_method;
         let disk = &mut self.sides[side].disk.clone();
@@ -239,6 +243,11 @@ impl World {
         let running = Running { gateway, store, states, inbound, outbound, activity, acquired: None };
         self.sides[side].running = Some(running);
         self.tell(side, Event::Ready);
+    }
+
+    /// Seconds since 1970.
+    fn wall(&self) -> u64 {
+        1_700_000_000 + self.now.0 / 1_000_000_000
     }
 
     /// The whole gateway dies; its disk stays.
@@ -285,6 +294,10 @@ impl World {
                     let written = write_secrets(disk, &mut random, new, keep).ok();
                     let running = self.sides[side].running.as_mut().unwrap();
                     running.gateway.handle(self.now, Input::Secrets(written));
+                }
+                Output::Persist(used) => {
+                    let now = self.wall();
+                    self.sides[side].running.as_mut().unwrap().store.remember(&used, now).unwrap();
                 }
                 Output::Report(report) => self.sides[side].told.push((self.now, report)),
             }
