@@ -86,6 +86,8 @@ const MAX_TICKET: usize = 1200;
 const MAX_TICKET_IN_AUTH: usize = 512;
 /// Until a ticket is asked for in an exchange of its own: what is urgent goes before.
 const ASK_AFTER: Duration = Duration::from_secs(1);
+/// Until a ticket is asked for again that was promised once more.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 const VERSION: u8 = 1;
 
@@ -263,7 +265,9 @@ impl Endpoint {
         if find_notify(payloads, notify::TICKET_NACK).is_some() {
             sa.ticket_at = None;
         } else if find_notify(payloads, notify::TICKET_ACK).is_some() {
-            sa.ticket_at = Some(now.after(ASK_AFTER));
+            // Soon where IKE_AUTH was too long for it; else seldom, for it may be the answer every time.
+            let in_auth = payloads.iter().any(|p| matches!(p, Payload::Authentication { .. }));
+            sa.ticket_at = Some(now.after(if in_auth { ASK_AFTER } else { ASK_AGAIN }));
         }
         let Some(granted) = find_notify(payloads, notify::TICKET_LT_OPAQUE) else { return };
         let Some((lifetime, octets)) = granted.data.split_first_chunk::<4>() else { return };

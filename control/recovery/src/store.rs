@@ -263,7 +263,7 @@ impl Store {
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(USED_TICKETS)?;
-            table.retain_in(..=&last_in(now), |_, ()| false)?;
+            table.retain_in::<&[u8; 32], _>(..=&last_in(now), |_, ()| false)?;
             for ticket in used {
                 table.insert(&ticket.to_octets(), ())?;
             }
@@ -334,7 +334,7 @@ impl Store {
                 journal.remove(spi.0)?;
             }
             let mut used = transaction.open_table(USED_TICKETS)?;
-            used.retain_in(..=&last_in(now), |_, ()| false)?;
+            used.retain_in::<&[u8; 32], _>(..=&last_in(now), |_, ()| false)?;
             used.retain(|_, ()| tickets.keep_old)?;
             let mut keys = transaction.open_table(TICKET_KEYS)?;
             let mut old = Vec::new();

@@ -217,7 +217,7 @@ fn no_power_cut_loses_a_key_or_a_used_ticket() {
         let late = UsedTicket { expiry: 1091, nonce: [2; 24] };
         let remembered = store.remember(&[late], 1000).is_ok();
         drop(store);
-        let mut booting = || {
+        let booting = || {
             let mut store = Store::open(disk.clone())?;
             store.set_ticket_lifetime(Duration::from_secs(100));
             store.boot(&mut disk.clone(), &mut Seeded::new(5), (1001, Time(1)), false)
