@@ -200,7 +200,8 @@ impl Endpoint {
 fn move_tasks(old: &mut IkeSa, new: &mut IkeSa) {
     for (at, task) in std::mem::take(&mut old.queue) {
         match task {
-            Task::RekeyIke | Task::DeleteIke | Task::Liveness | Task::SendToken => {}
+            // A ticket is an IKE SA's own, as a token is.
+            Task::RekeyIke | Task::DeleteIke | Task::Liveness | Task::SendToken | Task::RequestTicket => {}
             task => new.enqueue(at, task),
         }
     }
