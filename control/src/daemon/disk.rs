@@ -190,7 +190,7 @@ impl Drop for Journal {
 fn commit_all(mut store: Store, receiver: &Receiver<Work>, counts: &Counts) {
     let mut batch = Vec::new();
     // What somebody waits for goes before what may wait.
-    let mut remember = |store: &mut Store, used: Vec<UsedTicket>, done: SyncSender<bool>| {
+    let remember = |store: &mut Store, used: Vec<UsedTicket>, done: SyncSender<bool>| {
         let result = store.remember(&used, super::wall_clock_us() / 1_000_000);
         if let Err(e) = &result {
             tracing::error!(
