@@ -402,6 +402,8 @@ mod tests {
             proposal: text(),
             established_s: None,
             token_held: false,
+            ticket_held: false,
+            resumed: false,
             children: vec![child],
         };
         is_as_documented(&["list-sas"], [sa]);

@@ -27,9 +27,14 @@ pub struct Malformed(&'static str);
 
 /// A new generation, made at `made` seconds since 1970. Nobody holds a token of it yet.
 pub fn new_generation(random: &mut dyn Random, method: TokenMethod, made: u64) -> Generation {
+    Generation { secret: new_secret(random), method, made, needed_until: Some(0) }
+}
+
+/// 32 random octets.
+pub fn new_secret(random: &mut dyn Random) -> Secret {
     let mut octets = Zeroizing::new([0; 32]);
     random.fill(&mut *octets);
-    Generation { secret: Secret(octets), method, made, needed_until: Some(0) }
+    Secret(octets)
 }
 
 /// The file's text: one line for each generation, newest first: 64 hexadecimal digits, the method, when it was made,

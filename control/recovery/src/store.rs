@@ -15,10 +15,12 @@
 //! whose tokens it could make (RFC 6290 section 9.2).
 
 use crate::api::{
-    Boot, Generation, JournalRecord, JournalWrite, TicketKey, TicketRecords, TokenMethod, UsedTicket,
+    Boot, Generation, JournalRecord, JournalWrite, Secret, TicketKey, TicketRecords, TokenMethod, UsedTicket,
 };
 use crate::record;
-use crate::secrets::{Anchor, MAX_GENERATIONS, Malformed, decode_secrets, encode_secrets, new_generation};
+use crate::secrets::{
+    Anchor, MAX_GENERATIONS, Malformed, decode_secrets, encode_secrets, new_generation, new_secret,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use spindle_abi::{Spi, Time};
 use spindle_ike::random::Random;

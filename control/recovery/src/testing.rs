@@ -1,6 +1,8 @@
 //! What the unit tests share: a gateway's configuration, what a crash left, and an endpoint that only knows SAs.
 
-use crate::api::{Boot, Config, Generation, JournalRecord, Limits, Method, Secret, TicketRecords, TokenMethod};
+use crate::api::{
+    Boot, Config, Generation, JournalRecord, Limits, Method, Secret, TicketRecords, TokenMethod,
+};
 use crate::taker::IkeSas;
 use spindle_abi::{SelectorSet, Spi, Time};
 use spindle_ike::api::{

@@ -6,7 +6,7 @@ use common::world::{A, B, INTERVAL, Setup, World};
 use common::{Disk, Seeded};
 use spindle_abi::Time;
 use spindle_ike::api::Datagram;
-use spindle_recovery::api::UsedTicket;
+use spindle_recovery::api::{TokenMethod, UsedTicket};
 use spindle_recovery::store::{SmallFile, Store};
 use std::time::Duration;
 
@@ -149,7 +149,9 @@ fn liveness_alone_presents_the_ticket_after_the_timeout_and_not_before() {
 fn boot(disk: &Disk, seed: u64, now: u64) -> (Store, spindle_recovery::api::TicketRecords) {
     let mut store = Store::open(disk.clone()).unwrap();
     store.set_ticket_lifetime(Duration::from_secs(100));
-    let booted = store.boot(&mut disk.clone(), &mut Seeded::new(seed), (now, Time(1)), false).unwrap();
+    let booted = store
+        .boot(&mut disk.clone(), &mut Seeded::new(seed), (now, Time(1)), false, TokenMethod::Spis)
+        .unwrap();
     (store, booted.boot.tickets)
 }
 
@@ -220,7 +222,7 @@ fn no_power_cut_loses_a_key_or_a_used_ticket() {
         let booting = || {
             let mut store = Store::open(disk.clone())?;
             store.set_ticket_lifetime(Duration::from_secs(100));
-            store.boot(&mut disk.clone(), &mut Seeded::new(5), (1001, Time(1)), false)
+            store.boot(&mut disk.clone(), &mut Seeded::new(5), (1001, Time(1)), false, TokenMethod::Spis)
         };
         let _ = booting();
         cuts += u32::from(disk.power_up(&mut random));

@@ -71,7 +71,7 @@ fn round(a: &mut Gateway, number: u32) -> Vec<(PortId, Vec<u8>)> {
     let outside =
         [forged, congested, cut].into_iter().chain(esp[..4].iter().cloned()).chain([esp[3].clone()]);
     let spis = [0xdead_0000 + number, 0x1001, 0x1002, 0x1003];
-    let outside = outside.chain(spis.map(|spi| esp_to_b(spi, number, number % 2 == 0))).chain([
+    let outside = outside.chain(spis.map(|spi| esp_to_b(spi, number, number.is_multiple_of(2)))).chain([
         frame(&echo(OUTER_A, HOST_B, b"in clear")),
         frame(&echo(OUTER_A, OUTER_B, b"for the host")),
         frame(&echo(OUTER_A, Ipv4Addr::new(224, 0, 0, 1), b"multicast")),

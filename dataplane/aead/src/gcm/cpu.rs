@@ -93,6 +93,10 @@ pub(super) struct Vaes(());
 /// Hides from the optimiser that this is the same reference as before, so that it loads round keys where they are
 /// needed, rather than to keep them all through a loop, that is, to copy them onto the stack.
 #[inline(always)]
+#[expect(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "there is no instruction, so nothing is read or written"
+)]
 pub(super) fn opaque<T>(value: &T) -> &T {
     let mut address: *const T = value;
     // SAFETY: no instruction at all: `address` stays what it was.
