@@ -43,13 +43,14 @@ fn play(hand: u64) {
             sum.established,
             sum.ike_rekeys,
             sum.tokens_shown,
-            sum.proofs,
             sum.rotations,
             sum.generations_dropped,
             sum.tokens_acknowledged,
             sum.packets_delivered,
         ];
-        assert!(shown.iter().all(|count| *count >= 50) && sum.resumed >= 10, "{sum:#?}");
+        assert!(shown.iter().all(|count| *count >= 50), "{sum:#?}");
+        // Where the restarted side initiates by itself, it needs no proof; few worlds have tickets.
+        assert!(sum.proofs >= 25 && sum.resumed >= 5, "{sum:#?}");
     }
 }
 
