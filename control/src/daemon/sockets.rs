@@ -5,6 +5,8 @@
 //! dataplane's: it never comes here while XDP is attached, and what comes without a non-ESP marker is dropped.
 
 use super::messages::{Messages, Way};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use spindle_ike::api::Datagram;
 use std::collections::HashMap;
 use std::io;
@@ -61,11 +63,12 @@ impl Sockets {
         Ok((Sockets { sockets, counts }, receiver))
     }
 
-    /// Sends, or counts what cannot be sent now: retransmission makes up for it.
+    /// Sends, or counts what cannot be sent now: retransmission makes up for it. By a system call of its own, for the
+    /// event loop believes that a socket is writable only once it has heard so, too late for the first answers.
     pub(super) fn send(&self, datagram: &Datagram) {
         let sent = match self.sockets.get(&datagram.local) {
-            Some(socket) => socket.try_send_to(&datagram.data, datagram.remote),
-            None => Err(io::ErrorKind::AddrNotAvailable.into()),
+            Some(socket) => rustix::net::sendto(socket, &datagram.data, SendFlags::empty(), &datagram.remote),
+            None => Err(Errno::ADDRNOTAVAIL),
         };
         let counter = match sent {
             Ok(_) => {
@@ -134,5 +137,24 @@ async fn receive(
         if sender.send(Datagram { local, remote, data: data.to_vec() }).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Before the event loop has been asked even once, as at the start, where the first answers are due.
+    #[tokio::test]
+    async fn a_datagram_leaves_a_socket_that_was_just_bound() {
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (sockets, _datagrams) = Sockets::bind(&["127.0.0.1".parse().unwrap()], [0, 0]).unwrap();
+        let local = SocketAddr::new("127.0.0.1".parse().unwrap(), IKE);
+        sockets.send(&Datagram { local, remote: peer.local_addr().unwrap(), data: b"message".to_vec() });
+        let mut buffer = [0; 16];
+        peer.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        assert_eq!(peer.recv(&mut buffer).unwrap(), 7);
+        let count = |name: &str| sockets.stats().find(|(n, _)| *n == name).map(|(_, value)| value);
+        assert_eq!((count("datagrams_sent"), count("datagrams_not_sent")), (Some(1), Some(0)));
     }
 }
