@@ -23,13 +23,13 @@ impl Endpoint {
         let number = self.connections.iter().position(|c| c.profile.name == connection);
         let number = number.ok_or_else(|| Refused::UnknownConnection(connection.into()))?;
         let profile = &self.connections[number].profile;
-        let child = match child {
+        let found = match child {
             Some(name) => profile.child(name),
             None => profile.children.first().cloned(),
         };
-        let unknown = || Refused::UnknownChild(connection.into(), child_name(child.as_deref()));
-        let name = child.as_ref().map(|c| c.name.clone()).ok_or_else(unknown)?;
-        self.want(now, number, BTreeSet::from([name]), initial_contact)
+        let unknown = || Refused::UnknownChild(connection.into(), child.unwrap_or_default().into());
+        let found = found.ok_or_else(unknown)?;
+        self.want(now, number, BTreeSet::from([found.name.clone()]), initial_contact)
     }
 
     /// Where the peer of a connection without a configured remote address was before a restart, our port first: it can
@@ -232,10 +232,6 @@ impl Endpoint {
             self.with_sa(now, id, |e, sa| e.close(now, sa, Authority::Local("the gateway ends")));
         }
     }
-}
-
-fn child_name(child: Option<&crate::connect::ChildProfile>) -> String {
-    child.map_or_else(String::new, |c| c.name.clone())
 }
 
 fn status(sa: &IkeSa) -> IkeSaStatus {

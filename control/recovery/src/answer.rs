@@ -48,6 +48,8 @@ pub(crate) struct Answers {
     hash: SourceHash,
     with_token: Budget,
     without_token: Budget,
+    former_with_token: Budget,
+    former_without_token: Budget,
     unknown_spi: Budget,
     former_other: Budget,
     limits: Limits,
@@ -70,6 +72,8 @@ impl Answers {
             hash,
             with_token: requests(),
             without_token: requests(),
+            former_with_token: requests(),
+            former_without_token: requests(),
             unknown_spi: Budget::new(limits.invalid_spi_per_source, limits.invalid_spi_total),
             former_other: Budget::new(limits.former_other_per_source, limits.former_other_total),
             limits,
@@ -95,6 +99,12 @@ impl Answers {
         } else {
             self.hash.source(remote.ip())
         };
+        // Whoever names what we have lost has a budget of its own: no flood, from whatever addresses, can spend it
+        // without knowing such pairs.
+        let (with_token, without_token) = match former {
+            true => (&mut self.former_with_token, &mut self.former_without_token),
+            false => (&mut self.with_token, &mut self.without_token),
+        };
         let permit = may_present(&Conditions {
             maker: self.tokens.is_maker(),
             control: Control::Authoritative,
@@ -103,11 +113,11 @@ impl Answers {
             in_use,
             address_serves: self.locals.contains(&local.ip()),
             anchor_matches: self.anchor_matches,
-            within_budget: self.with_token.has_room(now, source, known),
+            within_budget: with_token.has_room(now, source, known),
         });
         let tokens: Vec<Token> = match permit {
             Ok(permit) => {
-                self.with_token.allow(now, source, known);
+                with_token.allow(now, source, known);
                 self.tokens.present(permit, remote.ip())
             }
             Err(reason) => {
@@ -116,7 +126,7 @@ impl Answers {
                     stats.count(silence);
                     return None;
                 }
-                if !self.without_token.allow(now, source, known) {
+                if !without_token.allow(now, source, known) {
                     stats.count(Counter::RequestsUnanswered);
                     return None;
                 }
@@ -456,6 +466,31 @@ mod tests {
         assert!(sent <= 2 * (5000 + 10), "{sent} answers in no time");
         let answer = ask(&mut answers, &request(pair(1), 3), REMOTE, &mut stats).unwrap();
         assert_eq!(notifies(&answer).1[1].data, given(7, pair(1)));
+    }
+
+    /// The same from a thousand addresses that are all known.
+    #[test]
+    fn a_flood_from_the_addresses_of_all_peers_does_not_keep_the_token_from_one_of_them() {
+        let address = |n: u32| SocketAddr::from(((0x0a00_0000 + n).to_be_bytes(), 500));
+        let of_peer = |n: u32| JournalRecord { remote: address(n), ..record(900 + n, pair(1)) };
+        let mut answers = answers(&config(), (0..1000).map(of_peer).collect());
+        let (mut stats, mut sent) = (Stats::default(), 0);
+        for n in 0..40_000u32 {
+            let mut forged = pair(2);
+            forged.initiator[..4].copy_from_slice(&n.to_be_bytes());
+            let ends = (socket(LOCAL), address(n % 1000));
+            let header = request(forged, n);
+            sent += usize::from(
+                answers.answer_request(NOW, &header, ends, false, &|_| false, &mut stats).is_some(),
+            );
+        }
+        assert!(
+            (10_000..=10_020).contains(&sent),
+            "{sent} answers: both budgets of known addresses are spent"
+        );
+        let ends = (socket(LOCAL), address(7));
+        let answer = answers.answer_request(NOW, &request(pair(1), 3), ends, false, &|_| false, &mut stats);
+        assert_eq!(notifies(&answer.unwrap()).1[1].data, given(7, pair(1)));
     }
 
     /// RFC 6290 section 8.2 and 4.5, RFC 7296 section 1.5: INVALID_SPI with the SPI, tokens of the parent and of

@@ -31,8 +31,13 @@ impl Hints {
         Hints { again_after, total: Total::new(total), last, most: LEAST, deferred }
     }
 
-    /// May a hint have this IKE SA checked now? If it's too soon, it will be [`Hints::next_deferred`].
+    /// May a hint have this IKE SA checked now? If it's too soon, for it or for all, it will be
+    /// [`Hints::next_deferred`].
     pub(crate) fn allow(&mut self, now: Time, ike: IkeSaId) -> bool {
+        if !self.total.has_room(now) {
+            self.wait_for_room(now, ike);
+            return false;
+        }
         match self.last.get(&ike).map(|last| last.after(self.again_after)) {
             Some(earliest) if now < earliest => {
                 self.deferred.insert((earliest, ike));
@@ -45,6 +50,7 @@ impl Hints {
     /// Checks it: a liveness exchange, or the outstanding request once more. `None`: too many at present.
     pub(crate) fn probe(&mut self, now: Time, ike: IkeSaId, sas: &mut dyn IkeSas) -> Option<ProbeResult> {
         if !self.total.has_room(now) {
+            self.wait_for_room(now, ike);
             return None;
         }
         // How often hints send a request again is limited here; its own retransmissions don't count, or one that
@@ -64,6 +70,14 @@ impl Hints {
             self.most = LEAST.max(2 * self.last.len());
         }
         Some(result)
+    }
+
+    /// It is checked once there is room; where there never is any, never.
+    fn wait_for_room(&mut self, now: Time, ike: IkeSaId) {
+        let at = self.total.room_at();
+        if at > now {
+            self.deferred.insert((at, ike));
+        }
     }
 
     /// An IKE SA whose hint came too soon and is due now.
@@ -130,8 +144,19 @@ mod tests {
             hint(&mut hints, NOW, n, &mut sas);
         }
         assert_eq!(sas.probed.len(), 200);
-        sas.outstanding = false;
-        assert_eq!(hint(&mut hints, ms(100), 999, &mut sas), Some(ProbeResult::Started));
+        // Those over the budget are not lost; and no second hint is taken up for any of them meanwhile.
+        assert!((0..1000).all(|n| !hints.allow(NOW, IkeSaId(n))));
+        let mut now = NOW;
+        while let Some(at) = hints.deadline() {
+            now = now.max(at);
+            while let Some(ike) = hints.next_deferred(now) {
+                sas.outstanding = false;
+                hints.probe(now, ike, &mut sas);
+            }
+        }
+        let probed: std::collections::BTreeSet<_> = sas.probed.iter().collect();
+        assert_eq!(probed.len(), 1000);
+        assert!(now.since(NOW) >= Duration::from_millis(3900), "{:?}: 200 a second", now.since(NOW));
     }
 
     /// Half-open IKE SAs end without a word.

@@ -303,7 +303,7 @@ impl<'a> Daemon<'a> {
                 _ = terminate.recv() => self.stop(),
                 _ = interrupt.recv() => self.stop(),
                 ready = bell.readable() => ready.map_err(failed)?.clear_ready(),
-                datagram = self.datagrams.recv(), if self.status.ready => {
+                datagram = self.datagrams.recv(), if self.status.ready && self.bridge.has_room() => {
                     if let Some(datagram) = datagram {
                         self.gateway.handle(now(), Input::Datagram(datagram));
                     }
@@ -326,7 +326,8 @@ impl<'a> Daemon<'a> {
         }
         // Before it is ready an answer of ours would be a promise that the dataplane cannot keep; the sockets' queues
         // hold what comes.
-        for taken in (1..).take_while(|_| self.status.ready) {
+        // While the dataplane takes no commands, what would cause more of them waits there too.
+        for taken in (1..).take_while(|_| self.status.ready && self.bridge.has_room()) {
             let Ok(datagram) = self.datagrams.try_recv() else { break };
             self.gateway.handle(now(), Input::Datagram(datagram));
             if taken == PORTION {
