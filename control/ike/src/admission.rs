@@ -86,6 +86,11 @@ impl Endpoint {
         }
     }
 
+    /// Is it so busy here that a COOKIE is asked for?
+    pub(crate) fn asks_for_cookies(&mut self, now: Time) -> bool {
+        self.half_open.count >= self.config.cookie_threshold || self.clear_errors.are_spent(now)
+    }
+
     /// Has the sender shown that it receives at its address? Under load a request that does not is answered with a
     /// COOKIE, and with nothing else: many IKE SAs are half-open, or so many errors were told that an honest one's
     /// would have no room.
@@ -96,14 +101,18 @@ impl Endpoint {
         request: &Message,
         nonce: &[u8],
     ) -> Result<bool, Option<Notify>> {
-        if self.half_open.count < self.config.cookie_threshold && !self.clear_errors.are_spent(now) {
+        if !self.asks_for_cookies(now) {
             return Ok(false);
         }
         let (remote, spi) = (datagram.remote, &request.header.spis.initiator);
         let shown = find_notify(&request.payloads, crate::wire::notify::COOKIE);
         let random = &mut *self.random;
+        let valid = shown.is_some_and(|c| {
+            self.cookies.verify(now, random, remote, spi, nonce, &c.data)
+                || self.hears_sir() && self.cookies.verify_early(now, random, remote, &c.data)
+        });
         // RFC 7296 section 2.6: a wrong cookie is as none.
-        if shown.is_some_and(|c| self.cookies.verify(now, random, remote, spi, nonce, &c.data)) {
+        if valid {
             return Ok(true);
         }
         let cookie = self.cookies.make(now, &mut *self.random, remote, spi, nonce);

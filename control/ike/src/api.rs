@@ -3,6 +3,7 @@
 pub use crate::ticket::{OpenedTicket, TicketId, TicketKeeper};
 
 use spindle_abi::{Command, SelectorSet, Spi, Time};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -230,8 +231,8 @@ pub enum Unmatched {
         /// retransmission that the tombstone has answered already.
         tombstone: bool,
     },
-    /// A message in clear that carries notifications: INVALID_IKE_SPI, INVALID_SPI, QUICK_CRASH_DETECTION.
-    /// IKE_SA_INIT's own are not among these.
+    /// A message in clear that carries notifications: INVALID_IKE_SPI, INVALID_SPI, QUICK_CRASH_DETECTION, or one of
+    /// the exchange type of Safe IKE Recovery, where that is switched on. IKE_SA_INIT's own are not among these.
     Clear {
         /// Its header.
         header: Header,
@@ -359,6 +360,26 @@ pub enum Report {
         /// The name of the child that sent on it on this IKE SA, if one did when the message came.
         child: Option<String>,
     },
+    /// The peer asked under the protection of this IKE SA whether an ESP SA is there on which it sends (SIR). No SA
+    /// changes.
+    SpiChecked {
+        /// The IKE SA.
+        ike: IkeSaId,
+        /// The SPI, which would be one of ours.
+        spi: Spi,
+        /// Is it?
+        known: bool,
+    },
+    /// The peer answered under the protection of this IKE SA whether an ESP SA is there on which we send (SIR). If not,
+    /// its Child SA is deleted and made again.
+    SpiAnswered {
+        /// The IKE SA.
+        ike: IkeSaId,
+        /// The SPI on which we send.
+        spi: Spi,
+        /// Is it there?
+        known: bool,
+    },
     /// An IKE SA's peer failed to answer for the first time: the first retransmission.
     Suspected {
         /// The IKE SA.
@@ -402,6 +423,8 @@ pub struct EndpointConfig {
     pub token_taker: bool,
     /// May another machine speak for our identities too? Then INITIAL_CONTACT is never sent (RFC 7296 section 2.4).
     pub replicated: bool,
+    /// The connections that announce and speak Safe IKE Recovery, an experiment.
+    pub sir: BTreeSet<String>,
     /// Half-open IKE SAs (as responder) from which on IKE_SA_INIT is answered with COOKIE (RFC 7296 section 2.6).
     pub cookie_threshold: usize,
     /// Half-open IKE SAs (as responder) at most; beyond it IKE_SA_INIT is ignored.
@@ -431,6 +454,7 @@ impl EndpointConfig {
             connections,
             token_taker: true,
             replicated: false,
+            sir: BTreeSet::new(),
             cookie_threshold: 64,
             max_half_open: 4096,
             half_open_timeout: Duration::from_secs(30),

@@ -95,6 +95,7 @@ impl Endpoint {
         if self.complete_child(now, sa, auth.child, payloads, nonces, Sends::AtOnce).is_none() {
             self.make_child_later(now, sa, &name);
         }
+        self.end_superseded(now, sa);
         if sa.surplus {
             return self.close(now, sa, Authority::Superseded(Evidence(())));
         }
@@ -125,6 +126,9 @@ impl Endpoint {
         };
         self.connections[sa.connection.number].sas.remove(&sa.id);
         sa.connection = connection;
+        sa.sir &= self.config.sir.contains(&sa.connection.name);
+        // From our answer to the request that follows it; with the peer's computing, so not too short.
+        sa.round_trip = Some(now.since(sa.created));
         follow_to_auth(sa, request.datagram);
         let is_contact = find_notify(&request.payloads, notify::INITIAL_CONTACT).is_some();
         if is_contact {
@@ -148,6 +152,7 @@ impl Endpoint {
             Ok((_, accepted)) => payloads.extend(accepted),
             Err(error) => payloads.push(error),
         }
+        self.end_superseded(now, sa);
         payloads.extend(self.answer_ticket_request(now, sa, &request.payloads));
         self.respond(sa, &request, &payloads);
         self.settle_duplicates(now, sa);

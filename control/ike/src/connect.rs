@@ -78,6 +78,19 @@ pub(crate) struct Connection {
     failed_at: Time,
 }
 
+/// How an IKE SA begins.
+#[derive(Default)]
+pub(crate) struct Beginning {
+    /// Our address and the peer's, where they are not those of the configuration.
+    pub(crate) ends: Option<(SocketAddr, SocketAddr)>,
+    /// INITIAL_CONTACT may be sent although it was before in this incarnation.
+    pub(crate) initial_contact: bool,
+    /// The peer's, for the first message.
+    pub(crate) cookie: Option<Vec<u8>>,
+    /// The IKE SA that ends once this one is authenticated.
+    pub(crate) supersedes: Option<IkeSaId>,
+}
+
 /// Back-off after the first failed initiation; it doubles up to the other one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
@@ -168,19 +181,19 @@ impl Endpoint {
             self.with_sa(now, id, |_, sa| sa.wanted.extend(names));
             return Ok(());
         }
-        self.start_ike(now, number, names, initial_contact)
+        self.start_ike(now, number, names, Beginning { initial_contact, ..Beginning::default() })
     }
 
-    fn start_ike(
+    pub(crate) fn start_ike(
         &mut self,
         now: Time,
         number: usize,
         names: BTreeSet<String>,
-        initial_contact: bool,
+        beginning: Beginning,
     ) -> Result<(), Refused> {
         self.retry(number, None);
         let profile = self.connections[number].profile.clone();
-        let ends = self.connections[number].ends();
+        let ends = beginning.ends.or_else(|| self.connections[number].ends());
         let ends = ends.ok_or_else(|| Refused::NoRemote(profile.name.clone()))?;
         if self.sas.len() >= self.config.max_ike_sas {
             return Err(Refused::TooMany);
@@ -189,12 +202,13 @@ impl Endpoint {
         let spis = IkeSpis { initiator: self.allocate_ike_spi(), responder: [0; 8] };
         let id = IkeSaId(self.next_id());
         let mut sa = IkeSa::new(id, profile, spis, true, ends, now);
-        sa.initial_contact = initial_contact;
+        sa.initial_contact = beginning.initial_contact;
+        sa.supersedes = beginning.supersedes;
         sa.wanted = names;
         sa.wanted.extend(waiting);
         match self.take_ticket(now, number) {
-            Some(held) => self.begin_resume(now, &mut sa, held),
-            None => self.begin_init(now, &mut sa),
+            Some(held) => self.begin_resume(now, &mut sa, held, beginning.cookie),
+            None => self.begin_init(now, &mut sa, beginning.cookie),
         }
         self.insert_sa(now, sa);
         Ok(())
@@ -257,8 +271,10 @@ impl Endpoint {
         let Some(Purpose::Auth(auth)) = sa.outstanding.as_ref().map(|o| &o.purpose) else { return false };
         let mut names = sa.wanted.clone();
         names.insert(auth.child.profile.name.clone());
-        let (number, initial_contact) = (sa.connection.number, sa.initial_contact);
-        self.initiation_beside(sa).is_none() && self.start_ike(now, number, names, initial_contact).is_ok()
+        let (number, supersedes) = (sa.connection.number, sa.supersedes);
+        let ends = supersedes.and_then(|old| self.sas.get(&old)).map(|old| (old.local, old.remote));
+        let beginning = Beginning { ends, initial_contact: sa.initial_contact, supersedes, cookie: None };
+        self.initiation_beside(sa).is_none() && self.start_ike(now, number, names, beginning).is_ok()
     }
 
     /// This initiation succeeded; one beside it is dropped, but for one that the peer may be answering: a Delete then
@@ -267,6 +283,7 @@ impl Endpoint {
         while let Some(other) = self.initiation_beside(sa) {
             self.with_sa(now, other, |_, other| {
                 sa.wanted.append(&mut other.wanted);
+                sa.supersedes = sa.supersedes.or(other.supersedes);
                 other.surplus = true;
                 if !matches!(other.outstanding.as_ref().map(|o| &o.purpose), Some(Purpose::Auth(_))) {
                     other.end(Authority::Superseded(Evidence(())), false);
@@ -286,6 +303,7 @@ impl Endpoint {
                         sa.enqueue(now, Task::CreateChild(name));
                     }
                     other.surplus = true;
+                    sa.supersedes = sa.supersedes.or(other.supersedes);
                     other.end(Authority::Superseded(Evidence(())), false);
                 }
             });
@@ -366,7 +384,9 @@ impl Endpoint {
                 _ => "no answer".into(),
             });
             self.report(Report::InitiationFailed { connection, reason });
-            let local = matches!(ending.authority, Authority::Local(_));
+            // What it was to take the place of still stands, and sees to its own end.
+            let beside = sa.supersedes.is_some_and(|old| self.sas.contains_key(&old));
+            let local = beside || matches!(ending.authority, Authority::Local(_));
             self.note_failure(now, tried, number, std::mem::take(&mut sa.wanted), local);
         }
     }

@@ -184,7 +184,8 @@ impl Endpoint {
         let hint = |kind| {
             matches!(kind, notify::INVALID_IKE_SPI | notify::INVALID_SPI | notify::QUICK_CRASH_DETECTION)
         };
-        if notifies.iter().any(|n| hint(n.kind)) {
+        let sir = self.hears_sir() && view.header().exchange == exchange::SIR;
+        if sir || notifies.iter().any(|n| hint(n.kind)) {
             let (local, remote) = (datagram.local, datagram.remote);
             let header = message.header;
             self.push(Output::Unmatched(Unmatched::Clear { header, notifies, local, remote }));

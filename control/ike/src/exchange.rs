@@ -124,7 +124,10 @@ impl Endpoint {
                 Task::TellInvalidSpi(spi) => self.tell_invalid_spi(now, sa, spi),
                 Task::RekeyIke => self.begin_ike_rekey(now, sa),
                 Task::DeleteIke => self.begin_ike_delete(now, sa),
-                Task::Liveness => self.inform(now, sa, &[], Purpose::Informational),
+                Task::Liveness => {
+                    let payloads = self.liveness_payloads(sa);
+                    self.inform(now, sa, &payloads, Purpose::Informational);
+                }
                 Task::RequestTicket => self.request_ticket(now, sa),
                 Task::SendToken => {
                     if let Some(token) = self.own_token(sa.spis, sa.remote) {
@@ -152,7 +155,9 @@ impl Endpoint {
                 }
             }
             // A peer that knows no tickets may say nothing at all.
-            Due::Failed if matches!(outstanding.purpose, Purpose::Resume(_)) => self.begin_init(now, sa),
+            Due::Failed if matches!(outstanding.purpose, Purpose::Resume(_)) => {
+                self.begin_init(now, sa, None);
+            }
             Due::Failed => {
                 let authority = match &sa.state {
                     State::Deleting(authority) => authority.clone(),

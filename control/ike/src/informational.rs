@@ -40,6 +40,7 @@ impl Endpoint {
         }
         let mut answer = Vec::new();
         answer.extend((!paired.is_empty()).then_some(Payload::Delete(Delete::Esp(paired))));
+        answer.extend(self.answer_check_spi(sa, &request.payloads));
         answer.extend(self.answer_ticket_request(now, sa, &request.payloads));
         self.respond(sa, &request, &answer);
         if let Some(spi) = invalid {

@@ -36,14 +36,14 @@ pub(crate) const MAX_RESTARTS: u32 = 6;
 const TRIES_AFTER_ERROR: u32 = 2;
 
 impl Endpoint {
-    /// Begins an IKE SA as initiator.
-    pub(crate) fn begin_init(&mut self, now: Time, sa: &mut IkeSa) {
+    /// Begins an IKE SA as initiator. `cookie`: one that the peer gave beforehand.
+    pub(crate) fn begin_init(&mut self, now: Time, sa: &mut IkeSa, cookie: Option<Vec<u8>>) {
         let Some(group) = sa.connection.proposals.first().and_then(|p| p.groups.first().copied()) else {
             return sa.end(Authority::Local("no usable proposal"), false);
         };
         let key = PrivateKey::generate(group, &mut *self.random);
         let nonce = self.nonce();
-        let initiation = Initiation { key, nonce, cookie: None, restarts: 0, error: None };
+        let initiation = Initiation { key, nonce, cookie, restarts: 0, error: None };
         self.send_init_request(now, sa, initiation);
     }
 
@@ -59,6 +59,7 @@ impl Endpoint {
             Payload::Nonce(initiation.nonce.clone()),
         ]);
         payloads.extend(nat_detection(sa.spis, sa.local, sa.remote, sa.connection.force_encapsulation));
+        payloads.extend(self.sir_announcement(&sa.connection.name));
         let header = Header {
             spis: sa.spis,
             next_payload: 0,
@@ -98,6 +99,7 @@ impl Endpoint {
         let Some(mut outstanding) = sa.outstanding.take_if(is_init) else { return };
         let Purpose::Init(initiation) = &mut outstanding.purpose else { return };
         if let Some(agreed) = agree(sa, initiation, &message) {
+            sa.round_trip = outstanding.schedule.round_trip(now);
             return self.finish_init(now, sa, datagram, octets, agreed);
         }
         if restart(sa, initiation, &message.payloads, &mut *self.random) {
@@ -126,6 +128,7 @@ impl Endpoint {
         sa.keys = Some(SaKeys::new(agreed.keys, true));
         sa.setup.response = octets.to_vec();
         sa.setup.nonce_r = agreed.nonce;
+        sa.sir = self.agrees_on_sir(&sa.connection.name, &agreed.payloads);
         sa.nat = detect_nat(agreed.spis, datagram, &agreed.payloads, sa.connection.force_encapsulation);
         // RFC 7296 section 2.23: with a NAT in between, all goes on at port 4500.
         if sa.nat.encapsulates() {
@@ -232,6 +235,8 @@ impl Endpoint {
         sa.keys = Some(SaKeys::new(keys, false));
         sa.resumed = resumed;
         payloads.extend(nat_detection(spis, sa.local, sa.remote, sa.connection.force_encapsulation));
+        sa.sir = self.agrees_on_sir(&sa.connection.name, &message.payloads);
+        payloads.extend(self.sir_announcement(&sa.connection.name).filter(|_| sa.sir));
         let header = Header { spis, response: true, initiator: false, ..message.header };
         let response = Message { header, payloads }.emit();
         self.answer(datagram, &response);

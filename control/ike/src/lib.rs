@@ -6,6 +6,8 @@
 mod admission;
 pub mod api;
 mod auth;
+mod beside;
+pub mod check_spi;
 mod child;
 mod collision;
 mod connect;
@@ -29,4 +31,5 @@ mod window;
 pub mod wire;
 mod wishes;
 
+pub use beside::SirPeer;
 pub use endpoint::Endpoint;

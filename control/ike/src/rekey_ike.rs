@@ -175,6 +175,7 @@ impl Endpoint {
         let mut new = IkeSa::new(id, sa.connection.clone(), spis, initiator, ends, now);
         new.state = State::Established;
         new.nat = sa.nat;
+        (new.sir, new.round_trip) = (sa.sir, sa.round_trip);
         new.remote_id = sa.remote_id.clone();
         new.origin = sa.origin.clone();
         new.keys = Some(keys);

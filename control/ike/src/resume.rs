@@ -47,10 +47,16 @@ pub(crate) struct Resumed {
 const TRIES: u32 = 1;
 
 impl Endpoint {
-    /// Begins an IKE SA as initiator, with a ticket.
-    pub(crate) fn begin_resume(&mut self, now: Time, sa: &mut IkeSa, held: Held) {
+    /// Begins an IKE SA as initiator, with a ticket. `cookie`: one that the peer gave beforehand.
+    pub(crate) fn begin_resume(
+        &mut self,
+        now: Time,
+        sa: &mut IkeSa,
+        held: Held,
+        cookie: Option<Vec<u8>>,
+    ) {
         let nonce = self.nonce();
-        self.send_resume_request(now, sa, Resumption { held, nonce, cookie: None, restarts: 0 });
+        self.send_resume_request(now, sa, Resumption { held, nonce, cookie, restarts: 0 });
     }
 
     fn send_resume_request(&mut self, now: Time, sa: &mut IkeSa, resumption: Resumption) {
@@ -60,6 +66,7 @@ impl Endpoint {
         payloads.push(notification(notify::TICKET_OPAQUE, resumption.held.ticket.clone()));
         // RFC 5723 section 4.3.2: NAT traversal is determined anew.
         payloads.extend(nat_detection(sa.spis, sa.local, sa.remote, sa.connection.force_encapsulation));
+        payloads.extend(self.sir_announcement(&sa.connection.name));
         let header = Header {
             spis: sa.spis,
             next_payload: 0,
@@ -103,7 +110,7 @@ impl Endpoint {
         let refused = find_notify(&payloads, notify::TICKET_NACK).is_some();
         if refused || find_error(&payloads).is_some() {
             tracing::debug!(connection = sa.connection.name, "the peer takes no ticket");
-            return self.begin_init(now, sa);
+            return self.begin_init(now, sa, None);
         }
         let nonce = payloads.iter().find_map(|p| match p {
             Payload::Nonce(nonce) => Some(nonce.clone()),
@@ -111,6 +118,7 @@ impl Endpoint {
         });
         if let Some(nonce) = nonce.filter(|_| header.spis.responder != [0; 8]) {
             let Held { suite, sk_d, spis: old, .. } = &resumption.held;
+            sa.round_trip = schedule.round_trip(now);
             let keys = IkeKeys::resume(*suite, sk_d, &resumption.nonce, &nonce, header.spis);
             sa.resumed = Some(Resumed { old: *old, ticket: None });
             return self.finish_init(

@@ -12,6 +12,8 @@ pub(crate) struct Schedule {
     tries: u32,
     sent: Time,
     next: Time,
+    /// Sent more than once, so an answer may be to either.
+    repeated: bool,
 }
 
 /// What [`Schedule::due`] asks for.
@@ -34,7 +36,7 @@ impl Schedule {
 
     /// For a request that is sent at `now`.
     pub(crate) fn new(settings: Retransmission, now: Time) -> Schedule {
-        let mut schedule = Schedule { settings, tries: 0, sent: now, next: now };
+        let mut schedule = Schedule { settings, tries: 0, sent: now, next: now, repeated: false };
         schedule.next = now.after(schedule.interval());
         schedule
     }
@@ -57,6 +59,7 @@ impl Schedule {
             return Due::Failed;
         }
         self.tries += 1;
+        self.repeated = true;
         self.sent = now;
         self.next = now.after(self.interval());
         Due::Retransmit { first: self.tries == 1 }
@@ -75,6 +78,12 @@ impl Schedule {
     /// It is sent now, out of schedule; the schedule goes on as it was.
     pub(crate) fn sent_again(&mut self, now: Time) {
         self.sent = now;
+        self.repeated = true;
+    }
+
+    /// How long the answer that came now took, if it is known which transmission it answers.
+    pub(crate) fn round_trip(&self, now: Time) -> Option<Duration> {
+        (!self.repeated).then(|| now.since(self.sent))
     }
 
     /// At most so many retransmissions more.
@@ -113,6 +122,15 @@ mod tests {
             }
         }
         assert_eq!(at, [1, 3, 7]);
+    }
+
+    #[test]
+    fn only_an_answer_to_a_request_sent_once_measures_the_round_trip() {
+        let settings = Retransmission { timeout: Duration::from_secs(1), base: 2.0, tries: 3 };
+        let mut schedule = Schedule::new(settings, Time(5));
+        assert_eq!(schedule.round_trip(Time(25)), Some(Duration::from_nanos(20)));
+        schedule.sent_again(Time(7));
+        assert_eq!(schedule.round_trip(Time(25)), None);
     }
 
     #[test]

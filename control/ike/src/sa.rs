@@ -114,6 +114,14 @@ pub(crate) struct IkeSa {
     pub(crate) half_open: Option<IpAddr>,
     /// The lower nonce of the exchange that created it, to settle rekeys that crossed.
     pub(crate) lowest_nonce: Vec<u8>,
+    /// The peer announced Safe IKE Recovery, and so did we.
+    pub(crate) sir: bool,
+    /// How long an exchange took that needed no retransmission; the last one's.
+    pub(crate) round_trip: Option<Duration>,
+    /// The IKE SA that ends once this one is authenticated, for its peer is confirmed to have lost it.
+    pub(crate) supersedes: Option<IkeSaId>,
+    /// The next liveness check asks about the ESP SA with this outbound SPI.
+    pub(crate) check: Option<Spi>,
     pub(crate) origin: Origin,
     /// The IKE SA that it may take the place of, where two rekeys crossed. Until that is settled no Child SA is its
     /// own.
@@ -198,6 +206,10 @@ impl IkeSa {
             half_open: None,
             lowest_nonce: Vec::new(),
             origin: Origin { ours: initiator, lowest_nonce: Vec::new() },
+            sir: false,
+            round_trip: None,
+            supersedes: None,
+            check: None,
             predecessor: None,
             created: now,
             established: None,

@@ -114,6 +114,7 @@ impl Endpoint {
         opened: Result<Vec<Payload>, wire::Error>,
     ) {
         let Some(outstanding) = sa.outstanding.take() else { return };
+        sa.round_trip = outstanding.schedule.round_trip(now).or(sa.round_trip);
         let payloads = match opened {
             Ok(payloads) => payloads,
             // RFC 7296 section 2.21.3: an authenticated peer that breaks the protocol. A response is never answered.
@@ -139,7 +140,7 @@ impl Endpoint {
                 }
             }
             Purpose::DeleteIke => self.finish_ike_delete(sa),
-            Purpose::Informational => {}
+            Purpose::Informational => self.take_check_spi_answer(now, sa, &payloads),
             Purpose::Token => self.report(Report::TokenAcknowledged { ike: sa.id, spis: sa.spis }),
             Purpose::RefuseResponder => sa.end(Authority::ProtocolError(Evidence(())), false),
         }

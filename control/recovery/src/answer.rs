@@ -6,7 +6,7 @@
 
 use crate::api::{Boot, Config, JournalRecord, Limits};
 use crate::journal::Former;
-use crate::limits::{Budget, SourceHash};
+use crate::limits::{Budget, SourceHash, SourceKey};
 use crate::message::{ENCAPSULATION_PORT, IKE_PORT, invalid_ike_spi, invalid_spi};
 use crate::qcd::{Conditions, Control, MAX_TOKENS, Token, Tokens, Trigger, Withheld, may_present};
 use crate::stats::{Counter, Stats};
@@ -80,6 +80,20 @@ impl Answers {
         }
     }
 
+    /// Whose budget a question about an IKE SA spends, and is it a peer that we know?
+    pub(crate) fn source(&self, remote: IpAddr, spis: IkeSpis) -> (SourceKey, bool) {
+        if self.former_pairs.contains(&spis) {
+            (self.hash.source_and_pair(remote, spis), true)
+        } else {
+            (self.hash.source(remote), self.known.contains(&remote))
+        }
+    }
+
+    /// Does this address of ours serve a connection?
+    pub(crate) fn serves(&self, local: IpAddr) -> bool {
+        self.locals.contains(&local)
+    }
+
     /// To an IKE message with a protected payload and IKE SPIs of no IKE SA here: INVALID_IKE_SPI with tokens;
     /// beyond that budget, or where the SA ended by an exchange, without; beyond that one silence.
     /// (RFC 6290 section 3, 4.5 and 8.1; RFC 7296 section 2.21.4.)
@@ -92,16 +106,11 @@ impl Answers {
         in_use: &dyn Fn(IkeSpi) -> bool,
         stats: &mut Stats,
     ) -> Option<Answer> {
-        let former = self.former_pairs.contains(&header.spis);
-        let known = former || self.known.contains(&remote.ip());
-        let source = if former {
-            self.hash.source_and_pair(remote.ip(), header.spis)
-        } else {
-            self.hash.source(remote.ip())
-        };
+        let (source, known) = self.source(remote.ip(), header.spis);
+        let address_serves = self.serves(local.ip());
         // Whoever names what we have lost has a budget of its own: no flood, from whatever addresses, can spend it
         // without knowing such pairs.
-        let (with_token, without_token) = match former {
+        let (with_token, without_token) = match self.former_pairs.contains(&header.spis) {
             true => (&mut self.former_with_token, &mut self.former_without_token),
             false => (&mut self.with_token, &mut self.without_token),
         };
@@ -111,7 +120,7 @@ impl Answers {
             trigger: Trigger::Message { exchange: header.exchange, response: header.response, tombstone },
             spis: header.spis,
             in_use,
-            address_serves: self.locals.contains(&local.ip()),
+            address_serves,
             anchor_matches: self.anchor_matches,
             within_budget: with_token.has_room(now, source, known),
         });

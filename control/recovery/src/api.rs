@@ -57,7 +57,7 @@ pub enum Method {
     InitialContact,
     /// RFC 6290.
     Qcd,
-    /// draft-detienne-ikev2-recovery-03.
+    /// Safe IKE Recovery (draft-detienne-ikev2-recovery-03) with private numbers: an experiment.
     Sir,
     /// RFC 7296 section 2.4 alone.
     Liveness,
@@ -91,6 +91,52 @@ pub struct Limits {
     pub failed_tokens_logged_per_source: u32,
     /// The same in all.
     pub failed_tokens_logged_total: u32,
+    /// Those of Safe IKE Recovery.
+    pub sir: SirLimits,
+}
+
+/// Budgets and times of Safe IKE Recovery, none of which its draft names (section 4.3: all MUST be administrable); rates
+/// per second.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct SirLimits {
+    /// New queries about one IKE SA.
+    pub queries_per_sa: u32,
+    /// New queries about all.
+    pub queries_total: u32,
+    /// IKE SAs that are asked about or recovered at once.
+    pub recovering_at_once: u32,
+    /// Answers to one source prefix.
+    pub answers_per_source: u32,
+    /// Answers to all.
+    pub answers_total: u32,
+    /// Between a NACK and the new IKE SA: two round trips, at least this.
+    pub wait_min: std::time::Duration,
+    /// And at most this.
+    pub wait_max: std::time::Duration,
+    /// A peer is not asked so long after an SA was made or rekeyed.
+    pub dampen_new: std::time::Duration,
+    /// The same after a recovery, or one that failed; twice as long after each that follows soon.
+    pub dampen_recovered: std::time::Duration,
+    /// The longest of these.
+    pub dampen_max: std::time::Duration,
+}
+
+impl Default for SirLimits {
+    fn default() -> SirLimits {
+        use std::time::Duration;
+        SirLimits {
+            queries_per_sa: 1,
+            queries_total: 200,
+            recovering_at_once: 1024,
+            answers_per_source: 2,
+            answers_total: 5000,
+            wait_min: Duration::from_millis(50),
+            wait_max: Duration::from_secs(1),
+            dampen_new: Duration::from_secs(10),
+            dampen_recovered: Duration::from_secs(60),
+            dampen_max: Duration::from_secs(600),
+        }
+    }
 }
 
 impl Default for Limits {
@@ -108,6 +154,7 @@ impl Default for Limits {
             probe_again: std::time::Duration::from_secs(1),
             failed_tokens_logged_per_source: 1,
             failed_tokens_logged_total: 10,
+            sir: SirLimits::default(),
         }
     }
 }
@@ -295,7 +342,8 @@ pub enum Output {
 
 /// One thing that happened, for people and for timelines. `name` is one of: `ready`, `hint`, `probe`, `proof`,
 /// `token-sent`, `token-failed`, `ike-established`, `ike-rekeyed`, `ike-deleted`, `installed`, `child-deleted`,
-/// `initiating`, `initiation-failed`, `suspected`, `secret-rotated`, `maker-off`, …
+/// `initiating`, `initiation-failed`, `suspected`, `secret-rotated`, `maker-off`, of SIR `query`, `ack`, `nack`,
+/// `confirmation`, …
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
     /// What.

@@ -76,6 +76,8 @@ pub struct Gateway {
     unasked: VecDeque<Spi>,
     /// The connection of each policy.
     policies: HashMap<u32, String>,
+    /// Where a connection has the method.
+    sir: Option<sir::Sir>,
     hash: SourceHash,
     failed_tokens: BySource,
     token_reports: Total,
@@ -105,6 +107,7 @@ impl Gateway {
         let mut key = Zeroizing::new([0; 32]);
         random.fill(&mut *key);
         let hash = SourceHash::new(&key);
+        let sir = sir::Sir::new(&config, &mut *random, now);
         let mut boot = boot;
         if !config.journal {
             boot.former.clear();
@@ -120,6 +123,7 @@ impl Gateway {
         let mut ike = EndpointConfig::new(config.connections.clone());
         ike.token_taker = takes_tokens(&config);
         ike.replicated = config.replicated;
+        ike.sir = sir::speakers(&config);
         ike.cookie_threshold = config.cookie_threshold;
         ike.ticket_lifetime = config.ticket_lifetime;
         let mut endpoint = Endpoint::new(ike, Box::new(protected), activity, random);
@@ -146,6 +150,7 @@ impl Gateway {
             journal: Journal::new(&config, boot.incarnation),
             hints: Hints::new(limits.probe_again, limits.probes_total),
             reconnect: Reconnect::default(),
+            sir,
             pace: Total::new(limits.handshakes_total),
             waiting: VecDeque::new(),
             unasked: VecDeque::new(),
@@ -195,6 +200,7 @@ impl Gateway {
         while let Some(ike) = self.hints.next_deferred(now) {
             self.probe(now, ike);
         }
+        self.tick_sir(now);
         self.endpoint.tick(now);
         self.drain(now);
     }
@@ -227,7 +233,8 @@ impl Gateway {
         let turns = !self.waiting.is_empty() || !self.unasked.is_empty();
         let turn = turns.then(|| self.pace.room_at());
         let reconnect = self.reconnect.deadline(&self.pace);
-        let own = [expiry, self.hints.deadline(), reconnect, turn, self.rotation_deadline()];
+        let sir = self.sir.as_ref().and_then(sir::Sir::deadline);
+        let own = [expiry, self.hints.deadline(), reconnect, turn, self.rotation_deadline(), sir];
         own.into_iter().chain([self.endpoint.deadline()]).flatten().min()
     }
 
@@ -396,6 +403,7 @@ impl Gateway {
                 self.accepted = (!initiator).then_some(ike);
                 self.journal.ike_established(ike, spis, &connection, initiator);
                 self.reconnect_established(now, &connection, initiator);
+                self.sir.as_mut().into_iter().for_each(|sir| sir.created(now, &connection));
                 let role = if initiator { "initiator" } else { "responder" };
                 let detail = if resumed { format!("{role}, resumed") } else { role.into() };
                 self.report("ike-established", Some(connection), Some(spis), None, detail);
@@ -405,16 +413,22 @@ impl Gateway {
                 let initiator = self.endpoint.spi_in_use(spis.initiator);
                 self.journal.ike_rekeyed(old, new, spis, initiator);
                 let connection = self.journal.ike_sa(new).map(|row| row.connection.clone());
+                if let (Some(sir), Some(connection)) = (&mut self.sir, &connection) {
+                    sir.forget(old);
+                    sir.created(now, connection);
+                }
                 self.report("ike-rekeyed", connection, Some(spis), None, String::new());
             }
             Ike::IkeDeleted { ike, spis, connection, authority } => {
                 self.hints.forget(ike);
                 self.token_holder_ended(now, spis, &authority);
+                self.sir.as_mut().into_iter().for_each(|sir| sir.forget(ike));
                 self.journal.ike_deleted(ike, matches!(authority, Authority::Timeout(_)));
                 self.report("ike-deleted", Some(connection), Some(spis), None, reason(&authority));
             }
             Ike::InitiationFailed { connection, reason } => {
                 self.reconnect.failed(now, &connection);
+                self.sir.as_mut().into_iter().for_each(|sir| sir.failed(now, &connection));
                 self.report("initiation-failed", Some(connection), None, None, reason);
             }
             Ike::ChildInstalled {
@@ -439,6 +453,7 @@ impl Gateway {
                     remote,
                     encapsulated,
                 };
+                self.sir.as_mut().into_iter().for_each(|sir| sir.created(now, &connection));
                 let wall = self.wall(now);
                 self.journal.child_installed(wall, installed);
                 let detail = format!(
@@ -462,6 +477,8 @@ impl Gateway {
                 self.replace_stale_token(now, ike, spis, remote);
             }
             Ike::InvalidSpi { ike, spi, child } => self.invalid_spi(now, ike, spi, child),
+            Ike::SpiChecked { ike, spi, known } => self.spi_checked(now, ike, spi, known),
+            Ike::SpiAnswered { ike, spi, known } => self.spi_answered(now, ike, spi, known),
             Ike::Suspected { ike } => self.report_ike("suspected", ike),
         }
     }
@@ -549,5 +566,6 @@ fn reason(authority: &Authority) -> String {
 mod contact;
 mod heard;
 mod secrets;
+mod sir;
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ mod reconnect;
 mod record;
 mod rotation;
 pub mod secrets;
+mod sir;
 mod stats;
 pub mod store;
 mod taker;

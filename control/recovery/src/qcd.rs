@@ -166,7 +166,6 @@ pub(crate) enum Control {
     /// The journal is read, what was to be adopted is adopted.
     Authoritative,
     /// Still starting.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a gateway is built with its journal read"))]
     Starting,
 }
 

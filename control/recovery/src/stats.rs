@@ -116,6 +116,44 @@ counters! {
     TicketsExpired = "tickets-expired",
     /// Tickets refused: used before, or use could not be remembered.
     TicketsUsed = "tickets-used",
+    /// SIR: hints from a peer that is dampened; they are hints as others.
+    SirDampened = "sir-hints-dampened",
+    /// SIR: queries sent, those sent again included.
+    SirQueriesSent = "sir-queries-sent",
+    /// SIR: queries not sent, for there were too many.
+    SirQueriesOverBudget = "sir-queries-over-budget",
+    /// SIR: queries given up.
+    SirQueriesUnanswered = "sir-queries-unanswered",
+    /// SIR: ACKs to our queries: the IKE SA is there.
+    SirAcks = "sir-acks",
+    /// SIR: NACKs to our queries: it is not.
+    SirNacks = "sir-nacks",
+    /// SIR: both, or an authenticated packet after a NACK.
+    SirContradicted = "sir-contradicted",
+    /// SIR: losses confirmed.
+    SirConfirmations = "sir-confirmations",
+    /// SIR: answers whose cookie is not of our query, or stale.
+    SirCookiesInvalid = "sir-cookies-invalid",
+    /// SIR: answers to nothing asked.
+    SirUnexpected = "sir-answers-unexpected",
+    /// SIR: messages that make no sense.
+    SirMalformed = "sir-malformed",
+    /// SIR: queries received.
+    SirQueriesReceived = "sir-queries-received",
+    /// SIR: ACKs sent.
+    SirAcksSent = "sir-acks-sent",
+    /// SIR: NACKs sent.
+    SirNacksSent = "sir-nacks-sent",
+    /// SIR: queries not answered: not ready, or asked at an address that serves no connection.
+    SirAnswersWithheld = "sir-answers-withheld",
+    /// SIR: queries not answered, for there were too many.
+    SirAnswersOverBudget = "sir-answers-over-budget",
+    /// SIR: protected queries about an ESP SA, answered.
+    SirProtectedQueries = "sir-protected-queries",
+    /// SIR: protected ACKs of an ESP SA.
+    SirProtectedAcks = "sir-protected-acks",
+    /// SIR: protected NACKs of an ESP SA, which is made again.
+    SirProtectedNacks = "sir-protected-nacks",
 }
 
 /// The counters of a gateway.

@@ -54,6 +54,8 @@ pub(crate) struct Finding {
     pub(crate) token_ignored: bool,
     /// It held INVALID_IKE_SPI or INVALID_SPI.
     pub(crate) hint: bool,
+    /// INVALID_SPI's SPI, on which we send; `None` where an INVALID_IKE_SPI beside it speaks of the pair.
+    pub(crate) spi: Option<Spi>,
     /// IKE SAs that it may be about.
     pub(crate) candidates: Vec<IkeSaId>,
 }
@@ -67,8 +69,9 @@ pub(crate) fn examine(sas: &dyn IkeSas, taker: bool, header: &Header, notifies: 
     // peers may have the same.
     for notify in notifies.iter().filter(|n| n.kind == INVALID_SPI) {
         finding.hint = true;
-        if let Ok(spi) = notify.data.as_slice().try_into() {
-            for ike in sas.find_by_outbound_spi(Spi(u32::from_be_bytes(spi))) {
+        if let Ok(spi) = notify.data.as_slice().try_into().map(|spi| Spi(u32::from_be_bytes(spi))) {
+            finding.spi = Some(spi);
+            for ike in sas.find_by_outbound_spi(spi) {
                 if finding.candidates.len() < MAX_CANDIDATES && !finding.candidates.contains(&ike) {
                     finding.candidates.push(ike);
                 }
@@ -76,7 +79,10 @@ pub(crate) fn examine(sas: &dyn IkeSas, taker: bool, header: &Header, notifies: 
             break;
         }
     }
-    finding.hint |= notifies.iter().any(|n| n.kind == INVALID_IKE_SPI);
+    if notifies.iter().any(|n| n.kind == INVALID_IKE_SPI) {
+        finding.hint = true;
+        finding.spi = None;
+    }
 
     let mut tokens = notifies.iter().filter(|n| n.kind == QUICK_CRASH_DETECTION).peekable();
     if tokens.peek().is_none() {

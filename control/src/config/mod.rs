@@ -11,7 +11,7 @@ pub use read::ConfigError;
 use read::{Document, Section, Value};
 use spindle_abi::{AddressRange, Selector, SelectorSet};
 use spindle_ike::api::ConnectionConfig;
-use spindle_recovery::api::{Limits, Method, TokenMethod};
+use spindle_recovery::api::{Limits, Method, SirLimits, TokenMethod};
 use spindle_recovery::secrets::method_name;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -391,14 +391,18 @@ fn recovery(section: &Section<'_>, base: &Path) -> Result<RecoverySettings> {
         token_method: token_method.unwrap_or_default(),
         secret_rotation,
         secret_file,
-        limits: limits(&section.section("limits")?)?,
+        limits: Limits { sir: sir(&section.section("sir")?)?, ..limits(&section.section("limits")?)? },
     };
     section.finish()?;
     Ok(settings)
 }
 
-const METHODS: &[(&str, Method)] =
-    &[("initial-contact", Method::InitialContact), ("qcd", Method::Qcd), ("liveness", Method::Liveness)];
+const METHODS: &[(&str, Method)] = &[
+    ("initial-contact", Method::InitialContact),
+    ("qcd", Method::Qcd),
+    ("sir", Method::Sir),
+    ("liveness", Method::Liveness),
+];
 
 /// Methods of recovery, in order of preference.
 fn methods(value: &Value<'_>) -> Result<Vec<Method>> {
@@ -415,6 +419,43 @@ fn methods(value: &Value<'_>) -> Result<Vec<Method>> {
         return Err(value.error("lacks \"liveness\", which is always on; add it"));
     }
     Ok(methods)
+}
+
+/// `[recovery.sir]`.
+fn sir(section: &Section<'_>) -> Result<SirLimits> {
+    let mut limits = SirLimits::default();
+    let rate = |key, place: &mut u32| -> Result<()> {
+        if let Some(value) = section.optional(key) {
+            *place = value.integer(0..=1_000_000)? as u32;
+        }
+        Ok(())
+    };
+    let duration = |key, place: &mut Duration| -> Result<()> {
+        if let Some(value) = section.optional(key) {
+            *place = value.duration()?;
+        }
+        Ok(())
+    };
+    rate("queries_per_sa", &mut limits.queries_per_sa)?;
+    rate("queries_total", &mut limits.queries_total)?;
+    rate("recovering_at_once", &mut limits.recovering_at_once)?;
+    rate("answers_per_source", &mut limits.answers_per_source)?;
+    rate("answers_total", &mut limits.answers_total)?;
+    duration("wait_min", &mut limits.wait_min)?;
+    duration("wait_max", &mut limits.wait_max)?;
+    duration("dampen_new", &mut limits.dampen_new)?;
+    duration("dampen_recovered", &mut limits.dampen_recovered)?;
+    duration("dampen_max", &mut limits.dampen_max)?;
+    for (short, long, names) in [
+        (limits.wait_min, limits.wait_max, ("wait_min", "wait_max")),
+        (limits.dampen_recovered, limits.dampen_max, ("dampen_recovered", "dampen_max")),
+    ] {
+        if short > long {
+            return Err(section.error(format!("{} is longer than {}; shorten it", names.0, names.1)));
+        }
+    }
+    section.finish()?;
+    Ok(limits)
 }
 
 fn limits(section: &Section<'_>) -> Result<Limits> {

@@ -213,6 +213,21 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "recovery.limits.probes_total",
             "whole number",
         ),
+        ("start_action = \"start\"", "[recovery]\nmethods = [\"sri\"]", 17, "recovery.methods", "\"sir\" or"),
+        (
+            "start_action = \"start\"",
+            "[recovery.sir]\nwait_min = \"2s\"",
+            16,
+            "recovery.sir",
+            "wait_min is longer than wait_max; shorten it",
+        ),
+        (
+            "start_action = \"start\"",
+            "[recovery.sir]\nqueries_total = -1",
+            17,
+            "recovery.sir.queries_total",
+            "from 0 to",
+        ),
         ("start_action = \"start\"", "[recovery]\njournal = true\njournal = true", 18, "journal", "not TOML"),
         ("dpd_delay = \"2s\"", "resumption = \"yes\"", 8, "connections.ab.resumption", "true or false"),
         ("name = \"b\"", "name = \"b\"\nticket_lifetime = \"2d\"", 3, "gateway.ticket_lifetime", "24h"),
@@ -264,6 +279,22 @@ fn a_connection_may_have_methods_of_its_own() {
     let own = "dpd_delay = \"0s\"\nrecovery = [\"initial-contact\", \"qcd\", \"liveness\"]";
     let s = parse(&GOOD.replacen("dpd_delay = \"2s\"", own, 1)).unwrap();
     assert_eq!(s.connection_methods["ab"], [Method::InitialContact, Method::Qcd, Method::Liveness]);
+    assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
+}
+
+/// An experiment: only who asks for it gets it.
+#[test]
+fn sir_is_off_by_default_and_its_limits_are_read() {
+    let more = "[recovery]\nmethods = [\"sir\", \"qcd\", \"liveness\"]\n[recovery.sir]\ndampen_new = \"0s\"\n\
+                queries_per_sa = 3\n[recovery.limits]\nprobes_total = 7\n";
+    let s = parse(&format!("{GOOD}{more}")).unwrap();
+    assert_eq!(s.recovery.methods, [Method::Sir, Method::Qcd, Method::Liveness]);
+    let sir = SirLimits { dampen_new: Duration::ZERO, queries_per_sa: 3, ..SirLimits::default() };
+    assert_eq!(s.recovery.limits, Limits { sir, probes_total: 7, ..Limits::default() });
+    assert!(!parse(GOOD).unwrap().recovery.methods.contains(&Method::Sir));
+    let own = "dpd_delay = \"0s\"\nrecovery = [\"sir\", \"liveness\"]";
+    let s = parse(&GOOD.replacen("dpd_delay = \"2s\"", own, 1)).unwrap();
+    assert_eq!(s.connection_methods["ab"], [Method::Sir, Method::Liveness]);
     assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
 }
 

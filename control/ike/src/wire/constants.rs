@@ -16,6 +16,8 @@ pub mod exchange {
     pub const IKE_INTERMEDIATE: u8 = 43;
     /// IKE_FOLLOWUP_KE (RFC 9370 section 2.2.4).
     pub const IKE_FOLLOWUP_KE: u8 = 44;
+    /// Safe IKE Recovery, an experiment: private use (RFC 7296 section 3.1).
+    pub const SIR: u8 = 240;
 }
 
 /// Payload types, as they stand in a Next Payload field (RFC 7296 section 3.2).
@@ -164,6 +166,8 @@ pub mod notify {
     pub const ADDITIONAL_KEY_EXCHANGE: u16 = 16441;
     /// RFC 9611 section 5.1.
     pub const SA_RESOURCE_INFO: u16 = 16444;
+    /// CHECK_SPI of Safe IKE Recovery, an experiment: private use (RFC 7296 section 3.10.1).
+    pub const SIR_CHECK_SPI: u16 = 40970;
 }
 
 /// Transform Types (RFC 7296 section 3.3.2).

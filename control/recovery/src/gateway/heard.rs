@@ -9,6 +9,7 @@ use crate::stats::Counter;
 use crate::taker::{Finding, IkeSas, MAX_PROBED, examine};
 use spindle_abi::{Spi, SpiReport, Time};
 use spindle_ike::api::{Authority, Header, IkeSaId, IkeSpis, Notify, StartAction, Unmatched};
+use spindle_ike::wire::exchange;
 use std::net::SocketAddr;
 
 impl Gateway {
@@ -131,6 +132,11 @@ impl Gateway {
                     self.answer(now, answer, None, header.spis, None);
                 }
             }
+            Unmatched::Clear { header, notifies, local, remote }
+                if self.sir.is_some() && header.exchange == exchange::SIR =>
+            {
+                self.sir_message(now, &header, &notifies, (local, remote));
+            }
             Unmatched::Clear { header, notifies, remote, .. } => self.clear(now, &header, &notifies, remote),
         }
     }
@@ -160,7 +166,9 @@ impl Gateway {
             }
         }
         for ike in finding.to_probe() {
-            self.hint(now, ike, format!("from {remote}"));
+            if !self.sir_hint(now, ike, finding.spi) {
+                self.hint(now, ike, format!("from {remote}"));
+            }
         }
     }
 

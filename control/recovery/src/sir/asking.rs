@@ -1,0 +1,358 @@
+//! Y's side: which IKE SAs are being asked about, and what came of it (draft sections 3.2.2 and 3.2.3).
+//!
+//! ```text
+//!           ask                 NACK                    the wait is over
+//!   (none) ----->  [`Asked`]  -------->  [`Waiting`]  ------------------>  [`Recovering`]  --> authenticated or failed
+//!            again, twice |  ACK              | ACK
+//!                 given up, denied        contradicted
+//! ```
+//!
+//! A record is made on a hint, within budgets, for an IKE SA that is there already; an answer counts only while there is
+//! one and with a cookie of ours.
+
+use crate::api::SirLimits;
+use crate::limits::{BySource, SourceKey};
+use spindle_abi::Time;
+use spindle_ike::api::IkeSaId;
+use spindle_ike::check_spi::Subtype;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+/// Until a query is sent again, until once more, until it is given up.
+const AGAIN: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Stage {
+    /// A query is on its way, and was sent so many times.
+    Asked(usize),
+    /// X says that the IKE SA is not there; who denies it must do so now. With X's cookie.
+    Waiting(Option<Vec<u8>>),
+    /// An IKE SA that is to take its place is being made.
+    Recovering,
+}
+
+#[derive(Debug)]
+struct Record {
+    connection: String,
+    stage: Stage,
+    /// When the first query left.
+    asked: Time,
+    /// When something is due.
+    due: Option<Time>,
+}
+
+/// What came of a hint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ask {
+    /// Send a query.
+    Send,
+    /// It is being asked about already.
+    UnderWay,
+    /// An IKE SA that is to take its place is being made.
+    Recovering,
+    /// Over a budget, or too many at once.
+    OverBudget,
+}
+
+/// What an answer with a valid cookie amounts to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Answered {
+    /// Nothing was asked, or it says nothing new.
+    Unexpected,
+    /// NACK: wait, should an ACK come too.
+    Wait,
+    /// ACK: the hint was wrong.
+    Denied,
+    /// ACK after a NACK: one of the two is forged.
+    Contradicted,
+}
+
+/// What is due.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Due {
+    /// Send the query again.
+    Again(IkeSaId),
+    /// It was not answered.
+    GiveUp(IkeSaId),
+    /// It is confirmed: X's cookie, and when the first query left.
+    Confirmed { ike: IkeSaId, cookie: Option<Vec<u8>>, asked: Time },
+}
+
+/// All IKE SAs that are being asked about or recovered.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    limits: SirLimits,
+    records: HashMap<IkeSaId, Record>,
+    due: BTreeSet<(Time, IkeSaId)>,
+    queries: BySource,
+}
+
+impl Asking {
+    pub(crate) fn new(limits: &SirLimits) -> Asking {
+        Asking {
+            limits: *limits,
+            records: HashMap::new(),
+            due: BTreeSet::new(),
+            queries: BySource::new(limits.queries_per_sa, limits.queries_total),
+        }
+    }
+
+    /// A hint about this IKE SA. `source`: it and its peer's address, for the budget.
+    pub(crate) fn ask(&mut self, now: Time, ike: IkeSaId, connection: &str, source: SourceKey) -> Ask {
+        match self.records.get(&ike).map(|record| &record.stage) {
+            Some(Stage::Recovering) => return Ask::Recovering,
+            Some(_) => return Ask::UnderWay,
+            None => {}
+        }
+        if self.records.len() >= self.limits.recovering_at_once as usize || !self.queries.allow(now, source) {
+            return Ask::OverBudget;
+        }
+        let stage = Stage::Asked(1);
+        let record = Record { connection: connection.to_owned(), stage, asked: now, due: None };
+        self.records.insert(ike, record);
+        self.schedule(ike, Some(now.after(AGAIN[0])));
+        Ask::Send
+    }
+
+    /// May an answer about this IKE SA count? Asked before its cookie is checked, which costs more.
+    pub(crate) fn is_asked(&self, ike: IkeSaId) -> bool {
+        self.records.get(&ike).is_some_and(|record| record.stage != Stage::Recovering)
+    }
+
+    /// An answer, whose cookie was checked. `round_trip`: what is known of it.
+    pub(crate) fn answered(
+        &mut self,
+        now: Time,
+        ike: IkeSaId,
+        subtype: Subtype,
+        cookie: Option<Vec<u8>>,
+        round_trip: Option<Duration>,
+    ) -> Answered {
+        let Some(record) = self.records.get_mut(&ike) else { return Answered::Unexpected };
+        match (&record.stage, subtype) {
+            (Stage::Recovering, _) | (_, Subtype::Query) | (Stage::Waiting(_), Subtype::Nack) => {
+                Answered::Unexpected
+            }
+            (Stage::Asked(_), Subtype::Nack) => {
+                record.stage = Stage::Waiting(cookie);
+                let until = now.after(self.wait(round_trip));
+                self.schedule(ike, Some(until));
+                Answered::Wait
+            }
+            (Stage::Asked(_), Subtype::Ack) => {
+                self.forget(ike);
+                Answered::Denied
+            }
+            (Stage::Waiting(_), Subtype::Ack) => {
+                self.forget(ike);
+                Answered::Contradicted
+            }
+        }
+    }
+
+    /// Section 3.2.3: ideally a whole round trip, so that the ACK of a living X arrives; twice that, to be safe, and
+    /// within bounds.
+    fn wait(&self, round_trip: Option<Duration>) -> Duration {
+        let SirLimits { wait_min, wait_max, .. } = self.limits;
+        round_trip.map_or(wait_min, |rtt| rtt.saturating_mul(2)).max(wait_min).min(wait_max)
+    }
+
+    /// The next one that is due, if any.
+    pub(crate) fn next_due(&mut self, now: Time) -> Option<Due> {
+        let (_, ike) = self.due.first().filter(|(at, _)| *at <= now).copied()?;
+        let record = self.records.get_mut(&ike)?;
+        match &mut record.stage {
+            Stage::Asked(sent) if *sent < AGAIN.len() => {
+                *sent += 1;
+                let next = now.after(AGAIN[*sent - 1]);
+                self.schedule(ike, Some(next));
+                Some(Due::Again(ike))
+            }
+            Stage::Asked(_) => {
+                self.forget(ike);
+                Some(Due::GiveUp(ike))
+            }
+            Stage::Waiting(cookie) => {
+                let cookie = cookie.take();
+                let asked = record.asked;
+                record.stage = Stage::Recovering;
+                self.schedule(ike, None);
+                Some(Due::Confirmed { ike, cookie, asked })
+            }
+            Stage::Recovering => {
+                self.schedule(ike, None);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// The IKE SA is gone, or asked about no more.
+    pub(crate) fn forget(&mut self, ike: IkeSaId) {
+        self.schedule(ike, None);
+        self.records.remove(&ike);
+    }
+
+    /// An IKE SA of this connection was not made; were some of it to be recovered by that?
+    pub(crate) fn failed(&mut self, connection: &str) -> bool {
+        let before = self.records.len();
+        self.records.retain(|_, r| r.connection != connection || r.stage != Stage::Recovering);
+        self.records.len() < before
+    }
+
+    fn schedule(&mut self, ike: IkeSaId, at: Option<Time>) {
+        let Some(record) = self.records.get_mut(&ike) else { return };
+        if let Some(old) = std::mem::replace(&mut record.due, at) {
+            self.due.remove(&(old, ike));
+        }
+        self.due.extend(at.map(|at| (at, ike)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::SourceHash;
+    use crate::testing::{NOW, pair, socket};
+
+    const SA: IkeSaId = IkeSaId(1);
+    const RTT: Option<Duration> = Some(Duration::from_millis(100));
+
+    fn ms(n: u64) -> Time {
+        NOW.after(Duration::from_millis(n))
+    }
+
+    fn asking() -> Asking {
+        Asking::new(&SirLimits::default())
+    }
+
+    fn source(n: u8) -> SourceKey {
+        SourceHash::new(&[1; 32]).source_and_pair(socket("192.0.2.1:500").ip(), pair(n))
+    }
+
+    fn ask(asking: &mut Asking, now: Time) -> Ask {
+        asking.ask(now, SA, "site", source(1))
+    }
+
+    fn nack(asking: &mut Asking, now: Time) -> Answered {
+        asking.answered(now, SA, Subtype::Nack, None, RTT)
+    }
+
+    fn ack(asking: &mut Asking, now: Time) -> Answered {
+        asking.answered(now, SA, Subtype::Ack, None, RTT)
+    }
+
+    /// Section 3.2.3: the wait is two round trips, 50 ms at least, a second at most.
+    #[test]
+    fn a_nack_confirms_once_the_wait_is_over() {
+        let cases = [
+            (None, 50),
+            (Some(1), 50),
+            (Some(25), 50),
+            (Some(100), 200),
+            (Some(500), 1000),
+            (Some(9000), 1000),
+        ];
+        for (round_trip, wait) in cases {
+            let mut asking = asking();
+            assert_eq!(ask(&mut asking, NOW), Ask::Send);
+            let round_trip = round_trip.map(Duration::from_millis);
+            let answered = asking.answered(ms(10), SA, Subtype::Nack, Some(vec![7]), round_trip);
+            assert_eq!(answered, Answered::Wait);
+            // Another one neither shortens the wait nor changes the cookie.
+            assert_eq!(asking.answered(ms(11), SA, Subtype::Nack, None, round_trip), Answered::Unexpected);
+            assert_eq!(asking.deadline(), Some(ms(10 + wait)));
+            assert_eq!(asking.next_due(ms(9 + wait)), None);
+            let confirmed = Due::Confirmed { ike: SA, cookie: Some(vec![7]), asked: NOW };
+            assert_eq!(asking.next_due(ms(10 + wait)), Some(confirmed));
+            assert_eq!((asking.next_due(ms(99_999)), asking.deadline()), (None, None));
+            assert_eq!(ask(&mut asking, ms(99_999)), Ask::Recovering);
+            assert_eq!(ack(&mut asking, ms(99_999)), Answered::Unexpected, "too late");
+        }
+    }
+
+    /// Section 3.2.2: an ACK is logged and nothing else; section 3.2.3: both stop the recovery.
+    #[test]
+    fn an_ack_ends_it_before_and_after_a_nack() {
+        let mut asking = asking();
+        ask(&mut asking, NOW);
+        assert_eq!(ack(&mut asking, ms(10)), Answered::Denied);
+        assert_eq!(nack(&mut asking, ms(11)), Answered::Unexpected, "the forger came second");
+        assert_eq!(asking.deadline(), None);
+        ask(&mut asking, ms(5000));
+        assert_eq!(nack(&mut asking, ms(5010)), Answered::Wait);
+        assert_eq!(ack(&mut asking, ms(5100)), Answered::Contradicted);
+        assert_eq!((asking.next_due(ms(99_999)), asking.deadline()), (None, None));
+    }
+
+    #[test]
+    fn an_answer_to_nothing_asked_is_nothing() {
+        let mut asking = asking();
+        assert!(!asking.is_asked(SA));
+        assert_eq!([nack(&mut asking, NOW), ack(&mut asking, NOW)], [Answered::Unexpected; 2]);
+        ask(&mut asking, NOW);
+        assert!(asking.is_asked(SA) && !asking.is_asked(IkeSaId(2)));
+        assert_eq!(asking.answered(ms(1), SA, Subtype::Query, None, RTT), Answered::Unexpected);
+        assert_eq!(asking.answered(ms(1), IkeSaId(2), Subtype::Nack, None, RTT), Answered::Unexpected);
+    }
+
+    #[test]
+    fn a_query_is_sent_three_times_and_then_given_up() {
+        let mut asking = asking();
+        assert_eq!(ask(&mut asking, NOW), Ask::Send);
+        assert_eq!(ask(&mut asking, ms(2)), Ask::UnderWay);
+        for (at, due) in [(500, Due::Again(SA)), (1500, Due::Again(SA)), (3500, Due::GiveUp(SA))] {
+            assert_eq!(asking.deadline(), Some(ms(at)));
+            assert_eq!(asking.next_due(ms(at - 1)), None);
+            assert_eq!(asking.next_due(ms(at)), Some(due));
+        }
+        assert_eq!(asking.deadline(), None);
+        assert_eq!(ask(&mut asking, ms(3501)), Ask::Send);
+    }
+
+    /// Section 3.2.2: MUST be rate limited per peer; here per IKE SA, and in all; and so many at once.
+    #[test]
+    fn queries_are_limited_per_ike_sa_and_in_all_and_at_once() {
+        let mut one = asking();
+        let mut sent = 0;
+        for n in 0..1000 {
+            sent += usize::from(ask(&mut one, ms(n)) == Ask::Send);
+            ack(&mut one, ms(n));
+        }
+        assert_eq!(sent, 1);
+        assert_eq!(ask(&mut one, ms(1000)), Ask::Send);
+
+        let mut many = asking();
+        let mut each = |now, most: u64| {
+            let ask = |n: &u64| many.ask(now, IkeSaId(*n), "site", source(*n as u8)) == Ask::Send;
+            (0..most).filter(ask).count()
+        };
+        assert_eq!(each(NOW, 200), 200);
+        assert_eq!(each(NOW, 250), 0);
+        let mut full = Asking::new(&SirLimits {
+            queries_total: 1_000_000,
+            queries_per_sa: 1_000_000,
+            ..SirLimits::default()
+        });
+        let ask = |n: &u64| full.ask(NOW, IkeSaId(*n), "site", source(1)) == Ask::Send;
+        assert_eq!((0..2000).filter(ask).count(), 1024);
+    }
+
+    #[test]
+    fn what_is_gone_or_failed_leaves_nothing_behind() {
+        let mut asking = asking();
+        ask(&mut asking, NOW);
+        assert!(!asking.failed("site"), "another attempt of the connection");
+        asking.forget(SA);
+        assert_eq!((asking.deadline(), asking.records.len()), (None, 0));
+        ask(&mut asking, ms(2000));
+        nack(&mut asking, ms(2001));
+        assert!(asking.next_due(ms(3000)).is_some());
+        assert!(!asking.failed("other"));
+        assert!(asking.failed("site"));
+        assert_eq!((asking.deadline(), asking.records.len(), asking.due.len()), (None, 0, 0));
+    }
+}
