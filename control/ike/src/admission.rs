@@ -106,10 +106,11 @@ impl Endpoint {
         }
         let (remote, spi) = (datagram.remote, &request.header.spis.initiator);
         let shown = find_notify(&request.payloads, crate::wire::notify::COOKIE);
+        let early = self.hears_sir();
         let random = &mut *self.random;
         let valid = shown.is_some_and(|c| {
             self.cookies.verify(now, random, remote, spi, nonce, &c.data)
-                || self.hears_sir() && self.cookies.verify_early(now, random, remote, &c.data)
+                || early && self.cookies.verify_early(now, random, remote, &c.data)
         });
         // RFC 7296 section 2.6: a wrong cookie is as none.
         if valid {

@@ -370,8 +370,8 @@ pub enum Report {
         /// Is it?
         known: bool,
     },
-    /// The peer answered under the protection of this IKE SA whether an ESP SA is there on which we send (SIR). If not,
-    /// its Child SA is deleted and made again.
+    /// The peer answered under the protection of this IKE SA whether an ESP SA is there on which we send (SIR). No
+    /// SA changes.
     SpiAnswered {
         /// The IKE SA.
         ike: IkeSaId,

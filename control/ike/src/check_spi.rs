@@ -7,10 +7,9 @@
 
 use crate::api::*;
 use crate::endpoint::{Endpoint, notifies};
-use crate::exchange::Task;
-use crate::sa::{ChildState, IkeSa};
+use crate::sa::IkeSa;
 use crate::wire::{Payload, notify, protocol};
-use spindle_abi::{Spi, Time};
+use spindle_abi::Spi;
 
 /// Announces SIR with these numbers: the first half of a SHA-256 digest, and a version.
 pub const VENDOR_ID: [u8; 17] = *b"\x66\x85\x60\x25\x87\xf5\x1b\x25\x46\xcb\x0d\x54\xab\x04\xee\x28\x01";
@@ -122,9 +121,8 @@ impl Endpoint {
         Some(Payload::Notify(CheckSpi { subtype, child: Some(spi), cookie: Vec::new() }.to_notify()))
     }
 
-    /// The peer's protected answer. Section 3.4.1: protected notifications are trusted, and an ESP SA that the peer
-    /// does not have is deleted; then it is made again.
-    pub(crate) fn take_check_spi_answer(&mut self, now: Time, sa: &mut IkeSa, payloads: &[Payload]) {
+    /// The peer's protected answer, which is reported.
+    pub(crate) fn take_check_spi_answer(&mut self, sa: &IkeSa, payloads: &[Payload]) {
         let Some((subtype, spi)) = about_child(payloads).filter(|_| sa.sir) else { return };
         let known = match subtype {
             Subtype::Query => return,
@@ -132,11 +130,6 @@ impl Endpoint {
             Subtype::Nack => false,
         };
         self.report(Report::SpiAnswered { ike: sa.id, spi, known });
-        let child = sa.child_by_outbound(spi).filter(|c| c.state == ChildState::Installed && !known);
-        if let Some((id, name)) = child.map(|c| (c.id, c.config.name.clone())) {
-            sa.enqueue(now, Task::DeleteChild(id));
-            sa.enqueue(now, Task::CreateChild(name));
-        }
     }
 }
 

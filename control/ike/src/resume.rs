@@ -48,13 +48,7 @@ const TRIES: u32 = 1;
 
 impl Endpoint {
     /// Begins an IKE SA as initiator, with a ticket. `cookie`: one that the peer gave beforehand.
-    pub(crate) fn begin_resume(
-        &mut self,
-        now: Time,
-        sa: &mut IkeSa,
-        held: Held,
-        cookie: Option<Vec<u8>>,
-    ) {
+    pub(crate) fn begin_resume(&mut self, now: Time, sa: &mut IkeSa, held: Held, cookie: Option<Vec<u8>>) {
         let nonce = self.nonce();
         self.send_resume_request(now, sa, Resumption { held, nonce, cookie, restarts: 0 });
     }

@@ -152,7 +152,7 @@ counters! {
     SirProtectedQueries = "sir-protected-queries",
     /// SIR: protected ACKs of an ESP SA.
     SirProtectedAcks = "sir-protected-acks",
-    /// SIR: protected NACKs of an ESP SA, which is made again.
+    /// SIR: protected NACKs of an ESP SA.
     SirProtectedNacks = "sir-protected-nacks",
 }
 

@@ -4,6 +4,7 @@
 use crate::network::{Packet, ipv4, udp};
 use crate::random::Dice;
 use spindle_ike::api::{Header, IkeSpis, Notify};
+use spindle_ike::check_spi::{CheckSpi, Subtype};
 use spindle_ike::wire::{
     Message, Payload, View, add_non_esp_marker, exchange, notify, payload_type, protocol,
 };
@@ -23,18 +24,25 @@ pub(crate) struct Attacker {
     /// In the order in which they were first seen.
     pairs: Vec<IkeSpis>,
     tokens: Vec<Vec<u8>>,
+    /// Is SIR spoken in this world?
+    sir: bool,
+    /// Cookies of CHECK_SPI, with the pair that they were seen with.
+    cookies: Vec<(IkeSpis, Vec<u8>)>,
     /// By the gateway that chose them.
     child_spis: [Vec<u32>; 2],
     addresses: [Ipv4Addr; 2],
 }
 
 impl Attacker {
-    pub(crate) fn new(dice: Dice, addresses: [Ipv4Addr; 2]) -> Attacker {
+    /// `sir`: is SIR spoken in this world?
+    pub(crate) fn new(dice: Dice, addresses: [Ipv4Addr; 2], sir: bool) -> Attacker {
         Attacker {
             dice,
             captured: Vec::new(),
             pairs: Vec::new(),
             tokens: Vec::new(),
+            sir,
+            cookies: Vec::new(),
             child_spis: Default::default(),
             addresses,
         }
@@ -59,6 +67,13 @@ impl Attacker {
                     {
                         self.tokens.push(n.data);
                     }
+                    Payload::Notify(n) => {
+                        if let Some(check) = CheckSpi::from_notify(&n)
+                            && self.cookies.len() < 64
+                        {
+                            self.cookies.push((view.header().spis, check.cookie));
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -80,6 +95,9 @@ impl Attacker {
 
     /// Something forged or replayed, for one of the gateways.
     pub(crate) fn strikes(&mut self) -> Packet {
+        if self.sir && self.dice.percent(15) {
+            return self.sir();
+        }
         match self.dice.below(12) {
             0 | 1 => self.replays(),
             2..=5 => self.protected(false),
@@ -198,6 +216,50 @@ impl Attacker {
             };
             payloads.push(of(notify::QUICK_CRASH_DETECTION, protocol::IKE, token));
         }
+        self.ike(victim, Message { header, payloads }.emit())
+    }
+
+    /// The answer to a query that it has just seen, before the true one: it reads and injects, but cannot block.
+    pub(crate) fn races(&mut self, packet: &Packet) -> Option<Packet> {
+        let Packet::Ike { source, destination, data } = packet else { return None };
+        let message = Message::parse(packet.ike_message()?).ok()?;
+        let [Payload::Notify(notify)] = &message.payloads[..] else { return None };
+        let check = CheckSpi::from_notify(notify).filter(|check| check.subtype == Subtype::Query)?;
+        let subtype = self.dice.one(&[Subtype::Nack, Subtype::Nack, Subtype::Ack]);
+        let Header { initiator, .. } = message.header;
+        let header = Header { response: true, initiator: !initiator, ..message.header };
+        let payloads = vec![Payload::Notify(CheckSpi { subtype, ..check }.to_notify())];
+        let answer = Message { header, payloads }.emit();
+        let marked = data.starts_with(&[0; 4]);
+        let data = if marked { add_non_esp_marker(&answer) } else { answer };
+        Some(Packet::Ike { source: *destination, destination: *source, data })
+    }
+
+    /// A query or an answer of SIR: with a cookie that it once saw, perhaps of another IKE SA, or made up.
+    fn sir(&mut self) -> Packet {
+        let (spis, cookie) = if self.cookies.is_empty() || self.dice.percent(20) {
+            let length = self.dice.one(&[0, 23, 24, 24, 255]);
+            (self.pair(), self.dice.octets(length))
+        } else {
+            let recent = self.cookies.len().saturating_sub(3);
+            let at = recent + self.dice.below(self.cookies.len() - recent);
+            self.cookies[at].clone()
+        };
+        let spis = if self.dice.percent(70) { spis } else { self.pair() };
+        let subtype = self.dice.one(&[Subtype::Query, Subtype::Ack, Subtype::Nack, Subtype::Nack]);
+        let check = CheckSpi { subtype, child: None, cookie };
+        let response = (subtype != Subtype::Query) != self.dice.percent(10);
+        let mut header = self.header(spis, response);
+        if self.dice.percent(90) {
+            (header.exchange, header.message_id) = (exchange::SIR, 0);
+        }
+        let mut payloads = vec![Payload::Notify(check.to_notify())];
+        if self.dice.percent(20) {
+            let (length, kind) = (self.dice.one(&[1, 53, 64, 65]), notify::COOKIE);
+            let data = self.dice.octets(length);
+            payloads.push(Payload::Notify(Notify { kind, protocol: 0, spi: vec![], data }));
+        }
+        let victim = self.victim();
         self.ike(victim, Message { header, payloads }.emit())
     }
 

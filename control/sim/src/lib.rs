@@ -53,6 +53,8 @@ pub struct Summary {
     pub tokens_acknowledged: u64,
     /// Tokens that matched.
     pub proofs: u64,
+    /// Losses that SIR confirmed.
+    pub confirmations: u64,
     /// The attacker's packets.
     pub strikes: u64,
     /// Hosts' packets.
@@ -90,6 +92,7 @@ impl Summary {
         self.rotations += other.rotations;
         self.generations_dropped += other.generations_dropped;
         self.tokens_acknowledged += other.tokens_acknowledged;
+        self.confirmations += other.confirmations;
         self.strikes += other.strikes;
         self.packets_sent += other.packets_sent;
         self.packets_delivered += other.packets_delivered;

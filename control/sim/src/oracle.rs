@@ -6,7 +6,7 @@ use crate::scenario::OUTSIDE;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use spindle_abi::{Command, Spi, SpiState, Time};
-use spindle_ike::api::{Datagram, IkeSpis};
+use spindle_ike::api::{Datagram, IkeSaId, IkeSaStatus, IkeSpis};
 use spindle_ike::wire::Payload;
 use spindle_ike::wire::{Message, View, notify};
 use spindle_recovery::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod, UsedTicket};
@@ -47,6 +47,8 @@ struct Known {
     ticket_keys: BTreeSet<[u8; 32]>,
     /// Tickets by which its peer resumed, of all lives.
     used: BTreeSet<UsedTicket>,
+    /// IKE SAs whose loss at the peer was confirmed in this step, which no more than begins another one.
+    confirmed: Vec<IkeSpis>,
 }
 
 impl Known {
@@ -130,6 +132,21 @@ impl Oracle {
                 Err(format!("takes for proven the loss of {spis:?}, which its peer holds"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A gateway has its peer's NACK (SIR), which anybody who reads and injects packets could have made.
+    pub(crate) fn confirmed(&mut self, side: usize, spis: Option<IkeSpis>) {
+        self.known[side].confirmed.extend(spis);
+    }
+
+    /// RFC 7296 section 2.4, 2.21.4: by a message in clear, but for a token, no IKE SA ends. Which there were before it?
+    pub(crate) fn nothing_ended(&self, before: Vec<IkeSaStatus>, machine: &Machine) -> Result<(), String> {
+        let Some(running) = &machine.running else { return Ok(()) };
+        let after: BTreeSet<IkeSaId> = running.gateway.sas().iter().map(|sa| sa.id).collect();
+        match before.iter().find(|sa| !after.contains(&sa.id)) {
+            Some(ended) => Err(format!("ends {:?} ({}) by a message in clear", ended.spis, ended.state)),
+            None => Ok(()),
         }
     }
 
@@ -375,6 +392,7 @@ impl Oracle {
     /// After every step of a gateway: what it holds, no token of which has ever been shown, and how much that is.
     pub(crate) fn stepped(&mut self, side: usize, machine: &Machine) -> Result<(), String> {
         let Some(running) = &machine.running else {
+            self.known[side].confirmed.clear();
             self.known[side].held.clear();
             return Ok(());
         };
@@ -398,6 +416,9 @@ impl Oracle {
             }
             self.saw(sa.spis);
             held.insert(sa.spis);
+        }
+        if let Some(ended) = self.known[side].confirmed.drain(..).find(|spis| !held.contains(spis)) {
+            return Err(format!("ends {ended:?} by a confirmation, before another IKE SA is authenticated"));
         }
         self.known[side].held = held;
         Ok(())

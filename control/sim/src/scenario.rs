@@ -5,7 +5,7 @@ use crate::random::Dice;
 use spindle_abi::{Selector, SelectorSet, Time};
 use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
 use spindle_ike::wire::exchange;
-use spindle_recovery::api::{Config, Limits, Method, TokenMethod};
+use spindle_recovery::api::{Config, Limits, Method, SirLimits, TokenMethod};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -149,6 +149,27 @@ impl Scenario {
             }
         }
         self.actions.sort_by_key(|(at, _)| *at);
+    }
+
+    /// SIR, with tokens or in their place, on both sides or on one; drawn from dice of their own too. Less dampened than by
+    /// default, or a short scenario would see it seldom. `true` if a gateway has it.
+    pub(crate) fn draw_sir(&mut self, dice: &mut Dice) -> bool {
+        let limits = SirLimits {
+            dampen_new: milliseconds(dice.one(&[0, 0, 300, 10_000])),
+            dampen_recovered: milliseconds(dice.one(&[0, 1000, 60_000])),
+            ..SirLimits::default()
+        };
+        let (first, alone) = (dice.percent(50), dice.percent(60));
+        let sides = dice.one(&[&[][..], &[], &[], &[], &[0, 1], &[0, 1], &[0, 1], &[0, 1], &[0], &[1]]);
+        for side in sides {
+            let config = &mut self.configs[*side];
+            let mut methods = config.methods_of(CONNECTION).to_vec();
+            methods.retain(|method| !alone || *method != Method::Qcd);
+            methods.insert(if first { 0 } else { methods.len() - 1 }, Method::Sir);
+            config.connection_methods.insert(CONNECTION.into(), methods);
+            config.limits.sir = limits;
+        }
+        !sides.is_empty()
     }
 
     fn draw_action(dice: &mut Dice, at: Time, actions: &mut Vec<(Time, Action)>) {

@@ -10,7 +10,7 @@ use crate::{Failure, Summary};
 use spindle_abi::{Command, Event, SpiState, Time};
 use spindle_engine::PortId;
 use spindle_ike::api::{ChildSaStatus, Datagram, IkeSaStatus};
-use spindle_ike::wire::{Protection, View};
+use spindle_ike::wire::{Payload, Protection, View, exchange, notify};
 use spindle_recovery::api::{Generation, Input, Output, TokenMethod};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -86,6 +86,16 @@ fn tokens_due(packet: &Packet) -> u32 {
 /// four generations of two parents each takes two messages.
 const TOKENS_DUE_ON_FORMER_SPI: u32 = 4;
 
+/// Is it a message in clear that no IKE SA may end by: SIR's answers, hints, all but a token and what begins an IKE SA?
+fn is_harmless(packet: &Packet) -> bool {
+    let view = packet.ike_message().and_then(|message| View::parse(message).ok());
+    let begins = [exchange::IKE_SA_INIT, exchange::IKE_SESSION_RESUME];
+    let clear = view.filter(|v| v.protection().is_none() && !begins.contains(&v.header().exchange));
+    let Some(Ok(message)) = clear.map(|view| view.message()) else { return false };
+    let token = |p: &Payload| matches!(p, Payload::Notify(n) if n.kind == notify::QUICK_CRASH_DETECTION);
+    !message.payloads.iter().any(token)
+}
+
 /// A crash that waits for its moment.
 struct Trap {
     side: usize,
@@ -125,6 +135,7 @@ impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> World {
         let mut scenario = Scenario::draw(&mut Dice::new(seed, 0));
         scenario.draw_rotations(&mut Dice::new(seed, 4));
+        let sir = scenario.draw_sir(&mut Dice::new(seed, 6));
         let machine = |side: usize| {
             let random = Dice::new(seed, 10 + side as u64);
             Machine::new(OUTSIDE[side], scenario.configs[side].clone(), random)
@@ -135,7 +146,7 @@ impl World {
             number: 0,
             machines: [machine(0), machine(1)],
             network: Network::new(scenario.conditions.clone()),
-            attacker: Attacker::new(Dice::new(seed, 2), OUTSIDE),
+            attacker: Attacker::new(Dice::new(seed, 2), OUTSIDE, sir),
             oracle: Oracle::new(),
             dice: Dice::new(seed, 1),
             dice_of_secrets: Dice::new(seed, 5),
@@ -462,12 +473,15 @@ impl World {
 
     fn arrive(&mut self, side: usize, packet: Packet) -> Result<(), String> {
         self.tokens_due = tokens_due(&packet);
+        let harmless = is_harmless(&packet);
         let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
         match packet {
             Packet::Ike { source, destination, data } => {
                 let datagram = Datagram { local: destination, remote: source, data };
+                let before = harmless.then(|| running.gateway.sas());
                 running.gateway.handle(self.now, Input::Datagram(datagram));
-                self.settle(side)
+                self.settle(side)?;
+                self.oracle.nothing_ended(before.unwrap_or_default(), &self.machines[side])
             }
             Packet::Esp(octets) => {
                 let verdicts = running.process(self.now, PortId::Outside, &octets);
@@ -566,6 +580,10 @@ impl World {
                             self.summary.proofs += 1;
                             self.oracle.proved(side, report.spis)?;
                         }
+                        "confirmation" => {
+                            self.summary.confirmations += 1;
+                            self.oracle.confirmed(side, report.spis);
+                        }
                         "ike-established" => {
                             self.summary.established += 1;
                             self.summary.resumed += u64::from(report.detail.ends_with("resumed"));
@@ -634,6 +652,13 @@ impl World {
                 let after = self.dice.between(Duration::ZERO, window);
                 self.inject(forged, after);
             }
+        }
+        if !self.calm
+            && let Some(forged) = self.attacker.races(&packet)
+            && self.dice.percent(50)
+        {
+            let after = self.dice.between(Duration::ZERO, self.scenario.conditions.delay * 2);
+            self.inject(forged, after);
         }
         let Some(side) = self.side_of(&packet) else { return };
         for at in self.network.arrivals(self.now, side, &mut self.dice) {

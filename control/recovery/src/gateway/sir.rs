@@ -285,7 +285,7 @@ impl Gateway {
             }
             false => {
                 self.stats.count(Counter::SirProtectedNacks);
-                format!("the peer has lost {spi}_o alone; it is made again")
+                format!("the peer has lost {spi}_o alone")
             }
         };
         self.sir_report(now, "spi-answered", spis, detail);

@@ -325,3 +325,31 @@ fn a_herd_is_told_in_the_order_of_its_traffic_at_the_pace_of_handshakes() {
     assert_eq!(stat(&gateway, "tokens-sent-unasked"), 20);
     assert!(now >= NOW.after(Duration::from_millis(2900)), "thirty at ten a second after the first ten");
 }
+
+/// SIR: who does not know yet what lives here denies nothing; and where the method is off, nobody is answered.
+#[test]
+fn a_query_is_answered_once_it_is_ready_and_only_where_sir_is_on() {
+    use spindle_ike::check_spi::{CheckSpi, Subtype};
+    let query = CheckSpi { subtype: Subtype::Query, child: None, cookie: vec![7; 24] }.to_notify();
+    let header = Header { exchange: 240, message_id: 0, next_payload: 41, ..request(pair(1)) };
+    let sir = Config { methods: vec![crate::api::Method::Sir, crate::api::Method::Liveness], ..config() };
+    let mut gateway = gateway(sir, vec![]);
+    let boot = commands(&all(&mut gateway));
+    let mut ask = |gateway: &mut Gateway| {
+        clear(gateway, NOW, header, vec![query.clone()], socket(REMOTE));
+        sent(&all(gateway)).len()
+    };
+    assert_eq!(ask(&mut gateway), 0);
+    assert_eq!(stat(&gateway, "sir-answers-withheld"), 1);
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    for (sequence, _) in boot {
+        acknowledge(&mut gateway, sequence, true);
+    }
+    assert_eq!(ask(&mut gateway), 1);
+    assert_eq!(stat(&gateway, "sir-nacks-sent"), 1);
+    let mut off = self::gateway(config(), vec![]);
+    all(&mut off);
+    off.handle(NOW, Input::Event(Event::Ready));
+    assert_eq!(ask(&mut off), 0);
+    assert_eq!(stat(&off, "sir-queries-received"), 0);
+}

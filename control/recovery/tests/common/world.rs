@@ -312,7 +312,8 @@ impl World {
             _ => Some(&datagram.data[..]),
         };
         if let Some(Ok(message)) = message.map(Message::parse) {
-            let clear = |p: &Payload| matches!(p, Payload::Notify(n) if [4, 11, 16419].contains(&n.kind));
+            let clear =
+                |p: &Payload| matches!(p, Payload::Notify(n) if [4, 11, 16419, 40970].contains(&n.kind));
             if message.payloads.iter().any(clear) {
                 self.check_clear(from, &message);
                 self.clear.push((self.now, from, message));
