@@ -160,7 +160,7 @@ fn a_peer_written_from_the_draft_asks_a_gateway_that_lost_its_sas() {
     let counts = ["invalid-spi", "invalid-ike-spi", "nack", "silence", "flood"];
     assert_eq!(counts.map(|name| told(&told_by_peer, name)), [1, 1, 10, 11, 1], "{told_by_peer:?}");
     assert!(stat(&testbed, Side::B, "sir-nacks-sent") >= 11);
-    assert!(stat(&testbed, Side::B, "sir-answers-over-budget") >= 1000);
+    assert!(stat(&testbed, Side::B, "sir-answers-over-budget") >= 100);
     assert_eq!(stat(&testbed, Side::B, "sir-acks-sent"), 0);
 }
 
