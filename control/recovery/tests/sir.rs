@@ -9,11 +9,13 @@ use common::world::{A, B, INTERVAL, Setup, World};
 use spindle_ike::api::{Datagram, Header, IkeSaStatus, IkeSpis, Notify};
 use spindle_ike::check_spi::{CheckSpi, Subtype};
 use spindle_ike::wire::{Message, Payload, Protection, View, add_non_esp_marker, strip_non_esp_marker};
-use spindle_recovery::api::Method;
+use spindle_recovery::api::{Config, Method};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
+/// The name of B.
+const GATEWAY_B: &str = "gateway1";
 const SECOND: Duration = Duration::from_secs(1);
 
 fn setup() -> Setup {
@@ -199,10 +201,10 @@ fn encapsulated_and_rekeyed_ike_sas_are_recovered_the_same() {
 /// Draft section 3.2.2: X's cookie MUST be reflected; it saves the round trip of RFC 7296 section 2.6.
 #[test]
 fn a_cookie_of_x_is_reflected_and_saves_its_round_trip() {
-    let adjust = |config: &mut spindle_recovery::api::Config, side: usize| {
-        config.cookie_threshold = if side == B { 0 } else { 64 };
+    let change: fn(&mut Config) = |config| {
+        config.cookie_threshold = if config.name == GATEWAY_B { 0 } else { 64 };
     };
-    let mut world = up(Setup { adjust, ..setup() });
+    let mut world = up(Setup { change: Some(change), ..setup() });
     crash_and_restart(&mut world, B, 500 * MS);
     let ready = world.now;
     let took = recovery(&mut world, B, 20 * SECOND);
@@ -376,10 +378,10 @@ fn a_nack_that_does_not_answer_our_query_does_nothing() {
 
 #[test]
 fn a_stale_nack_does_nothing_and_a_fresh_one_counts() {
-    let adjust = |config: &mut spindle_recovery::api::Config, _: usize| {
+    let change: fn(&mut Config) = |config| {
         config.connections[0].retransmission.tries = 9;
     };
-    let mut world = up(Setup { adjust, ..setup() });
+    let mut world = up(Setup { change: Some(change), ..setup() });
     let old = established(&world, A)[0];
     world.crash(B);
     hint_by_pair(&mut world, A);
@@ -427,12 +429,12 @@ fn a_nat_mapping_that_moved_does_not_hinder_the_query() {
     use std::rc::Rc;
     let port = Rc::new(Cell::new(40_001));
     let mapping = port.clone();
-    let adjust = |config: &mut spindle_recovery::api::Config, side: usize| {
-        if side == B {
+    let change: fn(&mut Config) = |config| {
+        if config.name == GATEWAY_B {
             config.connections[0].remote = None;
         }
     };
-    let mut world = World::new(Setup { encapsulation: true, adjust, ..setup() });
+    let mut world = World::new(Setup { encapsulation: true, change: Some(change), ..setup() });
     world.interference = Some(Box::new(move |from, mut datagram| {
         let outside = SocketAddr::new(socket("203.0.113.7:0").ip(), mapping.get());
         if from == A && datagram.local.port() == 4500 {
@@ -567,12 +569,12 @@ fn a_forged_invalid_spi_is_asked_about_under_protection_and_changes_nothing() {
 /// Draft section 5: only who announced it is asked, and nothing is announced where it is off, as it is by default.
 #[test]
 fn a_peer_that_did_not_announce_it_is_checked_for_liveness() {
-    let adjust = |config: &mut spindle_recovery::api::Config, side: usize| {
-        if side == B {
+    let change: fn(&mut Config) = |config| {
+        if config.name == GATEWAY_B {
             config.methods = vec![Method::Liveness];
         }
     };
-    let mut world = up(Setup { adjust, ..setup() });
+    let mut world = up(Setup { change: Some(change), ..setup() });
     crash_and_restart(&mut world, B, 500 * MS);
     let took = recovery(&mut world, B, 60 * SECOND);
     assert!(took >= 3 * SECOND, "{took:?}");
@@ -584,6 +586,36 @@ fn a_peer_that_did_not_announce_it_is_checked_for_liveness() {
     assert!(vendor_ids(&world, A) > 0 && vendor_ids(&world, B) == 0);
     let world = up(Setup::default());
     assert_eq!([vendor_ids(&world, A), vendor_ids(&world, B)], [0, 0]);
+}
+
+/// Each connection has it or not, whatever the gateway's other ones have.
+#[test]
+fn a_connection_may_have_it_alone_or_be_the_one_without() {
+    let (with, without) = (vec![Method::Sir, Method::Liveness], vec![Method::Liveness]);
+    let own_methods = [with.clone(), with.clone()];
+    let mut world = up(Setup { methods: without.clone(), own_methods, ..Setup::default() });
+    crash_and_restart(&mut world, B, 500 * MS);
+    recovery(&mut world, B, 20 * SECOND);
+    assert_eq!([world.told(A, "query"), world.told(A, "confirmation")], [1, 1], "{:#?}", world.story());
+    let mut world = up(Setup { methods: with, own_methods: [without.clone(), without], ..Setup::default() });
+    crash_and_restart(&mut world, B, 500 * MS);
+    recovery(&mut world, B, 60 * SECOND);
+    assert_eq!([world.told(A, "query"), world.told(B, "nack-sent")], [0, 0], "{:#?}", world.story());
+}
+
+/// Draft section 5 for IKE_SESSION_RESUME, whose messages are the first two of an IKE SA too.
+#[test]
+fn it_is_announced_when_a_session_is_resumed() {
+    let methods = vec![Method::Qcd, Method::Sir, Method::Liveness];
+    let mut world = up(Setup { methods, resumption: true, ..Setup::default() });
+    crash_and_restart(&mut world, B, 500 * MS);
+    recovery(&mut world, B, 20 * SECOND);
+    let made = world.sides[A].told.iter().rfind(|(_, told)| told.name == "ike-established").unwrap();
+    assert!(made.1.detail.ends_with("resumed"), "{:#?}", world.story());
+    world.run(11 * SECOND);
+    hint_by_pair(&mut world, A);
+    world.run(SECOND);
+    assert_eq!([world.told(A, "query"), world.told(A, "ack"), world.told(B, "ack-sent")], [1, 1, 1]);
 }
 
 /// A token that matches is proof; nobody needs to be asked, and no dampening applies to it.
