@@ -76,7 +76,8 @@ fn a_crash_is_recovered_from_in_five_round_trips() {
     let ready = testbed.gateway_mut(Side::B).wait_ready(READY).expect("ready again");
     let delivery = stream.wait_delivery_since(ready, Duration::from_secs(10));
     let logs = |testbed: &Testbed| [Side::A, Side::B].map(|side| testbed.gateway(side).log()).join("\nB:\n");
-    let took = delivery.unwrap_or_else(|| panic!("nothing arrived:\n{}", logs(&testbed))) - ready;
+    let delivery = delivery.unwrap_or_else(|| panic!("nothing arrived:\n{}", logs(&testbed)));
+    let took = delivery.received - ready;
     stream.stop(Duration::from_millis(300));
     within(&testbed, "one IKE SA and one Child SA", || {
         sas(&testbed, Side::A) == (1, 1) && sas(&testbed, Side::B) == (1, 1)

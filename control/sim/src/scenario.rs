@@ -151,20 +151,20 @@ impl Scenario {
         self.actions.sort_by_key(|(at, _)| *at);
     }
 
-    /// SIR, with tokens or in their place, on both sides or on one; drawn from dice of their own too. Less dampened than by
-    /// default, or a short scenario would see it seldom. `true` if a gateway has it.
+    /// SIR, beside the other methods or in their place, on both sides or on one; drawn from dice of their own too. Less
+    /// dampened than by default, or a short scenario would see it seldom. `true` if a gateway has it.
     pub(crate) fn draw_sir(&mut self, dice: &mut Dice) -> bool {
         let limits = SirLimits {
-            dampen_new: milliseconds(dice.one(&[0, 0, 300, 10_000])),
+            dampen_new: milliseconds(dice.one(&[0, 0, 0, 0, 300, 10_000])),
             dampen_recovered: milliseconds(dice.one(&[0, 1000, 60_000])),
             ..SirLimits::default()
         };
-        let (first, alone) = (dice.percent(50), dice.percent(60));
+        let (first, alone) = (dice.percent(50), dice.percent(75));
         let sides = dice.one(&[&[][..], &[], &[], &[], &[0, 1], &[0, 1], &[0, 1], &[0, 1], &[0], &[1]]);
         for side in sides {
             let config = &mut self.configs[*side];
             let mut methods = config.methods_of(CONNECTION).to_vec();
-            methods.retain(|method| !alone || *method != Method::Qcd);
+            methods.retain(|method| !alone || *method == Method::Liveness);
             methods.insert(if first { 0 } else { methods.len() - 1 }, Method::Sir);
             config.connection_methods.insert(CONNECTION.into(), methods);
             config.limits.sir = limits;

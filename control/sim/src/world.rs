@@ -655,7 +655,7 @@ impl World {
         }
         if !self.calm
             && let Some(forged) = self.attacker.races(&packet)
-            && self.dice.percent(50)
+            && self.dice.percent(30)
         {
             let after = self.dice.between(Duration::ZERO, self.scenario.conditions.delay * 2);
             self.inject(forged, after);

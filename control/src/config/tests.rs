@@ -384,11 +384,14 @@ fn documented(section: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_readme_has_every_key_and_no_other() {
-    let all = format!("{GOOD}[recovery]\njournal = true\n[recovery.limits]\nprobes_total = 1\n");
+    let all = format!(
+        "{GOOD}[recovery]\njournal = true\n[recovery.limits]\nprobes_total = 1\n[recovery.sir]\nqueries_total = 1\n"
+    );
     for (section, documented_as, sections) in [
         ("gateway", "gateway", &[][..]),
-        ("recovery", "recovery", &["limits"]),
+        ("recovery", "recovery", &["limits", "sir"]),
         ("recovery.limits", "recovery.limits", &[]),
+        ("recovery.sir", "recovery.sir", &[]),
         ("connections.ab", "connections.NAME", &["children"]),
         ("connections.ab.children.zulu", "connections.NAME.children.NAME", &[]),
     ] {

@@ -330,7 +330,8 @@ mod tests {
             let ask = |n: &u64| many.ask(now, IkeSaId(*n), "site", source(*n as u8)) == Ask::Send;
             (0..most).filter(ask).count()
         };
-        assert_eq!(each(NOW, 200), 200);
+        // More than the total allows, for a few share a bucket.
+        assert_eq!(each(NOW, 250), 200);
         assert_eq!(each(NOW, 250), 0);
         let mut full = Asking::new(&SirLimits {
             queries_total: 1_000_000,
