@@ -335,7 +335,7 @@ fn a_query_is_answered_once_it_is_ready_and_only_where_sir_is_on() {
     let sir = Config { methods: vec![crate::api::Method::Sir, crate::api::Method::Liveness], ..config() };
     let mut gateway = gateway(sir, vec![]);
     let boot = commands(&all(&mut gateway));
-    let mut ask = |gateway: &mut Gateway| {
+    let ask = |gateway: &mut Gateway| {
         clear(gateway, NOW, header, vec![query.clone()], socket(REMOTE));
         sent(&all(gateway)).len()
     };
