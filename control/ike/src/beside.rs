@@ -96,11 +96,7 @@ impl Endpoint {
             if old.state == State::Rekeyed {
                 return;
             }
-            let waiting = std::mem::take(&mut old.queue).into_iter().filter_map(|(_, task)| match task {
-                Task::CreateChild(name) => Some(name),
-                _ => None,
-            });
-            for name in waiting.chain(installed(old)) {
+            for name in old.child_names() {
                 sa.enqueue(now, Task::CreateChild(name));
             }
             old.end(Authority::Superseded(Evidence(())), false);

@@ -45,7 +45,7 @@ pub(crate) struct IkeCollision {
 }
 
 /// An SA that its peer should delete is deleted by us after this long.
-const ABANDONED: Duration = Duration::from_secs(30);
+pub(crate) const ABANDONED: Duration = Duration::from_secs(30);
 
 impl Endpoint {
     /// The peer rekeyed one of our Child SAs. RFC 7296 section 2.25.1: if we are rekeying it too, the redundant one

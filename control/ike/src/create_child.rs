@@ -3,7 +3,7 @@
 
 use crate::api::*;
 use crate::child::{Agreed, Sends};
-use crate::collision::ChildCollision;
+use crate::collision::{ABANDONED, ChildCollision};
 use crate::connect::{ChildProfile, backoff};
 use crate::crypto::{EspProposal, Group, PrivateKey, Secret, select_esp};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
@@ -48,17 +48,6 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// How a request stands to the Child SA that it replaces.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Replaced {
-    /// It is rekeyed: REKEY_SA names it.
-    Named,
-    /// The peer has lost it.
-    Lost,
-}
-
-/// A redundant Child SA that its creator should delete is deleted by us after this long.
-const ABANDONED: Duration = Duration::from_secs(30);
 /// A request of the peer's may have crossed ours that made a Child SA so recently.
 const CROSSED: Duration = Duration::from_secs(10);
 /// Until a Child SA that the peer has not used yet is looked at again.
@@ -132,7 +121,7 @@ impl Endpoint {
         if let Some((_, at)) = sa.backoff.get(name).filter(|(_, at)| *at > now) {
             return sa.enqueue(*at, Task::CreateChild(name.to_owned()));
         }
-        self.request_child(now, sa, profile, None, None);
+        self.request_child(now, sa, profile, None, false, None);
     }
 
     /// Starts CREATE_CHILD_SA beside a Child SA that the peer has lost; what it made itself meanwhile will do.
@@ -143,7 +132,7 @@ impl Endpoint {
         if sa.children.iter().any(|c| newer(c) && c.state == ChildState::Installed) {
             return sa.enqueue(now, Task::DeleteChild(id));
         }
-        self.request_child(now, sa, profile, Some((id, Replaced::Lost)), None);
+        self.request_child(now, sa, profile, Some(id), true, None);
     }
 
     /// Starts the rekey of a Child SA.
@@ -157,7 +146,7 @@ impl Endpoint {
             return sa.enqueue(now.after(UNCONFIRMED), Task::RekeyChild(id));
         }
         let Some(profile) = sa.child(id).map(|c| c.config.clone()) else { return };
-        self.request_child(now, sa, profile, Some((id, Replaced::Named)), None);
+        self.request_child(now, sa, profile, Some(id), false, None);
     }
 
     fn request_child(
@@ -165,20 +154,18 @@ impl Endpoint {
         now: Time,
         sa: &mut IkeSa,
         profile: Rc<ChildProfile>,
-        replaces: Option<(ChildSaId, Replaced)>,
+        replaces: Option<ChildSaId>,
+        lost: bool,
         group: Option<Group>,
     ) {
         let Some(inbound) = self.allocate_child_spi() else { return };
         let group = group.or(profile.proposals.first().and_then(|p| p.groups.first().copied()));
         let key = group.map(|group| PrivateKey::generate(group, &mut *self.random));
         let nonce = self.nonce();
-        let named = replaces.and_then(|(id, how)| (how == Replaced::Named).then_some(id));
-        let lost = replaces.is_some() && named.is_none();
-        let replaces = replaces.map(|(id, _)| id);
         let offer =
             ChildOffer { profile, inbound, nonce, key, replaces, lost, create: true, collision: None };
         let mut payloads = Vec::new();
-        if let Some(old) = named.and_then(|id| sa.child(id)) {
+        if let Some(old) = replaces.filter(|_| !lost).and_then(|id| sa.child(id)) {
             // RFC 7296 section 1.3.3: the SPI is the one that we expect in inbound packets.
             let spi = old.inbound.0.to_be_bytes().to_vec();
             let (kind, protocol) = (notify::REKEY_SA, protocol::ESP);
@@ -256,9 +243,8 @@ impl Endpoint {
             error => {
                 if let Some(group) = self.other_group(sa, offer, error, payloads) {
                     sa.ke_retries += 1;
-                    let how = if offer.lost { Replaced::Lost } else { Replaced::Named };
-                    let replaces = offer.replaces.map(|old| (old, how));
-                    return self.request_child(now, sa, offer.profile.clone(), replaces, Some(group));
+                    let (profile, replaces) = (offer.profile.clone(), offer.replaces);
+                    return self.request_child(now, sa, profile, replaces, offer.lost, Some(group));
                 }
                 tracing::warn!(connection = sa.connection.name, name, error, "the peer refuses the Child SA");
                 let old = offer.replaces.and_then(|old| sa.child(old)).map(|old| old.id);

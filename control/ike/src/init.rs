@@ -58,26 +58,38 @@ impl Endpoint {
             key_exchange(&initiation.key),
             Payload::Nonce(initiation.nonce.clone()),
         ]);
+        let nonce = initiation.nonce.clone();
+        let schedule = Schedule::new(sa.connection.retransmission, now);
+        let purpose = Purpose::Init(Box::new(initiation));
+        self.send_first_request(sa, exchange::IKE_SA_INIT, payloads, nonce, purpose, schedule);
+    }
+
+    /// Sends the first request of an IKE SA, in clear. `payloads`: those of its exchange alone; NAT detection (RFC 7296
+    /// section 2.23, RFC 5723 section 4.3.2) and the announcement of SIR follow them.
+    pub(crate) fn send_first_request(
+        &mut self,
+        sa: &mut IkeSa,
+        exchange: u8,
+        mut payloads: Vec<Payload>,
+        nonce_i: Vec<u8>,
+        purpose: Purpose,
+        schedule: Schedule,
+    ) {
         payloads.extend(nat_detection(sa.spis, sa.local, sa.remote, sa.connection.force_encapsulation));
         payloads.extend(self.sir_announcement(&sa.connection.name));
         let header = Header {
             spis: sa.spis,
             next_payload: 0,
-            exchange: exchange::IKE_SA_INIT,
+            exchange,
             response: false,
             initiator: true,
             message_id: 0,
         };
         let octets = Message { header, payloads }.emit();
-        sa.setup = Setup { request: octets.clone(), nonce_i: initiation.nonce.clone(), ..Setup::default() };
+        sa.setup = Setup { request: octets.clone(), nonce_i, ..Setup::default() };
         sa.send_id = 1;
         self.transmit(sa, &octets);
-        sa.outstanding = Some(Outstanding {
-            message_id: 0,
-            octets,
-            purpose: Purpose::Init(Box::new(initiation)),
-            schedule: Schedule::new(sa.connection.retransmission, now),
-        });
+        sa.outstanding = Some(Outstanding { message_id: 0, octets, purpose, schedule });
     }
 
     /// A response to our IKE_SA_INIT request, perhaps.

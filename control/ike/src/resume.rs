@@ -17,9 +17,9 @@ use crate::connect::Profile;
 use crate::crypto::{IkeKeys, equal};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Outstanding, Purpose};
-use crate::init::{Agreed, HalfOpen, MAX_RESTARTS, nat_detection, usable_cookie};
+use crate::init::{Agreed, HalfOpen, MAX_RESTARTS, usable_cookie};
 use crate::retransmit::Schedule;
-use crate::sa::{IkeSa, Setup};
+use crate::sa::IkeSa;
 use crate::ticket::{Held, TicketId};
 use crate::wire::{Id, Message, Payload, View, exchange, notify};
 use spindle_abi::Time;
@@ -58,25 +58,11 @@ impl Endpoint {
         payloads.extend(resumption.cookie.clone().map(|cookie| notification(notify::COOKIE, cookie)));
         payloads.push(Payload::Nonce(resumption.nonce.clone()));
         payloads.push(notification(notify::TICKET_OPAQUE, resumption.held.ticket.clone()));
-        // RFC 5723 section 4.3.2: NAT traversal is determined anew.
-        payloads.extend(nat_detection(sa.spis, sa.local, sa.remote, sa.connection.force_encapsulation));
-        payloads.extend(self.sir_announcement(&sa.connection.name));
-        let header = Header {
-            spis: sa.spis,
-            next_payload: 0,
-            exchange: exchange::IKE_SESSION_RESUME,
-            response: false,
-            initiator: true,
-            message_id: 0,
-        };
-        let octets = Message { header, payloads }.emit();
-        sa.setup = Setup { request: octets.clone(), nonce_i: resumption.nonce.clone(), ..Setup::default() };
-        sa.send_id = 1;
-        self.transmit(sa, &octets);
+        let nonce = resumption.nonce.clone();
         let mut schedule = Schedule::new(sa.connection.retransmission, now);
         schedule.limit(TRIES);
         let purpose = Purpose::Resume(Box::new(resumption));
-        sa.outstanding = Some(Outstanding { message_id: 0, octets, purpose, schedule });
+        self.send_first_request(sa, exchange::IKE_SESSION_RESUME, payloads, nonce, purpose, schedule);
     }
 
     /// A response to our IKE_SESSION_RESUME request, perhaps.
