@@ -1,7 +1,10 @@
-//! The world: one clock that jumps to the next thing due, and everything that happens at it.
+//! The world: one clock that jumps to the next thing due, and everything that happens at it. What the gateways want done
+//! in consequence is carried out in [`outputs`].
+
+mod outputs;
 
 use crate::attacker::Attacker;
-use crate::machine::{Machine, Verdicts, inside_packet};
+use crate::machine::{Machine, inside_packet};
 use crate::network::{Network, Packet};
 use crate::oracle::Oracle;
 use crate::random::Dice;
@@ -11,7 +14,7 @@ use spindle_abi::{Command, Event, SpiState, Time};
 use spindle_engine::PortId;
 use spindle_ike::api::{ChildSaStatus, Datagram, IkeSaStatus};
 use spindle_ike::wire::{Payload, Protection, View, exchange, notify};
-use spindle_recovery::api::{Generation, Input, Output, TokenMethod};
+use spindle_recovery::api::{Generation, Input, TokenMethod};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt::Write as _;
@@ -508,178 +511,6 @@ impl World {
         Ok(number)
     }
 
-    fn carry_out(&mut self, side: usize, verdicts: Verdicts) -> Result<(), String> {
-        for packet in verdicts.inside {
-            self.oracle.delivered(side, &packet)?;
-            self.summary.packets_delivered += 1;
-        }
-        for packet in verdicts.outside {
-            self.oracle.sent_outside(&packet)?;
-            self.send(Packet::Esp(packet));
-        }
-        for event in verdicts.events {
-            self.tell(side, event);
-        }
-        Ok(())
-    }
-
-    /// Carries out what a gateway wants done, and has it judged.
-    fn settle(&mut self, side: usize) -> Result<(), String> {
-        self.oracle.stepped(side, &self.machines[side])?;
-        loop {
-            let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
-            let Some(output) = running.gateway.poll() else { break };
-            match output {
-                Output::Transmit(datagram) => self.transmit(side, datagram)?,
-                Output::Command { sequence, command } => {
-                    self.trace(|| format!("{side} commands {}", brief(&command)));
-                    self.oracle.commanded(side, &command)?;
-                    match &command {
-                        Command::SetSpiState { spi, .. } => self.attacker.learns_spi(side, spi.0),
-                        Command::InstallInbound { sa, .. } => self.attacker.learns_spi(side, sa.spi.0),
-                        _ => {}
-                    }
-                    let life = self.machines[side].life;
-                    let command = Box::new(command);
-                    self.schedule(self.scenario.ring_delay, Due::Command { side, life, sequence, command });
-                }
-                Output::Journal(write) => {
-                    running.pending.push(write);
-                    if running.pending.len() == 1 {
-                        let life = self.machines[side].life;
-                        let after = self.dice.between(Duration::ZERO, GROUP_COMMIT);
-                        self.schedule(after, Due::Commit { side, life });
-                    }
-                }
-                Output::Secrets { new, keep } => {
-                    let life = self.machines[side].life;
-                    let after = self.dice_of_secrets.between(Duration::ZERO, Duration::from_millis(30));
-                    self.schedule(after, Due::Secrets { side, life, new, keep });
-                }
-                Output::Persist(used) => {
-                    let wall_clock = EPOCH + self.now.0 / 1_000_000_000;
-                    if running.remember(&used, wall_clock) {
-                        self.oracle.remembered(side, &used)?;
-                    } else if self.machines[side].disk.is_dark() {
-                        // The power went within this write: what was to follow it never leaves.
-                        self.die(side, Death::Power);
-                        return Ok(());
-                    } else {
-                        return Err(format!("gateway {side} cannot remember used tickets"));
-                    }
-                }
-                Output::Report(report) => {
-                    self.trace(|| {
-                        format!(
-                            "{side} reports {} {:?} {:?} {}",
-                            report.name, report.spis, report.spi, report.detail
-                        )
-                    });
-                    match report.name {
-                        "proof" => {
-                            self.summary.proofs += 1;
-                            self.oracle.proved(side, report.spis)?;
-                        }
-                        "confirmation" => {
-                            self.summary.confirmations += 1;
-                            self.oracle.confirmed(side, report.spis);
-                        }
-                        "ike-established" => {
-                            self.summary.established += 1;
-                            self.summary.resumed += u64::from(report.detail.ends_with("resumed"));
-                        }
-                        "ike-rekeyed" => self.summary.ike_rekeys += 1,
-                        "token-acknowledged" => self.summary.tokens_acknowledged += 1,
-                        "maker-off" => return Err("takes its peer for a copy of itself".into()),
-                        _ => {}
-                    }
-                }
-            }
-        }
-        self.oracle.stepped(side, &self.machines[side])
-    }
-
-    fn transmit(&mut self, side: usize, datagram: Datagram) -> Result<(), String> {
-        let shown = self.oracle.transmitted(self.now, side, &datagram)?;
-        if !shown.is_empty() {
-            match self.tokens_due.checked_sub(1) {
-                Some(left) => self.tokens_due = left,
-                None if self.scenario.configs[side].proactive => self.oracle.unasked(side, &shown)?,
-                None => return Err(format!("gateway {side} shows a token that nothing asked for")),
-            }
-        }
-        let packet = Packet::sent(&datagram);
-        let header =
-            packet.ike_message().and_then(|message| View::parse(message).ok()).map(|view| view.header());
-        self.trace(|| {
-            let header = header.expect("judged already");
-            let kind = if header.response { "response" } else { "request" };
-            let SpisBrief(spis) = SpisBrief::from(header.spis);
-            let tokens = if !shown.is_empty() { " with a token" } else { "" };
-            format!(
-                "{side} sends {} {kind} {} of {spis} to {}{tokens}",
-                exchange_name(header.exchange),
-                header.message_id,
-                datagram.remote
-            )
-        });
-        let trap = self.traps.iter_mut().position(|trap| {
-            let matches = header
-                .is_some_and(|h| (trap.side, trap.exchange, trap.response) == (side, h.exchange, h.response));
-            let now = matches && trap.skip == 0;
-            trap.skip -= usize::from(matches && !now);
-            now
-        });
-        let trap = trap.map(|at| self.traps.remove(at));
-        if !trap.as_ref().is_some_and(|trap| trap.before) {
-            self.send(packet);
-        }
-        if let Some(trap) = trap {
-            self.down[side] = trap.down;
-            self.die(side, trap.death);
-        }
-        Ok(())
-    }
-
-    /// Onto the network, under the attacker's eyes.
-    fn send(&mut self, packet: Packet) {
-        self.summary.hash(self.now, &packet);
-        if self.attacker.sees(&packet) && !self.calm && self.dice.percent(60) {
-            // The pair is new: half-open at one side, not known yet at the other.
-            for _ in 0..1 + self.dice.below(3) {
-                let forged = self.attacker.names_latest_pair();
-                let window = self.scenario.conditions.delay * 4 + Duration::from_millis(1);
-                let after = self.dice.between(Duration::ZERO, window);
-                self.inject(forged, after);
-            }
-        }
-        if !self.calm
-            && let Some(forged) = self.attacker.races(&packet)
-            && self.dice.percent(30)
-        {
-            let after = self.dice.between(Duration::ZERO, self.scenario.conditions.delay * 2);
-            self.inject(forged, after);
-        }
-        let Some(side) = self.side_of(&packet) else { return };
-        for at in self.network.arrivals(self.now, side, &mut self.dice) {
-            self.schedule_at(at, Due::Arrive(side, packet.clone()));
-        }
-    }
-
-    /// The attacker's packets are never lost.
-    fn inject(&mut self, packet: Packet, after: Duration) {
-        self.summary.strikes += 1;
-        self.trace(|| format!("attacker sends {}", packet.brief()));
-        if let Some(side) = self.side_of(&packet) {
-            self.schedule(after, Due::Arrive(side, packet));
-        }
-    }
-
-    fn side_of(&self, packet: &Packet) -> Option<usize> {
-        let destination = packet.destination()?;
-        OUTSIDE.iter().position(|address| destination == *address)
-    }
-
     fn act(&mut self, action: Action) -> Result<(), String> {
         if self.calm {
             return Ok(());
@@ -752,35 +583,5 @@ impl World {
         // A start takes a while, at least.
         let after = self.down[side] + self.dice.between(Duration::from_millis(5), Duration::from_millis(50));
         self.schedule(after, Due::Boot(side));
-    }
-}
-
-/// The first two octets of each SPI are enough to tell them apart.
-struct SpisBrief(String);
-
-impl From<spindle_ike::api::IkeSpis> for SpisBrief {
-    fn from(spis: spindle_ike::api::IkeSpis) -> SpisBrief {
-        let [i0, i1, ..] = spis.initiator;
-        let [r0, r1, ..] = spis.responder;
-        SpisBrief(format!("{i0:02x}{i1:02x}.._{r0:02x}{r1:02x}.."))
-    }
-}
-
-fn exchange_name(exchange: u8) -> String {
-    match exchange {
-        34 => "IKE_SA_INIT".into(),
-        35 => "IKE_AUTH".into(),
-        36 => "CREATE_CHILD_SA".into(),
-        37 => "INFORMATIONAL".into(),
-        38 => "IKE_SESSION_RESUME".into(),
-        other => format!("exchange {other}"),
-    }
-}
-
-fn brief(command: &Command) -> String {
-    match command {
-        Command::InstallInbound { sa, .. } => format!("InstallInbound {} at {}", sa.spi, sa.index),
-        Command::InstallOutbound { sa } => format!("InstallOutbound {} at {}", sa.spi, sa.index),
-        other => format!("{other:?}"),
     }
 }
