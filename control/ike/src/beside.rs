@@ -33,8 +33,7 @@ impl Endpoint {
     /// An established IKE SA whose peer announced SIR.
     pub fn sir_peer(&self, ike: IkeSaId) -> Option<SirPeer> {
         let sa = self.sas.get(&ike).filter(|sa| sa.sir && sa.is_established())?;
-        let esp = sa.children.iter().map(|c| self.activity.activity(c.inbound_index).last).max();
-        let heard = sa.heard.max(esp.unwrap_or_default());
+        let heard = self.last_heard(sa);
         let IkeSa { spis, initiator, local, remote, round_trip, .. } = *sa;
         Some(SirPeer { spis, initiator, local, remote, round_trip, heard })
     }
@@ -79,13 +78,7 @@ impl Endpoint {
         let mut others = self.connections[number].sas.iter().copied();
         let beside = |sa: &IkeSa| sa.supersedes == Some(old) && sa.is_initiation();
         let Some(id) = others.find(|id| self.sas.get(id).is_some_and(beside)) else { return };
-        self.with_sa(now, id, |_, sa| {
-            let init = |o: &&mut crate::exchange::Outstanding| o.purpose.is_first();
-            if let Some(outstanding) = sa.outstanding.as_mut().filter(init) {
-                let soon = outstanding.schedule.sent().after(again_after);
-                outstanding.schedule.hasten(soon.max(now));
-            }
-        });
+        self.with_sa(now, id, |_, sa| sa.hasten_first_request(now, again_after));
     }
 
     /// `sa` is authenticated: the IKE SA whose place it takes ends, without a word, for its peer has lost it.

@@ -239,11 +239,7 @@ impl Endpoint {
         if let Some(id) = connecting {
             self.with_sa(now, id, |_, sa| {
                 sa.wanted.insert(name);
-                let init = |o: &&mut crate::exchange::Outstanding| o.purpose.is_first();
-                if let Some(outstanding) = sa.outstanding.as_mut().filter(init) {
-                    let soon = outstanding.schedule.sent().after(TRAFFIC_BACKOFF);
-                    outstanding.schedule.hasten(soon.max(now));
-                }
+                sa.hasten_first_request(now, TRAFFIC_BACKOFF);
             });
             return;
         }

@@ -129,12 +129,16 @@ impl Endpoint {
         sa.end(authority, true);
     }
 
+    /// When an authenticated packet of the peer last came, ESP on any of the Child SAs included.
+    pub(crate) fn last_heard(&self, sa: &IkeSa) -> Time {
+        let esp = sa.children.iter().map(|c| self.activity.activity(c.inbound_index).last).max();
+        sa.heard.max(esp.unwrap_or_default())
+    }
+
     /// RFC 7296 section 2.4: a liveness check after a while without any authenticated packet of the peer, ESP on any
     /// of the Child SAs included.
     pub(crate) fn check_liveness(&mut self, now: Time, sa: &mut IkeSa) {
-        let esp = sa.children.iter().map(|c| self.activity.activity(c.inbound_index).last).max();
-        let last = sa.heard.max(esp.unwrap_or_default());
-        let due = last.after(sa.connection.dpd_delay);
+        let due = self.last_heard(sa).after(sa.connection.dpd_delay);
         if due > now {
             sa.dpd_at = Some(due);
             return;

@@ -267,6 +267,14 @@ impl IkeSa {
         self.ended.get_or_insert(Ending { authority, exchanged });
     }
 
+    /// Its first request, if that is outstanding, is sent again so long after it was last sent, unless it is due sooner.
+    pub(crate) fn hasten_first_request(&mut self, now: Time, again_after: Duration) {
+        if let Some(outstanding) = self.outstanding.as_mut().filter(|o| o.purpose.is_first()) {
+            let soon = outstanding.schedule.sent().after(again_after);
+            outstanding.schedule.hasten(soon.max(now));
+        }
+    }
+
     /// Adds a task if the same one isn't waiting.
     pub(crate) fn enqueue(&mut self, not_before: Time, task: Task) {
         if !self.queue.iter().any(|(_, t)| *t == task) {
