@@ -6,7 +6,7 @@ use crate::api::*;
 use crate::connect::Beginning;
 use crate::endpoint::Endpoint;
 use crate::exchange::Task;
-use crate::sa::{ChildState, IkeSa, State};
+use crate::sa::{ChildState, IkeSa};
 use spindle_abi::{Spi, Time};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -81,18 +81,30 @@ impl Endpoint {
         self.with_sa(now, id, |_, sa| sa.hasten_first_request(now, again_after));
     }
 
-    /// `sa` is authenticated: the IKE SA whose place it takes ends, without a word, for its peer has lost it.
+    /// `old` was rekeyed while an IKE SA that is to take its place was being initiated: `new` gives way instead.
+    pub(crate) fn supersede_successor(&mut self, now: Time, old: &IkeSa, new: &IkeSa) {
+        for id in self.connections[old.connection.number].sas.clone() {
+            self.with_sa(now, id, |_, beside| {
+                if beside.supersedes == Some(old.id) {
+                    beside.supersedes = Some(new.id);
+                }
+            });
+        }
+    }
+
+    /// `sa` is authenticated: the IKE SA whose place it takes ends. Without a word, for its peer has lost it; or by a
+    /// Delete, where the peer was heard on it meanwhile and so has not.
     pub(crate) fn end_superseded(&mut self, now: Time, sa: &mut IkeSa) {
         let Some(old) = sa.supersedes.take() else { return };
-        self.with_sa(now, old, |_, old| {
-            // A rekey got through meanwhile: its peer lives, and deletes it.
-            if old.state == State::Rekeyed {
-                return;
-            }
+        self.with_sa(now, old, |e, old| {
             for name in old.child_names() {
                 sa.enqueue(now, Task::CreateChild(name));
             }
-            old.end(Authority::Superseded(Evidence(())), false);
+            let superseded = Authority::Superseded(Evidence(()));
+            match e.last_heard(old) > sa.created {
+                true => e.close(now, old, superseded),
+                false => old.end(superseded, false),
+            }
         });
     }
 

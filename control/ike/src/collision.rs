@@ -46,6 +46,10 @@ pub(crate) struct IkeCollision {
 
 /// An SA that its peer should delete is deleted by us after this long.
 pub(crate) const ABANDONED: Duration = Duration::from_secs(30);
+/// After IKE rekeys that crossed, the old IKE SA stays as long, unless the peer deletes its redundant one before. RFC
+/// 7296 section 2.25.2: a Delete that overtook our response would make the peer forget its rekey, and that one would
+/// be left to us alone.
+const CROSSED: Duration = Duration::from_secs(5);
 
 impl Endpoint {
     /// The peer rekeyed one of our Child SAs. RFC 7296 section 2.25.1: if we are rekeying it too, the redundant one
@@ -137,6 +141,7 @@ impl Endpoint {
         // Where the peer has used its own one already, it has compared the nonces before us.
         let settled = sa.state == State::Rekeyed;
         let lost = settled || collision.as_ref().is_some_and(|c| ours.lowest_nonce < c.lowest);
+        let mut delete_at = now;
         match collision {
             // RFC 7296 section 2.8.2: the survivor inherits the Child SAs; the peer deletes the old IKE SA.
             Some(collision) if lost => {
@@ -146,11 +151,12 @@ impl Endpoint {
                 return;
             }
             Some(collision) => {
-                self.with_sa(now, collision.theirs, |_, theirs| {
+                let redundant = self.with_sa(now, collision.theirs, |_, theirs| {
                     theirs.state = State::Rekeyed;
                     theirs.expires = Some(now.after(ABANDONED));
                     move_tasks(theirs, &mut ours);
                 });
+                delete_at = redundant.map_or(now, |()| now.after(CROSSED));
             }
             None => {}
         }
@@ -158,7 +164,17 @@ impl Endpoint {
         self.succeed(now, sa, &mut ours);
         self.insert_sa(now, ours);
         sa.expires = None;
-        sa.enqueue(now, Task::DeleteIke);
+        sa.enqueue(delete_at, Task::DeleteIke);
+    }
+
+    /// A redundant IKE SA has ended: the one that both sides rekeyed need stay no longer.
+    pub(crate) fn release_predecessor(&mut self, now: Time, redundant: &IkeSa) {
+        let Some(old) = redundant.predecessor else { return };
+        self.with_sa(now, old, |_, old| {
+            for (at, _) in old.queue.iter_mut().filter(|(_, task)| *task == Task::DeleteIke) {
+                *at = now.min(*at);
+            }
+        });
     }
 
     /// `theirs`, made by the peer's rekey, takes the place of `sa`, which the peer is to delete.
@@ -187,6 +203,7 @@ impl Endpoint {
         self.report(Report::IkeRekeyed { old: old.id, new: new.id, spis: new.spis });
         self.move_children(old, new);
         move_tasks(old, new);
+        self.supersede_successor(now, old, new);
         let state = std::mem::replace(&mut old.state, State::Rekeyed);
         old.expires = Some(now.after(ABANDONED));
         match state {

@@ -335,6 +335,7 @@ impl Endpoint {
     pub(crate) fn bury(&mut self, now: Time, mut sa: IkeSa, ending: Ending) {
         self.connections[sa.connection.number].sas.remove(&sa.id);
         self.leave_half_open(&mut sa);
+        self.release_predecessor(now, &sa);
         self.keep_ticket(&mut sa, &ending.authority);
         if let Some(hash) = sa.init_hash.take() {
             self.by_init.remove(&hash);

@@ -4,6 +4,7 @@ mod world;
 
 use proptest::prelude::*;
 use spindle_ike::api::*;
+use spindle_ike::wire::{View, exchange};
 use std::time::Duration;
 use world::{A, B, World};
 
@@ -107,6 +108,26 @@ fn crossing_child_rekeys_leave_one_child_sa() {
 fn crossing_ike_rekeys_leave_one_ike_sa() {
     for seed in 0..40 {
         crossing(seed, |_, _, _| None, |w| both(w, rekey_ike));
+    }
+}
+
+/// RFC 7296 section 2.25.2: a Delete of the old IKE SA that overtook the response to the rekey that crossed would make
+/// its initiator forget it, and leave the redundant IKE SA at the other end.
+#[test]
+fn crossing_ike_rekeys_leave_nothing_where_a_response_is_overtaken() {
+    for seed in 0..20 {
+        for slow in [A, B] {
+            let mut world = World::patient(seed);
+            world.network = Box::new(move |from, _, datagram| {
+                let header = View::parse(&datagram.data).ok()?.header();
+                let overtaken =
+                    from == slow && header.response && header.exchange == exchange::CREATE_CHILD_SA;
+                overtaken.then(|| vec![Duration::from_millis(90)])
+            });
+            both(&mut world, rekey_ike);
+            world.run(Duration::from_secs(2));
+            world.assert_one_of_each();
+        }
     }
 }
 

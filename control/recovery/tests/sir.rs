@@ -318,6 +318,34 @@ fn whoever_stands_in_between_can_at_most_have_an_ike_sa_made_anew() {
     assert!(one_ike_sa_each(&world), "{:#?}", world.story());
 }
 
+/// Nor where the old IKE SA is rekeyed while the new one is being initiated, by either side.
+#[test]
+fn a_rekey_beside_a_forged_confirmation_ends_with_one_ike_sa() {
+    for rekeyer in [A, B] {
+        let mut world = up(setup());
+        let old = established(&world, A)[0];
+        // The new IKE SA's first messages are lost until the rekey is done.
+        world.interference = Some(Box::new(|_, datagram| {
+            let header = View::parse(octets(&datagram)).map(|view| view.header());
+            let lost = check(&datagram).is_some() || header.is_ok_and(|header| header.exchange == 34);
+            if lost { vec![] } else { vec![datagram] }
+        }));
+        hint_by_pair(&mut world, A);
+        let query = queries(&world, A).pop().unwrap();
+        world.receive(A, answer(&query, Subtype::Nack));
+        world.run(100 * MS);
+        assert_eq!(world.told(A, "initiating"), 1, "{:#?}", world.story());
+        world.wish(rekeyer, |gateway, now| gateway.rekey(now, "site", None)).unwrap();
+        world.run(200 * MS);
+        assert_eq!(world.told(A, "ike-rekeyed"), 1, "{:#?}", world.story());
+        world.interference = None;
+        world.run(20 * SECOND);
+        assert!(one_ike_sa_each(&world), "{rekeyer}: {:#?}", world.story());
+        assert_ne!(established(&world, A)[0], old);
+        assert_eq!(world.told(A, "ike-established"), 2, "{:#?}", world.story());
+    }
+}
+
 /// Draft section 3.2.4: without our cookie, with one of another IKE SA, query or time, from another address or port,
 /// under other flags: dropped. And the true one then still counts.
 #[test]

@@ -118,6 +118,7 @@ impl Oracle {
     /// A gateway died: it holds nothing.
     pub(crate) fn died(&mut self, side: usize) {
         self.known[side].held.clear();
+        self.known[side].confirmed.clear();
     }
 
     /// Is this an SPI of an earlier incarnation?
