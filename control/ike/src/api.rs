@@ -406,6 +406,10 @@ pub trait TokenMaker {
     /// The token of the newest secret for an IKE SA whose peer, the token taker, is at this address; `None` if we are
     /// no token maker. It is sent at once.
     fn token(&self, spis: IkeSpis, taker: IpAddr) -> Option<Vec<u8>>;
+
+    /// The peer has acknowledged the last token made for this IKE SA, which went to it in an exchange of its own. Said
+    /// before the next one is made.
+    fn acknowledged(&self, _spis: IkeSpis) {}
 }
 
 /// When an authenticated packet last passed an SA, as the dataplane tells. (RFC 7296 section 2.4: ESP counts.)

@@ -33,7 +33,7 @@ pub struct Endpoint {
     pub(crate) policies: BTreeMap<u32, (usize, String)>,
     /// The connections between two identities, ours first.
     pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
-    tokens: Box<dyn TokenMaker>,
+    pub(crate) tokens: Box<dyn TokenMaker>,
     pub(crate) tickets: Box<dyn TicketKeeper>,
     pub(crate) activity: Box<dyn ActivityReader>,
     pub(crate) random: Box<dyn Random>,

@@ -141,7 +141,10 @@ impl Endpoint {
             }
             Purpose::DeleteIke => self.finish_ike_delete(sa),
             Purpose::Informational => self.take_check_spi_answer(sa, &payloads),
-            Purpose::Token => self.report(Report::TokenAcknowledged { ike: sa.id, spis: sa.spis }),
+            Purpose::Token => {
+                self.tokens.acknowledged(sa.spis);
+                self.report(Report::TokenAcknowledged { ike: sa.id, spis: sa.spis });
+            }
             Purpose::RefuseResponder => sa.end(Authority::ProtocolError(Evidence(())), false),
         }
     }

@@ -152,6 +152,10 @@ impl TokenMaker for ProtectedTokens {
     fn token(&self, spis: IkeSpis, taker: IpAddr) -> Option<Vec<u8>> {
         Some(self.0.give(spis, taker)?.to_vec())
     }
+
+    fn acknowledged(&self, spis: IkeSpis) {
+        self.0.given().acknowledged(spis);
+    }
 }
 
 /// Leave to show the tokens of one IKE SPI pair in clear, once. Only [`may_present`] makes it.

@@ -111,6 +111,36 @@ fn a_generation_stays_until_the_replacement_is_acknowledged() {
     assert_eq!(world.told(B, "secret-rotated"), 7);
 }
 
+/// An acknowledgement counts for the token that it answers, not for the one that leaves at the same moment.
+#[test]
+fn at_every_moment_the_peer_holds_a_token_that_can_be_made() {
+    let mut world = World::up(Setup::default());
+    let lose = Rc::new(Cell::new(true));
+    let losing = lose.clone();
+    world.interference = Some(Box::new(move |from, datagram| match from == A && losing.get() {
+        true => Vec::new(),
+        false => vec![datagram],
+    }));
+    lose.set(false);
+    world.wish(B, |gateway, now| gateway.rekey(now, "site", None)).unwrap();
+    world.run_until(SECOND, |world| world.told(B, "ike-rekeyed") == 1);
+    lose.set(true);
+    let spis = world.gateway(B).sas().iter().find(|sa| sa.state == "established").unwrap().spis;
+    for _ in 0..4 {
+        rotate(&mut world, B);
+        world.run(Duration::from_millis(20));
+    }
+    lose.set(false);
+    let before = world.told(B, "secret-rotated");
+    assert_eq!((before, world.told(B, "token-acknowledged")), (3, 0), "{:#?}", world.story());
+    world.run_until(5 * SECOND, |world| {
+        let held = world.tokens_of(B, spis, "192.0.2.1".parse().unwrap());
+        assert!(held.iter().any(|token| world.gateway(A).holds_token(spis, token)), "{:#?}", world.story());
+        world.told(B, "secret-rotated") > before
+    });
+    assert_eq!(world.told(B, "token-acknowledged"), 2, "{:#?}", world.story());
+}
+
 /// A peer that fell silent may hold its token still, and so may the peers of an earlier incarnation: what they rely on is
 /// kept for as long as an SA lives.
 #[test]

@@ -123,7 +123,6 @@ impl Gateway {
     }
 
     pub(super) fn token_acknowledged(&mut self, ike: IkeSaId, spis: IkeSpis) {
-        self.tokens.given().acknowledged(spis);
         self.rotation.acknowledged(spis);
         self.report_ike("token-acknowledged", ike);
     }
