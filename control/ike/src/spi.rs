@@ -104,7 +104,8 @@ impl ChildSpis {
 
     /// Never to be allocated.
     pub(crate) fn avoid(&mut self, spis: impl Iterator<Item = Spi>) {
-        self.former.extend(spis);
+        // A sorted set is built faster as a whole than one by one.
+        self.former.append(&mut spis.collect());
     }
 
     /// May be allocated again.

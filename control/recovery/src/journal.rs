@@ -256,28 +256,38 @@ pub(crate) struct Former {
 /// The SPIs of earlier incarnations that have not expired.
 #[derive(Default)]
 pub(crate) struct FormerTable {
-    rows: HashMap<Spi, Former>,
+    /// By SPI, as the journal has them: a start need not sort what it reads. `None` has expired.
+    rows: Vec<(Spi, Option<Former>)>,
     expiries: BinaryHeap<Reverse<(u64, Spi)>>,
 }
 
 impl FormerTable {
-    pub(crate) fn new(records: Vec<JournalRecord>) -> FormerTable {
+    pub(crate) fn new(mut records: Vec<JournalRecord>) -> FormerTable {
+        if !records.is_sorted_by_key(|record| record.spi) {
+            records.sort_by_key(|record| record.spi);
+        }
         let expiries = records.iter().map(|record| Reverse((record.hard_expiry, record.spi))).collect();
-        let former = |record| Former { record, answered: None, waits: false };
+        let former = |record| Some(Former { record, answered: None, waits: false });
         let rows = records.into_iter().map(|record| (record.spi, former(record))).collect();
         FormerTable { rows, expiries }
     }
 
+    /// In ascending order.
     pub(crate) fn spis(&self) -> impl Iterator<Item = Spi> + '_ {
-        self.rows.keys().copied()
+        self.records().map(|record| record.spi)
     }
 
     pub(crate) fn records(&self) -> impl Iterator<Item = &JournalRecord> {
-        self.rows.values().map(|row| &row.record)
+        self.rows.iter().filter_map(|(_, row)| Some(&row.as_ref()?.record))
     }
 
     pub(crate) fn row(&mut self, spi: Spi) -> Option<&mut Former> {
-        self.rows.get_mut(&spi)
+        self.place(spi)?.as_mut()
+    }
+
+    fn place(&mut self, spi: Spi) -> Option<&mut Option<Former>> {
+        let at = self.rows.binary_search_by_key(&spi, |(spi, _)| *spi).ok()?;
+        Some(&mut self.rows[at].1)
     }
 
     /// The wall-clock second in which the next one expires.
@@ -289,7 +299,7 @@ impl FormerTable {
     pub(crate) fn expire(&mut self, now: u64) -> Option<Spi> {
         while self.next_expiry()? <= now {
             let Reverse((_, spi)) = self.expiries.pop()?;
-            if self.rows.remove(&spi).is_some() {
+            if self.place(spi).is_some_and(|row| row.take().is_some()) {
                 return Some(spi);
             }
         }
