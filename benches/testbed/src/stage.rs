@@ -295,22 +295,28 @@ impl Account {
     fn of_restarted(&self, name: char, wire: &[WireEvent], crash: &Crash, log: &StreamLog) -> Vec<String> {
         let former: BTreeSet<u32> =
             wire.iter().filter(|event| event.at < crash.started).filter_map(WireEvent::esp).collect();
-        let on_new = wire.iter().filter(|event| {
-            event.destination == Some(crash.gateway) && event.esp().is_some_and(|spi| !former.contains(&spi))
-        });
-        let on_new = on_new.filter(|event| (crash.started..=self.before).contains(&event.at)).count();
+        let received = wire.iter().filter(|event| event.destination == Some(crash.gateway));
+        let received = received.filter(|event| (crash.started..=self.before).contains(&event.at));
+        let on_new: Vec<u32> =
+            received.filter_map(WireEvent::esp).filter(|spi| !former.contains(spi)).collect();
+        // Of two SAs that both sides had begun one ends; what is under way on it then is dropped.
+        let on_last = on_new.iter().filter(|spi| on_new.last() == Some(spi)).count();
         let delivered = log.deliveries.iter().filter(|delivery| delivery.received >= crash.started).count();
-        let tally = |since, until| {
+        let tally = |since, until, decapsulated| {
             let tally = Tally::of(wire, crash.gateway, since..=until);
-            tally.with("dataplane/decapsulated", on_new).with("dataplane/delivered_inside", delivered)
+            tally.with("dataplane/decapsulated", decapsulated).with("dataplane/delivered_inside", delivered)
         };
-        self.against(name, tally(crash.ready, self.before), tally(crash.started, self.after))
+        let at_least = tally(crash.ready, self.before, on_last);
+        self.against(name, at_least, tally(crash.started, self.after, on_new.len()))
     }
 
     fn against(&self, name: char, at_least: Tally, at_most: Tally) -> Vec<String> {
-        // A probe is an INFORMATIONAL request, but such a request need not be a probe on a hint.
+        // A hint sends the outstanding request again, a new INFORMATIONAL one or any other under way; but such a request
+        // need not be due to a hint.
         let probes = "control/probes-started+probes-sent-again";
-        let requests = at_most.count("control/informational_requests_sent") as usize;
+        let requests = ["informational", "create_child_sa", "ike_auth"];
+        let sent = requests.map(|exchange| at_most.count(&format!("control/{exchange}_requests_sent")));
+        let requests = sent.iter().sum::<u64>() as usize;
         let found = disagreements(&at_least.with(probes, 0), &at_most.with(probes, requests), &self.stats);
         found.into_iter().map(|text| format!("{name}: {text}")).collect()
     }
