@@ -17,6 +17,8 @@ pub mod number {
     pub const INFORMATIONAL: u8 = 37;
     /// Exchange type of IKE_SESSION_RESUME (RFC 5723).
     pub const IKE_SESSION_RESUME: u8 = 38;
+    /// Exchange type of queries about IKE SAs in clear: a private number for draft-detienne-ikev2-recovery-03.
+    pub const SIR: u8 = 240;
     /// Notification of an IKE message on an unknown IKE SA (RFC 7296 section 2.21.4).
     pub const INVALID_IKE_SPI: u16 = 4;
     /// Notification of an ESP packet on an unknown SPI (RFC 7296 section 1.5).
@@ -25,6 +27,10 @@ pub mod number {
     pub const INVALID_KE_PAYLOAD: u16 = 17;
     /// Notification with a cookie (RFC 7296 section 2.6).
     pub const COOKIE: u16 = 16390;
+    /// Notification that refuses a ticket (RFC 5723).
+    pub const TICKET_NACK: u16 = 16412;
+    /// Notification with a ticket that is presented (RFC 5723).
+    pub const TICKET_OPAQUE: u16 = 16413;
     /// Notification with a token (RFC 6290 section 4.1; QUICK_CRASH_DETECTION at IANA).
     pub const QCD_TOKEN: u16 = 16419;
 

@@ -182,6 +182,17 @@ pub struct Gateway {
     running: Option<Running>,
 }
 
+/// A command of the command line that runs beside; killed when dropped.
+#[derive(Debug)]
+pub struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
+}
+
 #[derive(Debug)]
 struct Running {
     child: Child,
@@ -255,6 +266,11 @@ impl Gateway {
 
     /// Starts `spindle up` as the leader of a process group; when, CLOCK_REALTIME in nanoseconds.
     pub fn start(&mut self) -> Result<u64> {
+        self.start_with(&[])
+    }
+
+    /// The same with further arguments of `spindle up`.
+    pub fn start_with(&mut self, arguments: &[&str]) -> Result<u64> {
         let what = || "starting `spindle up`".to_owned();
         let log = std::fs::File::options()
             .create(true)
@@ -262,7 +278,7 @@ impl Gateway {
             .open(self.directory.join("log"))
             .context(what)?;
         let mut command = self.command(&self.programs.join("spindle"));
-        command.arg("up").arg("--config").arg(self.config());
+        command.arg("up").arg("--config").arg(self.config()).args(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone().context(what)?).stderr(log);
         let started = now();
         let child = command.spawn().context(what)?;
@@ -377,6 +393,14 @@ impl Gateway {
     pub fn spindle(&self, line: &str) -> Result<String> {
         let mut command = self.command(&self.programs.join("spindle"));
         run(command.args(line.split_whitespace()).arg("--config").arg(self.config()))
+    }
+
+    /// Begins a verb and does not wait for its end.
+    pub fn begin(&self, line: &str) -> Result<Background> {
+        let mut command = self.command(&self.programs.join("spindle"));
+        command.args(line.split_whitespace()).arg("--config").arg(self.config());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Background(command.spawn().context(|| format!("starting `spindle {line}`"))?))
     }
 
     /// Runs a verb with `--json`.

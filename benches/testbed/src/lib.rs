@@ -3,6 +3,7 @@
 //! ```text
 //! topology   five namespaces, veth pairs          gateway    `spindle up` in its namespace, kill -9, events
 //! delay      half the round-trip time each way    traffic    a steady stream, TCP, UDP sizes, ping
+//! stage      a tunnel and traffic, on which a play is made: `crash` is the simplest, the lab's drills are others
 //! capture ─► pcap ─► event ─► timeline            leak       no inside address, no marker on the outer wire
 //!                                                 compare    the wire's counts against the gateways' own
 //! ```
@@ -20,13 +21,16 @@ mod crash;
 mod delay;
 mod error;
 mod event;
+mod flood;
 mod frame;
 mod gateway;
 mod leak;
 mod method;
+mod moments;
 mod namespace;
 mod packet;
 mod pcap;
+mod stage;
 pub mod strongswan;
 mod testbed;
 mod timeline;
@@ -40,12 +44,15 @@ pub use crash::{Plan, Run, crash};
 pub use delay::{DelayBox, DelayCounters, Filter, Link, Verdict};
 pub use error::{Error, Result};
 pub use event::{IkeMessage, Kind, Notify, WireEvent, number, wire_events};
-pub use gateway::{Gateway, GatewayEvent, Retransmit, Settings, programs};
+pub use flood::Flood;
+pub use gateway::{Background, Gateway, GatewayEvent, Retransmit, Settings, programs};
 pub use leak::{InsideNetwork, Leak, Place, leaks};
 pub use method::Method;
+pub use moments::{Moment, moments};
 pub use namespace::Namespace;
 pub use packet::now;
 pub use pcap::{Frame, Reader, Writer};
+pub use stage::{SIDES, Seen, Stage};
 pub use testbed::{Options, Testbed, Wires};
 pub use timeline::{Counts, Crash, Exchange, Question, Recovery, Timeline};
 pub use topology::{Addresses, Network, Side, Topology};

@@ -20,6 +20,7 @@ use crate::capture::Capture;
 use crate::cleanup::{self, Guard, unique_name};
 use crate::delay::{DelayBox, Link};
 use crate::error::{Context, Error, Result};
+use crate::flood::Flood;
 use crate::gateway::{Gateway, Settings, program_folder};
 use crate::leak::{InsideNetwork, Leak, leaks};
 use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show};
@@ -195,6 +196,27 @@ impl Testbed {
             return Ok(());
         }
         Err(Error::Machine(format!("the kernel would not send a frame of {} octets", frame.len())))
+    }
+
+    /// The same with many frames, at a rate, until the flood is dropped.
+    pub fn flood(
+        &self,
+        toward: Side,
+        per_second: u32,
+        frame: impl FnMut(u64) -> Vec<u8> + Send + 'static,
+    ) -> Result<Flood> {
+        Flood::start(self.topology.delay_box(), &toward.box_interface(), per_second, frame)
+    }
+
+    /// The hardware address of a gateway's outer interface.
+    pub fn hardware_address(&self, side: Side) -> Result<[u8; 6]> {
+        let gateway = self.topology.gateway(side);
+        let text = gateway.run(&format!("cat /sys/class/net/{}/address", side.outside_interface()))?;
+        let octets = text.trim().split(':').map_while(|octet| u8::from_str_radix(octet, 16).ok());
+        octets
+            .collect::<Vec<_>>()
+            .try_into()
+            .map_err(|_| Error::Machine(format!("`{}` is no hardware address", text.trim())))
     }
 
     /// Ends the captures; what both saw. Gateways go on.

@@ -97,6 +97,12 @@ pub struct Timeline {
     pub probe: Option<u64>,
     /// The gateway's first message with a token in clear: with INVALID_SPI, or in the answer to the probe.
     pub token: Option<u64>,
+    /// The first query whether an IKE SA is known, in clear (draft-detienne-ikev2-recovery-03).
+    pub query: Option<u64>,
+    /// The answer to it.
+    pub query_answer: Option<u64>,
+    /// Whether a ticket led to the new IKE SA: what follows is IKE_SESSION_RESUME where it says IKE_SA_INIT.
+    pub resumed: bool,
     /// The IKE_SA_INIT request that led to the new IKE SA.
     pub ike_sa_init_request: Option<u64>,
     /// Its response.
@@ -114,13 +120,20 @@ impl Timeline {
     pub fn moments(&self) -> Vec<(&'static str, u64)> {
         let together = self.token.is_some() && self.token == self.invalid_spi;
         let invalid_spi = if together { "INVALID_SPI with token" } else { "INVALID_SPI" };
+        let [request, response] = if self.resumed {
+            ["IKE_SESSION_RESUME request", "IKE_SESSION_RESUME response"]
+        } else {
+            ["IKE_SA_INIT request", "IKE_SA_INIT response"]
+        };
         let moments = [
             ("first ESP at ready B", self.first_esp),
             (invalid_spi, self.invalid_spi),
             ("probe", self.probe),
             ("answer with token", self.token.filter(|_| !together)),
-            ("IKE_SA_INIT request", self.ike_sa_init_request),
-            ("IKE_SA_INIT response", self.ike_sa_init_response),
+            ("query in clear", self.query),
+            ("its answer", self.query_answer),
+            (request, self.ike_sa_init_request),
+            (response, self.ike_sa_init_response),
             ("IKE_AUTH request", self.ike_auth_request),
             ("IKE_AUTH response", self.ike_auth_response),
             ("first ESP on the new SA", self.first_esp_on_new_sa),
@@ -130,7 +143,7 @@ impl Timeline {
 }
 
 /// How many messages of each kind crossed the gateway's outer interface in a span of time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Counts {
     /// ESP packets to the gateway.
     pub esp_in: usize,
@@ -211,33 +224,37 @@ impl<'a> Recovery<'a> {
             self.since_started().find(|event| wanted(event)).map(|event| event.at)
         };
         let clear = |event: &WireEvent, kind| self.is_out(event) && is_clear_notification(event, kind);
-        let first_from = |since: Option<u64>, exchange: u8, response: bool| {
+        let first_from = |since: Option<u64>, exchanges: &[u8], response: bool| {
             let since = since?;
             first(&|event| {
                 let right_way = if response { self.is_answer(event) } else { self.is_request(event) };
                 event.at >= since
                     && right_way
                     && event.ike().is_some_and(|message| {
-                        message.exchange == exchange
+                        exchanges.contains(&message.exchange)
                             && message.response == response
+                            && message.notify(number::TICKET_NACK).is_none()
                             && message.notify(number::COOKIE).is_none_or(|_| !response)
                             && message.notify(number::INVALID_KE_PAYLOAD).is_none()
                     })
             })
         };
         // Each step is looked for after the one before it.
-        let init_response = first_from(Some(self.crash.started), number::IKE_SA_INIT, true);
-        let init_request = init_response.and_then(|response| {
+        const FIRST: [u8; 2] = [number::IKE_SA_INIT, number::IKE_SESSION_RESUME];
+        let init_response = first_from(Some(self.crash.started), &FIRST, true);
+        let init = init_response.and_then(|response| {
             let is_init = |event: &&WireEvent| {
                 event.at <= response
                     && self.is_request(event)
                     && event
                         .ike()
-                        .is_some_and(|message| message.exchange == number::IKE_SA_INIT && !message.response)
+                        .is_some_and(|message| FIRST.contains(&message.exchange) && !message.response)
             };
-            self.since_started().filter(is_init).last().map(|event| event.at)
+            self.since_started().filter(is_init).last()
         });
-        let auth_request = first_from(init_response, number::IKE_AUTH, false);
+        let init_request = init.map(|event| event.at);
+        let auth_request = first_from(init_response, &[number::IKE_AUTH], false);
+        let query = first_from(Some(self.crash.started), &[number::SIR], false);
         Timeline {
             first_esp: self.first_esp(),
             invalid_spi: first(&|event| clear(event, number::INVALID_SPI)),
@@ -245,10 +262,15 @@ impl<'a> Recovery<'a> {
             probe: first(&|event| self.is_in(event) && is_probe(event))
                 .filter(|at| init_request.is_none_or(|init| *at < init)),
             token: first(&|event| clear(event, number::QCD_TOKEN)),
+            query,
+            query_answer: first_from(query, &[number::SIR], true),
+            resumed: init
+                .and_then(WireEvent::ike)
+                .is_some_and(|message| message.exchange == number::IKE_SESSION_RESUME),
             ike_sa_init_request: init_request,
             ike_sa_init_response: init_response,
             ike_auth_request: auth_request,
-            ike_auth_response: first_from(auth_request, number::IKE_AUTH, true),
+            ike_auth_response: first_from(auth_request, &[number::IKE_AUTH], true),
             first_esp_on_new_sa: self.first_esp_on_new_sa(),
         }
     }

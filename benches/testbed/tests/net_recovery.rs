@@ -69,3 +69,37 @@ fn liveness_alone_brings_the_tunnel_back_without_a_token() {
     assert_eq!(run.counts.tokens, 0);
     assert!(run.ready_to_recovered() > 100_000_000, "an impatient schedule still takes longer than a token");
 }
+
+/// RFC 5723: the token tells, the ticket resumes; no key exchange, as many round trips.
+#[test]
+fn a_ticket_brings_the_tunnel_back_in_as_many_round_trips_as_a_key_exchange() {
+    let run = run(Method::QcdResumption, 20, 500);
+    assert_eq!(run.round_trips, 3, "{:?}", run.exchanges);
+    assert_eq!((run.timeline.resumed, run.counts.ike_sa_init_requests), (true, 0));
+    let took = run.ready_to_recovered() as f64 / 1e6;
+    assert!(took <= allowed(3, 20), "{took} ms");
+}
+
+/// RFC 6290 section 8.2, unasked. An ESP packet that is there already may be answered first, and then makes the
+/// third round trip; without it the token's own way is the half before the two.
+#[test]
+fn a_token_shown_unasked_brings_the_tunnel_back_in_no_more_than_three_round_trips() {
+    let run = run(Method::Proactive, 20, 500);
+    assert!((2..=3).contains(&run.round_trips), "{:?}", run.exchanges);
+    assert!(run.counts.tokens >= 1);
+    let took = run.ready_to_recovered() as f64 / 1e6;
+    assert!(took <= allowed(3, 20), "{took} ms");
+}
+
+/// draft-detienne-ikev2-recovery-03, and the wait for an ACK.
+#[test]
+fn a_nack_brings_the_tunnel_back_in_five_round_trips() {
+    let run = run(Method::Sir, 20, 500);
+    assert_eq!(run.round_trips, 5, "{:?}", run.exchanges);
+    assert_eq!(run.counts.tokens, 0);
+    let (query, answer) = (run.timeline.query, run.timeline.query_answer);
+    assert!(query.is_some() && query < answer && answer < run.timeline.ike_sa_init_request);
+    let took = run.ready_to_recovered() as f64 / 1e6;
+    let wait = Method::Sir.promised_wait(Duration::from_millis(20)).as_secs_f64() * 1e3;
+    assert!(took <= allowed(5, 20) + 2.0 * wait, "{took} ms");
+}

@@ -74,10 +74,5 @@ pub(crate) fn all_arrived(log: &StreamLog) {
 
 /// The hardware address of a gateway's outer interface.
 pub(crate) fn hardware_address(testbed: &Testbed, side: Side) -> [u8; 6] {
-    let link = testbed.topology().gateway(side).ip(&format!("-o link show {}", side.outside_interface()));
-    let link = link.expect("the interface");
-    let address =
-        link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("an address");
-    let octets = address.split(':').map(|octet| u8::from_str_radix(octet, 16).expect("hexadecimal"));
-    octets.collect::<Vec<_>>().try_into().expect("six octets")
+    testbed.hardware_address(side).expect("an address")
 }

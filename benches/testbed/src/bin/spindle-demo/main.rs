@@ -47,7 +47,7 @@ struct Arguments {
     #[arg(long, conflicts_with_all = ["runs", "rtt_ms", "down_ms", "methods", "interval_ms"])]
     matrix: bool,
     /// End with exit code 1 if a median of ready → recovered exceeds k × RTT + interval + 10 ms
-    /// (k = 2 for initial-contact, 3 for qcd-journal, 4 for qcd).
+    /// (k = 2 for initial-contact, 4 for qcd, 3 for the other methods with tokens, 5 for sir and its wait).
     #[arg(long)]
     check: bool,
     /// Copy captures, configurations and logs of every run into this folder.

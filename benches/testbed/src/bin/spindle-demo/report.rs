@@ -1,7 +1,7 @@
 //! What people and programs are shown: timelines, the table, JSON of schema 1.
 
 use serde::Serialize;
-use spindle_testbed::{Gateway, GatewayEvent, Method, Plan, Run};
+use spindle_testbed::{Method, Plan, Run, moments};
 use std::fmt::Write;
 
 /// All runs of a plan.
@@ -73,38 +73,12 @@ pub(crate) fn timelines(series: &[Series]) -> String {
         if let Some(run) = one.typical() {
             // Writing to a string can't fail.
             let _ = writeln!(text, "\n{} (µs from B's ready)", one.plan);
-            for (at, who, what) in moments(run) {
-                let relative = (at as i64 - run.crash.ready as i64) / 1_000;
-                let _ = writeln!(text, "{relative:>12}  {who:<9} {what}");
+            for moment in moments(&run.crash, Some(&run.outage), &run.timeline, &run.events) {
+                let _ = writeln!(text, "{moment}");
             }
         }
     }
     text
-}
-
-/// What happened when, from the capture, the hosts and the gateways.
-fn moments(run: &Run) -> Vec<(u64, &'static str, String)> {
-    let mut moments = vec![
-        (run.outage.last_before.received, "host B", "last delivery before the crash".to_owned()),
-        (run.crash.killed, "testbed", "kill -9 to gateway B's process group".to_owned()),
-        (run.crash.started, "testbed", "gateway B is started again".to_owned()),
-        (run.crash.ready, "gateway B", "ready".to_owned()),
-        (run.outage.first_after.received, "host B", "first delivery".to_owned()),
-    ];
-    let wire = run.timeline.moments().into_iter();
-    moments.extend(wire.map(|(what, at)| (at, "wire", what.to_owned())));
-    let mut reported = |who, events: &[GatewayEvent], names: &[&str]| {
-        for name in names {
-            if let Some(at) = Gateway::event_since(events, name, run.crash.started) {
-                moments.push((at, who, (*name).to_owned()));
-            }
-        }
-    };
-    let [a, b] = &run.events;
-    reported("gateway A", a, &["hint", "probe", "proof", "suspected", "initiating", "installed"]);
-    reported("gateway B", b, &["start", "token-sent", "installed"]);
-    moments.sort_by_key(|&(at, ..)| at);
-    moments
 }
 
 const HEADINGS: [&str; 9] = [
@@ -249,7 +223,8 @@ pub(crate) fn too_slow(series: &[Series]) -> Vec<String> {
     let judge = |one: &Series| {
         let round_trips = one.plan.method.promised_round_trips()?;
         let round_trip = one.plan.round_trip.as_secs_f64() * 1e3;
-        let allowed = f64::from(round_trips) * round_trip + one.plan.interval.as_secs_f64() * 1e3 + 10.0;
+        let wait = one.plan.method.promised_wait(one.plan.round_trip) + one.plan.interval;
+        let allowed = f64::from(round_trips) * round_trip + wait.as_secs_f64() * 1e3 + 10.0;
         let median = one.ready_to_recovered().median;
         (median > allowed).then(|| {
             format!(

@@ -1,0 +1,97 @@
+//! `spindle-lab`: one way to lose a peer, played with real gateways, and what came of it.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "the terminal is where a drill goes")]
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use spindle_lab::{Drill, Scenario, drill};
+use spindle_testbed::Method;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Drills the ways in which gateways lose each other, in network namespaces of its own.
+#[derive(Parser, Debug)]
+#[command(name = "spindle-lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Play one scenario; exit code 1 if the gateway did not come back
+    Drill(DrillArguments),
+    /// Name the scenarios, what each is, and the methods that it is about
+    List,
+}
+
+#[derive(Args, Debug)]
+struct DrillArguments {
+    /// What happens (see `spindle-lab list`)
+    #[arg(value_enum)]
+    scenario: Scenario,
+    /// How the peer learns of it; qcd-journal if not given (qcd-resumption for crash-in-resumption)
+    #[arg(long, value_enum)]
+    method: Option<Method>,
+    /// Round-trip time between the gateways, in milliseconds
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    rtt_ms: u64,
+    /// Write the outcome to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Copy captures, configurations and logs into this folder
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Drill(arguments) => play(&arguments),
+        Command::List => {
+            print!("{}", list());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("spindle-lab: {error:#}");
+        let machine = matches!(error.downcast_ref(), Some(spindle_testbed::Error::Machine(_)));
+        ExitCode::from(if machine { 2 } else { 1 })
+    })
+}
+
+fn play(arguments: &DrillArguments) -> Result<ExitCode> {
+    let scenario = arguments.scenario;
+    let method = arguments.method.unwrap_or(scenario.usual_method());
+    if !scenario.is_about(method) {
+        eprintln!("spindle-lab: {scenario} is not about {method}; `spindle-lab list` names the methods");
+        return Ok(ExitCode::from(2));
+    }
+    spindle_testbed::prepare()?;
+    spindle_testbed::programs()?;
+    let plan = Drill {
+        round_trip: Duration::from_millis(arguments.rtt_ms),
+        keep: arguments.keep.clone(),
+        ..Drill::new(scenario, method)
+    };
+    let outcome = drill(&plan, &mut |step| eprintln!("  {step}"))?;
+    print!("{outcome}");
+    if let Some(file) = &arguments.json {
+        let text = serde_json::to_string_pretty(&outcome)?;
+        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(if outcome.recovered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The scenarios as a table.
+fn list() -> String {
+    let row = |scenario: &Scenario| {
+        let about: Vec<String> =
+            Method::ALL.into_iter().filter(|m| scenario.is_about(*m)).map(|m| m.to_string()).collect();
+        let all = about.len() == Method::ALL.len();
+        let methods = if all { "every method".to_owned() } else { about.join(", ") };
+        format!("{scenario:<21} {}\n{:21} {methods}\n", scenario.description(), "")
+    };
+    Scenario::ALL.iter().map(row).collect()
+}

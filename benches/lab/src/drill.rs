@@ -1,0 +1,73 @@
+//! One scenario, once: a testbed of its own, the play, and what came of it.
+
+use crate::outcome::Outcome;
+use crate::scenario::Scenario;
+use spindle_testbed::{Method, Result, Stage};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Is told each step.
+pub type Step<'a> = &'a mut dyn FnMut(&str);
+
+/// What is drilled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Drill {
+    /// What happens.
+    pub scenario: Scenario,
+    /// How the peer learns of it.
+    pub method: Method,
+    /// Round-trip time between the gateways.
+    pub round_trip: Duration,
+    /// How long a killed gateway stays down.
+    pub down: Duration,
+    /// Time between two packets of a host.
+    pub interval: Duration,
+    /// How long what is left is watched, where two might be.
+    pub calm: Duration,
+    /// After this long without a packet the gateway counts as not recovered.
+    pub patience: Duration,
+    /// Where captures, configurations and logs are kept, if anywhere.
+    pub keep: Option<PathBuf>,
+}
+
+impl Drill {
+    /// With a packet each 10 ms, half a second down, 20 ms between the gateways and ten minutes' patience.
+    pub fn new(scenario: Scenario, method: Method) -> Drill {
+        Drill {
+            scenario,
+            method,
+            round_trip: Duration::from_millis(20),
+            down: Duration::from_millis(500),
+            interval: Duration::from_millis(10),
+            calm: Duration::from_secs(10),
+            patience: Duration::from_secs(600),
+            keep: None,
+        }
+    }
+}
+
+/// Drills. A gateway that does not come back is an outcome.
+///
+/// # Errors
+/// If the machine can't, or if something happened that never must: a leak, a counter that contradicts the wire, a kill that
+/// missed the exchange that it was meant for.
+pub fn drill(drill: &Drill, step: Step<'_>) -> Result<Outcome> {
+    let settings = drill.scenario.settings(drill.method);
+    let mut stage = Stage::new([settings.clone(), settings], drill.round_trip, drill.interval)?;
+    if drill.scenario.is_uncounted() {
+        stage = stage.uncounted();
+    }
+    let result = on(drill, &mut stage, step);
+    if let Some(folder) = &drill.keep {
+        stage.keep_files(folder)?;
+    }
+    result
+}
+
+fn on(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Outcome> {
+    let played = drill.scenario.play(drill, stage, step)?;
+    let ike_sas = stage.ike_sas()?.map(|sas| sas.len());
+    let addresses = [stage.address(spindle_testbed::Side::A), stage.address(spindle_testbed::Side::B)];
+    let seen = stage.end(played.crashes)?;
+    Outcome::of(drill, played, seen, addresses, ike_sas)
+}

@@ -1,0 +1,20 @@
+//! The lab: ways in which gateways lose each other, played with real ones, and what each method of recovery makes of them.
+//!
+//! ```text
+//! Scenario ─► play (on a testbed's stage) ─► Played ─┐
+//!                                  captures, reports ┴► Outcome ─► people, JSON
+//! ```
+//!
+//! [`drill()`] does one.
+
+#![forbid(unsafe_code)]
+
+mod drill;
+mod outcome;
+mod play;
+mod scenario;
+mod watch;
+
+pub use drill::{Drill, Step, drill};
+pub use outcome::Outcome;
+pub use scenario::Scenario;

@@ -1,0 +1,202 @@
+//! What came of a drill, from the hosts, the captures and the gateways' own reports.
+
+use crate::drill::Drill;
+use crate::play::Played;
+use crate::watch::Awaited;
+use serde::{Deserialize, Serialize};
+use spindle_testbed::{
+    Error, GatewayEvent, Moment, Outage, Recovery, Result, Seen, WireEvent, moments, number,
+};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+/// What came of a drill.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What happened.
+    pub scenario: String,
+    /// How the peer learns of it.
+    pub method: String,
+    /// Round-trip time between the gateways, in milliseconds.
+    pub rtt_ms: u64,
+    /// Are packets delivered again, and do both gateways hold the same single IKE SA?
+    pub recovered: bool,
+    /// Why not.
+    pub failure: Option<String>,
+    /// Between the last packet delivered before and the first one after, in milliseconds.
+    pub outage_ms: Option<f64>,
+    /// From ready (where nobody crashed: the end of the loss) to the first packet delivered, in milliseconds.
+    pub ready_to_recovered_ms: Option<f64>,
+    /// By the rule of [`Recovery::round_trips`]; none where it does not apply.
+    pub round_trips: Option<u64>,
+    /// IKE messages between the gateways from the last start to the first packet delivered, on B's wire.
+    pub messages: Option<u64>,
+    /// Packets sent in the outage that never arrived.
+    pub packets_lost: Option<u64>,
+    /// Established IKE SAs at the end, A's and B's.
+    pub ike_sas: [usize; 2],
+    /// Tokens in clear on B's wire, from its last start on.
+    pub tokens_shown: u64,
+    /// Octets of a token, where one was shown.
+    pub token_octets: Option<u64>,
+    /// Octets of a ticket, where one was presented.
+    pub ticket_octets: Option<u64>,
+    /// Tokens that matched, by the reports of A's and B's last lives.
+    pub proofs: [u64; 2],
+    /// Why IKE SAs ended, and how many, from the first thing that happened on, by the same reports.
+    pub deleted: [BTreeMap<String, u64>; 2],
+    /// Whether a ticket made the new IKE SA.
+    pub resumed: bool,
+    /// What happened when.
+    pub timeline: Vec<Moment>,
+}
+
+impl Outcome {
+    /// # Errors
+    /// If B was not killed within the exchange that it was to be killed in.
+    pub(crate) fn of(
+        drill: &Drill,
+        played: Played,
+        seen: Seen,
+        addresses: [IpAddr; 2],
+        ike_sas: [usize; 2],
+    ) -> Result<Outcome> {
+        if let Some(awaited) = played.within {
+            interrupted(&awaited, &played, &seen, addresses).map_err(Error::Subject)?;
+        }
+        let between = |event: &&WireEvent| {
+            [event.source, event.destination].iter().all(|at| at.is_some_and(|at| addresses.contains(&at)))
+        };
+        let wire: Vec<WireEvent> = seen.wires[1].iter().filter(between).cloned().collect();
+        let crash = played.from;
+        let mut recovery = Recovery::new(&wire, crash);
+        if drill.method.restarted_side_initiates() {
+            recovery = recovery.initiated_by_the_gateway();
+        }
+        let timeline = recovery.timeline();
+        // A packet that passed the gateway before it died can still arrive; none that was sent before can after.
+        let outage = seen.logs[0].outage(crash.started).filter(|_| played.failure.is_none());
+        let milliseconds = |time: u64| time as f64 / 1e6;
+        let until = outage.map_or(u64::MAX, |outage| outage.first_after.received);
+        let counts = recovery.counts(until);
+        let all = recovery.counts(u64::MAX);
+        let octets = |kind: u16| {
+            let clear = wire.iter().filter_map(WireEvent::ike).filter(|message| !message.protected);
+            clear.filter_map(|message| Some(message.notify(kind)?.len() as u64)).max()
+        };
+        let events = &seen.events;
+        let since = played.began / 1_000;
+        let proofs = |events: &Vec<GatewayEvent>| {
+            events.iter().filter(|event| event.event == "proof" && event.at_us >= since).count() as u64
+        };
+        Ok(Outcome {
+            scenario: drill.scenario.to_string(),
+            method: drill.method.to_string(),
+            rtt_ms: drill.round_trip.as_millis() as u64,
+            recovered: played.failure.is_none(),
+            outage_ms: outage.map(|outage| milliseconds(outage.length())),
+            ready_to_recovered_ms: outage
+                .map(|outage| milliseconds(outage.first_after.received.saturating_sub(crash.ready))),
+            round_trips: outage
+                .filter(|_| played.has_round_trips)
+                .and_then(|_| recovery.round_trips())
+                // None if A had nothing to send on, so that no ESP packet came before the new SA.
+                .filter(|count| *count != 0)
+                .map(|count| count as u64),
+            messages: outage.map(|_| (counts.ike_in + counts.ike_out) as u64),
+            packets_lost: outage.map(|outage: Outage| outage.lost),
+            ike_sas,
+            tokens_shown: all.tokens as u64,
+            token_octets: octets(number::QCD_TOKEN),
+            ticket_octets: octets(number::TICKET_OPAQUE),
+            proofs: [proofs(&events[0]), proofs(&events[1])],
+            deleted: [deleted(&events[0], since), deleted(&events[1], since)],
+            resumed: timeline.resumed,
+            timeline: complete(&played, moments(&crash, outage.as_ref(), &timeline, events)),
+            failure: played.failure,
+        })
+    }
+}
+
+/// Why IKE SAs ended since a time in microseconds.
+fn deleted(events: &[GatewayEvent], since: u64) -> BTreeMap<String, u64> {
+    let mut deleted = BTreeMap::new();
+    for event in events.iter().filter(|event| event.event == "ike-deleted" && event.at_us >= since) {
+        let why = event.more.get("detail").and_then(|why| why.as_str()).unwrap_or_default();
+        *deleted.entry(why.to_owned()).or_default() += 1;
+    }
+    deleted
+}
+
+/// With what only the play knows; and where nobody was killed, nothing of killing.
+fn complete(played: &Played, mut timeline: Vec<Moment>) -> Vec<Moment> {
+    if played.crashes[1].is_none() {
+        timeline.retain(|moment| !matches!(moment.who.as_str(), "testbed" | "gateway B"));
+    }
+    let relative = |at: u64| (at as i64 - played.from.ready as i64) / 1_000;
+    let more = played.moments.iter().map(|&(at, what)| Moment {
+        at_us: relative(at),
+        who: "testbed".to_owned(),
+        what: what.to_owned(),
+    });
+    timeline.extend(more);
+    timeline.sort_by_key(|moment| moment.at_us);
+    timeline
+}
+
+/// B was killed within an exchange if its message was sent before, and reached nobody until B was started again.
+fn interrupted(
+    awaited: &Awaited,
+    played: &Played,
+    seen: &Seen,
+    addresses: [IpAddr; 2],
+) -> std::result::Result<(), String> {
+    let Some(crash) = played.crashes[1] else { return Err("B was not killed".to_owned()) };
+    // The watch began after the tunnel was there: earlier messages of the kind are of its making.
+    let alive = played.watched..=crash.started;
+    let times = |of: fn(&WireEvent) -> Option<IpAddr>| {
+        let both = seen.wires.iter().zip(addresses);
+        let found = both.flat_map(move |(wire, address)| {
+            let here = move |event: &&WireEvent| of(event) == Some(address);
+            wire.iter().filter(here).filter(|event| event.ike().is_some_and(|message| awaited.is(message)))
+        });
+        found.map(|event| event.at).filter(|at| alive.contains(at)).collect::<Vec<_>>()
+    };
+    let (sent, arrived) = (times(|event| event.source), times(|event| event.destination));
+    match sent.iter().min() {
+        Some(&first) if first < crash.killed && arrived.is_empty() => Ok(()),
+        _ => Err(format!(
+            "B was not killed within the exchange: {awaited:?}: sent at {sent:?}, arrived at {arrived:?}, killed at {}",
+            crash.killed
+        )),
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}, {}, RTT {} ms (µs from B's ready)", self.scenario, self.method, self.rtt_ms)?;
+        for moment in &self.timeline {
+            writeln!(f, "{moment}")?;
+        }
+        match &self.failure {
+            Some(why) => writeln!(f, "not recovered: {why}")?,
+            None => writeln!(f, "recovered")?,
+        }
+        let time = |time: Option<f64>| time.map_or("–".to_owned(), |time| format!("{time:.1} ms"));
+        let count = |count: Option<u64>| count.map_or("–".to_owned(), |count| count.to_string());
+        writeln!(
+            f,
+            "outage {}, ready → recovered {}",
+            time(self.outage_ms),
+            time(self.ready_to_recovered_ms)
+        )?;
+        let (round_trips, messages) = (count(self.round_trips), count(self.messages));
+        let lost = count(self.packets_lost);
+        writeln!(f, "round trips {round_trips}, IKE messages {messages}, packets lost {lost}")?;
+        let reasons = self.deleted[0].iter().map(|(why, count)| format!("{count} by {why}"));
+        let reasons: Vec<String> = reasons.collect();
+        let reasons = if reasons.is_empty() { "none".to_owned() } else { reasons.join(", ") };
+        writeln!(f, "IKE SAs that ended at A: {reasons}; tokens that B showed: {}", self.tokens_shown)
+    }
+}

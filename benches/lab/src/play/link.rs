@@ -1,0 +1,144 @@
+//! Trouble on the way between the gateways: loss in one direction, forgers, a storm.
+
+use super::Played;
+use crate::drill::{Drill, Step};
+use spindle_testbed::{
+    Crash, Error, Flood, Result, SIDES, Side, Stage, Verdict, craft, now, number, programs,
+};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+/// How long packets of A are lost.
+const LOSS: Duration = Duration::from_secs(2);
+/// Forged notifications a second while they are.
+const FEW: u32 = 50;
+/// Forged notifications a second in a storm.
+const MANY: u32 = 10_000;
+/// Packets on unknown SPIs a second in a storm.
+const UNKNOWN: u32 = 100_000;
+/// The storm comes from this prefix (RFC 2544's benchmark addresses).
+const SOURCES: &str = "198.18.0.0/15";
+
+/// Nobody has lost anything, whatever is forged meanwhile: the IKE SA of before is the IKE SA of after.
+pub(crate) fn one_way_loss(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
+    stage.begin(&SIDES, step)?;
+    let before = stage.ike_sas()?;
+    step("losing what A sends, and forging notifications to it");
+    let began = now();
+    stage.testbed().delay().set_filter(Some(Box::new(|from, _| match from {
+        Side::A => Verdict::Drop,
+        Side::B => Verdict::Pass,
+    })));
+    let forged = forge(stage, FEW)?;
+    std::thread::sleep(LOSS);
+    drop(forged);
+    stage.testbed().delay().set_filter(None);
+    let ended = now();
+    let from = Crash {
+        gateway: stage.address(Side::B),
+        killed: began,
+        started: ended,
+        ready: ended,
+        round_trip: drill.round_trip,
+    };
+    let mut played =
+        Played { crashes: [None, None], has_round_trips: false, ..Played::crash_of_b(from, began) };
+    played.await_recovery(drill, stage, &SIDES, step)?;
+    played.await_calm(stage, Duration::from_secs(3))?;
+    let after = stage.ike_sas()?;
+    if played.failure.is_none() && before != after {
+        played.failure = Some(format!("the IKE SA of before is gone: {before:?}, then {after:?}"));
+    }
+    Ok(played)
+}
+
+/// B crashes while a port is stormed, and A is told in clear all the time that B has lost everything.
+pub(crate) fn storm(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
+    stage.begin(&[Side::A], step)?;
+    step("the storm begins");
+    let forged = forge(stage, MANY)?;
+    let unknown = Unknown::begin(stage)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let killed = stage.kill(Side::B, step)?;
+    let crash = stage.restart(Side::B, (killed, drill.down), step)?;
+    let mut played = Played::crash_of_b(crash, killed);
+    played.await_recovery(drill, stage, &[Side::A], step)?;
+    let sent = forged.sent();
+    drop((forged, unknown));
+    let least = u64::from(MANY) / 2 * (now() - killed) / 1_000_000_000;
+    if sent < least {
+        return Err(Error::Subject(format!("only {sent} notifications were forged, not even {least}")));
+    }
+    step("the storm is over");
+    std::thread::sleep(Duration::from_millis(500));
+    Ok(played)
+}
+
+/// Notifications in clear from B's address that name A's living SAs, the worst that somebody who reads all can make:
+/// INVALID_IKE_SPI and INVALID_SPI in turn, each with a token that is none.
+fn forge(stage: &Stage, per_second: u32) -> Result<Flood> {
+    let testbed = stage.testbed();
+    let list = testbed.gateway(Side::A).json("list-sas")?;
+    let spi = |value: &serde_json::Value| u64::from_str_radix(value.as_str().unwrap_or_default(), 16);
+    let (ike, child) = (&list[0], &list[0]["children"][0]);
+    let (Ok(initiator), Ok(responder), Ok(outbound)) =
+        (spi(&ike["ike_spi_i"]), spi(&ike["ike_spi_r"]), spi(&child["spi_o"]))
+    else {
+        return Err(Error::Subject(format!("gateway A lists no SPIs: {list}")));
+    };
+    let addresses = testbed.topology().addresses;
+    let [a, b] = SIDES.map(|side| addresses.gateway_outside(side));
+    let mac = testbed.hardware_address(Side::A)?;
+    testbed.flood(Side::A, per_second, move |number| {
+        let token = craft::notify(0, number::QCD_TOKEN, &[number as u8; 32]);
+        let message = if number % 2 == 0 {
+            let unknown = craft::notify(41, number::INVALID_IKE_SPI, &[]);
+            let payloads = [unknown, token].concat();
+            craft::ike((initiator, responder), 41, number::INFORMATIONAL, 0x20, 0, &payloads)
+        } else {
+            let unknown = craft::notify(41, number::INVALID_SPI, &(outbound as u32).to_be_bytes());
+            craft::ike((0, 0), 41, number::INFORMATIONAL, 0x08, 0, &[unknown, token].concat())
+        };
+        let packet = craft::ipv4(b, a, 17, &craft::udp(500, 500, &message));
+        craft::ethernet(mac, [4; 6], 0x0800, &packet)
+    })
+}
+
+/// `spindle-storm` beside us: ESP on unknown SPIs to gateway B; ended when dropped.
+struct Unknown(Child);
+
+impl Unknown {
+    fn begin(stage: &Stage) -> Result<Unknown> {
+        let program = programs()?.join("spindle-storm");
+        let topology = stage.testbed().topology();
+        let (gateway, outside) = (topology.gateway(Side::B), Side::B.outside_interface());
+        // Answers to the storm's sources go to a neighbour that isn't there.
+        let nobody = topology.addresses.outside.host(99);
+        gateway.ip(&format!("neigh add {nobody} lladdr 02:00:00:00:00:63 dev {outside} nud permanent"))?;
+        gateway.ip(&format!("route add {SOURCES} via {nobody}"))?;
+        let mac = gateway.run(&format!("cat /sys/class/net/{outside}/address"))?;
+        let child = topology
+            .delay_box()
+            .command(&program)
+            .args(["send", "--interface", &Side::B.box_interface(), "--source", SOURCES])
+            .args(["--destination", &topology.addresses.gateway_outside(Side::B).to_string()])
+            .args(["--destination-mac", mac.trim(), "--pps", &UNKNOWN.to_string(), "--seconds", "600"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        let missing = |error| {
+            Error::Machine(format!(
+                "{} does not start: {error}; build it with `cargo build --workspace --bins`",
+                program.display()
+            ))
+        };
+        Ok(Unknown(child.map_err(missing)?))
+    }
+}
+
+impl Drop for Unknown {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

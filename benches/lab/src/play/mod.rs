@@ -1,0 +1,92 @@
+//! The plays: what is done to the gateways in each scenario, and what must be known of it to judge what was seen.
+
+pub(crate) mod both;
+pub(crate) mod crash;
+pub(crate) mod link;
+pub(crate) mod secret;
+pub(crate) mod twice;
+
+use crate::drill::{Drill, Step};
+use crate::watch::Awaited;
+use spindle_testbed::{Crash, Result, Side, Stage};
+use std::time::Duration;
+
+/// What was played. Times are CLOCK_REALTIME in nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Played {
+    /// Each gateway's last crash, A's and B's.
+    pub(crate) crashes: [Option<Crash>; 2],
+    /// What recovery is measured from: B's last crash. Where nobody crashed, loss in the place of death.
+    pub(crate) from: Crash,
+    /// When the first thing happened.
+    pub(crate) began: u64,
+    /// Can round trips be counted from `from`, by the rule for crashes?
+    pub(crate) has_round_trips: bool,
+    /// Within which exchange B was killed.
+    pub(crate) within: Option<Awaited>,
+    /// When that exchange began to be waited for.
+    pub(crate) watched: u64,
+    /// More moments for the timeline.
+    pub(crate) moments: Vec<(u64, &'static str)>,
+    /// Why it is no recovery.
+    pub(crate) failure: Option<String>,
+}
+
+/// How long the gateways may take to agree on a single IKE SA when packets pass again.
+const AGREEMENT: Duration = Duration::from_secs(15);
+
+impl Played {
+    /// B crashed, A lived on and sends.
+    fn crash_of_b(crash: Crash, began: u64) -> Played {
+        Played {
+            crashes: [None, Some(crash)],
+            from: crash,
+            began,
+            has_round_trips: true,
+            within: None,
+            watched: began,
+            moments: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// Waits until packets of these hosts pass, and both gateways hold the same single IKE SA with one Child SA.
+    fn await_recovery(
+        &mut self,
+        drill: &Drill,
+        stage: &Stage,
+        senders: &[Side],
+        step: Step<'_>,
+    ) -> Result<()> {
+        step("waiting for recovery");
+        for &from in senders {
+            if stage.wait_delivery(from, self.from.started, drill.patience).is_none() {
+                let host = from.letter().to_ascii_uppercase();
+                let patience = drill.patience.as_secs();
+                self.failure = Some(format!("no packet of host {host} arrived within {patience} s"));
+                return Ok(());
+            }
+        }
+        if stage.wait_agreed(AGREEMENT)?.is_none() {
+            let [a, b] = stage.ike_sas()?;
+            self.failure = Some(format!("not the same single IKE SA: A has {a:?}, B {b:?}"));
+        }
+        Ok(())
+    }
+
+    /// Watches both gateways for a while: they keep the IKE SA that they have.
+    fn await_calm(&mut self, stage: &Stage, lasting: Duration) -> Result<()> {
+        const EACH: Duration = Duration::from_millis(500);
+        let first = stage.ike_sas()?;
+        let mut watched = Duration::ZERO;
+        while self.failure.is_none() && watched < lasting {
+            std::thread::sleep(EACH);
+            watched += EACH;
+            let now = stage.ike_sas()?;
+            if now != first {
+                self.failure = Some(format!("the IKE SAs did not stay: {first:?}, then {now:?}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! The scenarios by name: what each is, which methods it is about, and which play it is.
+
+use crate::drill::{Drill, Step};
+use crate::play::{Played, both, crash, link, secret, twice};
+use spindle_testbed::{Method, Result, Settings, Stage, number};
+use std::fmt;
+
+/// A way in which gateways lose each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, clap::ValueEnum)]
+pub enum Scenario {
+    /// B is killed and started again.
+    Crash,
+    /// While B is down its secret is lost.
+    SecretLost,
+    /// B's secret was rotated twice before the crash.
+    SecretRotated,
+    /// Both gateways are killed and started again.
+    BothCrash,
+    /// B is killed again as its peer begins the recovery.
+    CrashTwice,
+    /// B is killed again within the recovery's IKE_AUTH.
+    CrashInAuth,
+    /// B is killed while it answers A's rekey of the Child SA.
+    CrashInChildRekey,
+    /// B is killed while it answers A's rekey of the IKE SA.
+    CrashInIkeRekey,
+    /// B is killed again while it answers a ticket.
+    CrashInResumption,
+    /// Nobody crashes; what A sends is lost for a while, and forged notifications come.
+    OneWayLoss,
+    /// B is killed in a storm of unknown SPIs and forged notifications.
+    Storm,
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Scenario {
+    /// All of them, the simplest first.
+    pub const ALL: [Scenario; 11] = [
+        Scenario::Crash,
+        Scenario::SecretLost,
+        Scenario::SecretRotated,
+        Scenario::BothCrash,
+        Scenario::CrashTwice,
+        Scenario::CrashInAuth,
+        Scenario::CrashInChildRekey,
+        Scenario::CrashInIkeRekey,
+        Scenario::CrashInResumption,
+        Scenario::OneWayLoss,
+        Scenario::Storm,
+    ];
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::Crash => "crash",
+            Scenario::SecretLost => "secret-lost",
+            Scenario::SecretRotated => "secret-rotated",
+            Scenario::BothCrash => "both-crash",
+            Scenario::CrashTwice => "crash-twice",
+            Scenario::CrashInAuth => "crash-in-auth",
+            Scenario::CrashInChildRekey => "crash-in-child-rekey",
+            Scenario::CrashInIkeRekey => "crash-in-ike-rekey",
+            Scenario::CrashInResumption => "crash-in-resumption",
+            Scenario::OneWayLoss => "one-way-loss",
+            Scenario::Storm => "storm",
+        }
+    }
+
+    /// In a sentence.
+    pub fn description(self) -> &'static str {
+        match self {
+            Scenario::Crash => "B is killed and started again",
+            Scenario::SecretLost => {
+                "B's secret is lost while it is down, and `--new-secret` makes another: impatient liveness is what remains"
+            }
+            Scenario::SecretRotated => "B's secret is rotated twice before the crash: every token stays good",
+            Scenario::BothCrash => {
+                "both are killed and started again, both hosts send: one IKE SA, and no flapping"
+            }
+            Scenario::CrashTwice => "B is killed again when the first request of the recovery is under way",
+            Scenario::CrashInAuth => "B is killed again within the recovery's IKE_AUTH, whose answer is lost",
+            Scenario::CrashInChildRekey => "B is killed within A's rekey of the Child SA; the answer is lost",
+            Scenario::CrashInIkeRekey => "B is killed within A's rekey of the IKE SA; the answer is lost",
+            Scenario::CrashInResumption => {
+                "B is killed again when it has taken A's ticket; the answer is lost"
+            }
+            Scenario::OneWayLoss => {
+                "no crash: what A sends is lost for 2 s, and forged notifications say that B lost its SAs"
+            }
+            Scenario::Storm => {
+                "B is killed while unknown SPIs come to it, and 10,000 forged notifications a second to A"
+            }
+        }
+    }
+
+    /// Whether it says anything about a method.
+    pub fn is_about(self, method: Method) -> bool {
+        match self {
+            Scenario::SecretLost | Scenario::SecretRotated => method.shows_tokens(),
+            Scenario::CrashInResumption => method == Method::QcdResumption,
+            _ => true,
+        }
+    }
+
+    /// The method that is drilled where none is named.
+    pub fn usual_method(self) -> Method {
+        if self == Scenario::CrashInResumption { Method::QcdResumption } else { Method::QcdJournal }
+    }
+
+    /// Both gateways' configuration.
+    pub(crate) fn settings(self, method: Method) -> Settings {
+        let settings = method.settings();
+        match self {
+            Scenario::SecretLost => {
+                Settings { dpd_delay: Method::SHORT_DELAY, retransmit: Method::SHORT, ..settings }
+            }
+            _ => settings,
+        }
+    }
+
+    /// Does it send a gateway what no capture shows, so that counters cannot be held against the wire?
+    pub(crate) fn is_uncounted(self) -> bool {
+        self == Scenario::Storm
+    }
+
+    /// Plays it.
+    pub(crate) fn play(self, drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
+        match self {
+            Scenario::Crash => crash::once(drill, stage, step),
+            Scenario::SecretLost => secret::lost(drill, stage, step),
+            Scenario::SecretRotated => secret::rotated(drill, stage, step),
+            Scenario::BothCrash => both::crash(drill, stage, step),
+            Scenario::CrashTwice => twice::as_recovery_begins(drill, stage, step),
+            Scenario::CrashInAuth => twice::in_exchange(drill, stage, number::IKE_AUTH, step),
+            Scenario::CrashInChildRekey => crash::in_rekey(drill, stage, "rekey --child ab/net", step),
+            Scenario::CrashInIkeRekey => crash::in_rekey(drill, stage, "rekey --ike ab", step),
+            Scenario::CrashInResumption => twice::in_exchange(drill, stage, number::IKE_SESSION_RESUME, step),
+            Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
+            Scenario::Storm => link::storm(drill, stage, step),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Every scenario once, with real gateways: what it must end in, and what it costs in round trips and tokens. Each drill
+//! fails by itself on a leak, on a counter that contradicts the wire, and on a kill that missed its exchange.
+
+use spindle_lab::{Drill, Outcome, Scenario, drill};
+use spindle_testbed::Method;
+use std::process::Command;
+use std::time::Duration;
+
+fn run(scenario: Scenario, method: Method) -> Outcome {
+    run_as(Drill { patience: Duration::from_secs(60), ..Drill::new(scenario, method) })
+}
+
+/// Recovers, to one IKE SA on each side.
+fn run_as(plan: Drill) -> Outcome {
+    let what = format!("{}, {}", plan.scenario, plan.method);
+    let outcome = drill(&plan, &mut |step| eprintln!("{what}: {step}"));
+    let outcome = outcome.unwrap_or_else(|error| panic!("{what}: {error}"));
+    eprintln!("{outcome}");
+    assert!(outcome.recovered, "{what}: {:?}", outcome.failure);
+    assert_eq!(outcome.ike_sas, [1, 1], "{what}");
+    assert!(outcome.outage_ms > Some(0.0) && outcome.packets_lost > Some(0), "{what}");
+    outcome
+}
+
+/// IKE SAs of A that ended for this reason, where none ended for another.
+fn ended(outcome: &Outcome, why: &str) -> u64 {
+    let ended = &outcome.deleted[0];
+    assert!(ended.keys().all(|known| known == why), "{ended:?}, not only {why}");
+    ended.get(why).copied().unwrap_or(0)
+}
+
+/// RFC 6290 section 8.2: ESP and INVALID_SPI with a token, IKE_SA_INIT, IKE_AUTH.
+#[test]
+fn a_crash_costs_three_round_trips_and_five_messages() {
+    let outcome = run(Scenario::Crash, Method::QcdJournal);
+    assert_eq!((outcome.round_trips, outcome.messages), (Some(3), Some(5)));
+    assert_eq!((ended(&outcome, "token"), outcome.proofs[0], outcome.token_octets), (1, 1, Some(32)));
+}
+
+/// RFC 6290 section 5.1: without its secret a maker is no maker. Its tokens prove nothing; liveness decides.
+#[test]
+fn with_a_lost_secret_no_token_is_accepted_and_liveness_brings_the_tunnel_back() {
+    let outcome = run(Scenario::SecretLost, Method::QcdJournal);
+    assert_eq!((ended(&outcome, "timeout"), outcome.proofs), (1, [0, 0]));
+    assert!(outcome.tokens_shown > 0, "tokens were shown, and none matched");
+    assert!(outcome.ready_to_recovered_ms > Some(300.0), "liveness takes longer than a token");
+}
+
+/// RFC 6290 section 4.4.
+#[test]
+fn two_rotations_before_the_crash_cost_nothing() {
+    let outcome = run(Scenario::SecretRotated, Method::QcdJournal);
+    assert_eq!((outcome.round_trips, ended(&outcome, "token"), outcome.proofs[0]), (Some(3), 1, 1));
+    // One of each generation in the message that counted, at least.
+    assert!(outcome.tokens_shown >= 3, "{} tokens", outcome.tokens_shown);
+}
+
+/// Nobody has a token to check; of two IKE SAs that both begin one is left, for good.
+#[test]
+fn both_crash_and_both_initiate_and_one_ike_sa_is_left_for_ten_seconds() {
+    let outcome = run(Scenario::BothCrash, Method::InitialContact);
+    assert_eq!((outcome.tokens_shown, outcome.proofs), (0, [0, 0]));
+}
+
+#[test]
+fn both_crash_and_the_traffic_of_both_brings_one_ike_sa() {
+    let plan = Drill::new(Scenario::BothCrash, Method::QcdJournal);
+    let outcome = run_as(Drill { calm: Duration::from_secs(3), patience: Duration::from_secs(60), ..plan });
+    assert_eq!(outcome.proofs, [0, 0]);
+}
+
+#[test]
+fn a_second_crash_as_the_recovery_begins_is_recovered_too() {
+    let outcome = run(Scenario::CrashTwice, Method::QcdJournal);
+    // The first crash's; of the IKE SA that the second one cut off A had nothing yet.
+    assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (1, 1));
+}
+
+/// B has an IKE SA that A has not: no token of it can be checked.
+#[test]
+fn a_crash_within_ike_auth_is_recovered() {
+    let outcome = run(Scenario::CrashInAuth, Method::QcdJournal);
+    assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (1, 1));
+}
+
+/// RFC 6290 section 4.3: A holds the IKE SA of before and its token, whatever B had made already.
+#[test]
+fn a_crash_within_either_rekey_is_recovered_by_the_old_ike_sas_token() {
+    for scenario in [Scenario::CrashInChildRekey, Scenario::CrashInIkeRekey] {
+        let outcome = run(scenario, Method::QcdJournal);
+        assert_eq!(outcome.round_trips, Some(3), "{scenario}");
+        assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (1, 1), "{scenario}");
+    }
+}
+
+/// RFC 5723 section 4.3.1.
+#[test]
+fn a_crash_within_a_resumption_is_recovered() {
+    let outcome = run(Scenario::CrashInResumption, Method::QcdResumption);
+    assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (1, 1));
+    assert!(outcome.ticket_octets > Some(0));
+}
+
+/// RFC 7296 section 2.4: no action on what is not authenticated. The drill itself demands the IKE SA of before.
+#[test]
+fn loss_in_one_direction_and_forged_notifications_end_no_ike_sa() {
+    let outcome = run(Scenario::OneWayLoss, Method::QcdJournal);
+    assert!(outcome.deleted.iter().all(|ended| ended.is_empty()), "{:?}", outcome.deleted);
+    assert_eq!((outcome.proofs, outcome.tokens_shown), ([0, 0], 0));
+    assert!(outcome.outage_ms >= Some(1_900.0), "the loss was there");
+}
+
+/// Former SPIs have a path of their own, and a token is checked before anything is limited.
+#[test]
+fn a_crash_in_a_storm_of_spis_and_forged_notifications_is_recovered_by_its_token() {
+    let outcome = run(Scenario::Storm, Method::QcdJournal);
+    assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (1, 1));
+}
+
+fn lab(arguments: &[&str]) -> (Option<i32>, String) {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_spindle-lab")).args(arguments).output().expect("spindle-lab");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn the_command_line_knows_every_scenario_and_refuses_what_makes_no_sense() {
+    let (code, text) = lab(&["list"]);
+    assert_eq!(code, Some(0));
+    for scenario in Scenario::ALL {
+        assert!(text.lines().any(|line| line.starts_with(&format!("{scenario} "))), "{scenario}: {text}");
+    }
+    for bad in [&["drill"][..], &["drill", "weather"], &["drill", "crash", "--method", "hope"], &["fly"]] {
+        assert_eq!(lab(bad).0, Some(2), "{bad:?}");
+    }
+    assert_eq!(lab(&["drill", "crash-in-resumption", "--method", "qcd"]).0, Some(2));
+}
+
+#[test]
+fn a_drill_on_the_command_line_writes_its_outcome_and_ends_with_0() {
+    let file = std::env::temp_dir().join(format!("spindle-{}-drill.json", std::process::id()));
+    let path = file.to_str().expect("a path");
+    let (code, text) =
+        lab(&["drill", "crash", "--method", "initial-contact", "--rtt-ms", "0", "--json", path]);
+    let written = std::fs::read_to_string(&file).expect("the outcome");
+    drop(std::fs::remove_file(&file));
+    let outcome: Outcome = serde_json::from_str(&written).expect("an outcome");
+    assert_eq!((code, outcome.round_trips, outcome.rtt_ms), (Some(0), Some(2), 0), "{text}");
+    assert!(text.contains("first delivery") && text.contains("recovered"), "{text}");
+}

@@ -1,0 +1,323 @@
+//! A stage: two gateways with a tunnel and traffic, on which something is made to happen, and what was seen of it.
+//!
+//! ```text
+//! new ─► begin ─► kill, start, filters, frames of one's own … ─► end ─► Seen
+//! ```
+//!
+//! What must never happen is an error at the end, whatever was played: an inside address or a payload marker on an outer
+//! wire, a counter of a gateway that its wire contradicts. [`crate::crash()`] is the simplest play.
+
+use crate::compare::{Tally, disagreements};
+use crate::delay::Link;
+use crate::error::{Context, Error, Result};
+use crate::event::{WireEvent, wire_events};
+use crate::gateway::{Gateway, GatewayEvent, Settings};
+use crate::packet::now;
+use crate::testbed::{Options, Testbed};
+use crate::timeline::Crash;
+use crate::topology::Side;
+use crate::traffic::{Delivery, Stream, StreamLog};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a gateway may take to become ready.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+/// How long traffic flows before anything happens.
+const BEFORE: Duration = Duration::from_secs(1);
+/// How long it flows on after the recovery, and after both gateways were stopped.
+const AFTER: Duration = Duration::from_millis(300);
+
+/// Both sides, in the order of every array of two here.
+pub const SIDES: [Side; 2] = [Side::A, Side::B];
+
+/// Two gateways in a testbed of their own, and the traffic through them.
+#[derive(Debug)]
+pub struct Stage {
+    testbed: Testbed,
+    interval: Duration,
+    round_trip: Duration,
+    streams: [Option<Stream>; 2],
+    /// Whether what the gateways count is held against their wires at the end.
+    counted: bool,
+}
+
+/// What was seen, by side. Times are CLOCK_REALTIME in nanoseconds.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What was sent by each host, and arrived at the other one.
+    pub logs: [StreamLog; 2],
+    /// Each gateway's outer wire.
+    pub wires: [Vec<WireEvent>; 2],
+    /// What each gateway reported in its last life.
+    pub events: [Vec<GatewayEvent>; 2],
+    /// What each gateway counted in its last life.
+    pub stats: [serde_json::Value; 2],
+    /// When each gateway had said what it counted.
+    pub counted_until: [u64; 2],
+}
+
+impl Stage {
+    /// A stage with these configurations, A's and B's; nothing runs yet. The hosts send each `interval`.
+    pub fn new(settings: [Settings; 2], round_trip: Duration, interval: Duration) -> Result<Stage> {
+        let [a, b] = settings;
+        let link = Link::with_round_trip(round_trip);
+        let testbed = Testbed::two_gateways(Options { link, a, b, ..Options::default() })?;
+        Ok(Stage { testbed, interval, round_trip, streams: [None, None], counted: true })
+    }
+
+    /// For plays in which a gateway is sent what no capture shows.
+    #[must_use]
+    pub fn uncounted(self) -> Stage {
+        Stage { counted: false, ..self }
+    }
+
+    /// Starts both gateways, has A initiate, and lets these hosts send until packets of each have arrived.
+    pub fn begin(&mut self, senders: &[Side], step: &mut dyn FnMut(&str)) -> Result<()> {
+        step("starting both gateways");
+        self.testbed.start(START_PATIENCE)?;
+        self.testbed.gateway(Side::A).initiate()?;
+        for &from in senders {
+            let stream = self.testbed.stream(from, self.interval)?;
+            let arrived = stream.wait_delivery_since(0, Duration::from_secs(5)).is_some();
+            self.streams[from as usize] = Some(stream);
+            if !arrived {
+                let what = format!("no packet of host {} passed the tunnel within 5 s", upper(from));
+                return Err(self.subject(&what));
+            }
+        }
+        step("packets flow");
+        std::thread::sleep(BEFORE);
+        Ok(())
+    }
+
+    /// The testbed.
+    pub fn testbed(&self) -> &Testbed {
+        &self.testbed
+    }
+
+    /// The testbed, to have a gateway begin or end.
+    pub fn testbed_mut(&mut self) -> &mut Testbed {
+        &mut self.testbed
+    }
+
+    /// Kills a gateway's process group; when.
+    pub fn kill(&mut self, side: Side, step: &mut dyn FnMut(&str)) -> Result<u64> {
+        step(&format!("killing gateway {}'s process group", upper(side)));
+        self.testbed.gateway_mut(side).kill_group()
+    }
+
+    /// Starts a gateway again with these further arguments, `down` after it was killed; when.
+    pub fn start(
+        &mut self,
+        side: Side,
+        (killed, down): (u64, Duration),
+        arguments: &[&str],
+        step: &mut dyn FnMut(&str),
+    ) -> Result<u64> {
+        let until = Duration::from_nanos(killed) + down;
+        std::thread::sleep(until.saturating_sub(Duration::from_nanos(now())));
+        step(&format!("starting gateway {} again", upper(side)));
+        self.testbed.gateway_mut(side).start_with(arguments)
+    }
+
+    /// Waits until a gateway that was killed and started again is ready.
+    pub fn wait_ready(&mut self, side: Side, killed: u64, started: u64) -> Result<Crash> {
+        let ready = self.testbed.gateway_mut(side).wait_ready(START_PATIENCE)?;
+        Ok(Crash { gateway: self.address(side), killed, started, ready, round_trip: self.round_trip })
+    }
+
+    /// Starts a gateway again, `down` after it was killed, and waits until it is ready.
+    pub fn restart(
+        &mut self,
+        side: Side,
+        (killed, down): (u64, Duration),
+        step: &mut dyn FnMut(&str),
+    ) -> Result<Crash> {
+        let started = self.start(side, (killed, down), &[], step)?;
+        self.wait_ready(side, killed, started)
+    }
+
+    /// A gateway's outer address.
+    pub fn address(&self, side: Side) -> IpAddr {
+        self.testbed.topology().addresses.gateway_outside(side).into()
+    }
+
+    /// Waits for the first delivery of what a host sends, at or after a time.
+    pub fn wait_delivery(&self, from: Side, since: u64, patience: Duration) -> Option<Delivery> {
+        self.streams[from as usize].as_ref()?.wait_delivery_since(since, patience)
+    }
+
+    /// Each gateway's established IKE SAs, by their SPIs and with the number of installed Child SAs.
+    pub fn ike_sas(&self) -> Result<[Vec<(String, usize)>; 2]> {
+        let of = |side| -> Result<Vec<(String, usize)>> {
+            let list = self.testbed.gateway(side).json("list-sas")?;
+            let is = |value: &serde_json::Value, state: &str| value["state"] == state;
+            let all = list.as_array().map_or(&[][..], Vec::as_slice);
+            let established = all.iter().filter(|ike| is(ike, "established")).map(|ike| {
+                let children = ike["children"].as_array().map_or(&[][..], Vec::as_slice);
+                let spi = |name: &str| ike[name].as_str().unwrap_or_default().to_owned();
+                let installed = children.iter().filter(|child| is(child, "installed")).count();
+                (spi("ike_spi_i") + &spi("ike_spi_r"), installed)
+            });
+            Ok(established.collect())
+        };
+        Ok([of(Side::A)?, of(Side::B)?])
+    }
+
+    /// Waits until both gateways hold the same single IKE SA with one Child SA; its SPIs. `None` if they don't in time.
+    pub fn wait_agreed(&self, patience: Duration) -> Result<Option<String>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let [a, b] = self.ike_sas()?;
+            match (&a[..], &b[..]) {
+                ([(a, 1)], [(b, 1)]) if a == b => return Ok(Some(a.clone())),
+                _ if Instant::now() > deadline => return Ok(None),
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Ends traffic, gateways and captures; what was seen. Whoever crashed says when its last life began.
+    pub fn end(&mut self, crashes: [Option<Crash>; 2]) -> Result<Seen> {
+        std::thread::sleep(AFTER);
+        // Counted when the wire is silent: what is under way has no certain place.
+        let settle = self.round_trip + Duration::from_millis(50);
+        let logs = self.streams.each_mut().map(Option::take);
+        let logs = logs.map(|stream| stream.map_or_else(StreamLog::default, |stream| stream.stop(settle)));
+        let gateways = SIDES.map(|side| self.testbed.gateway(side));
+        let events = [gateways[0].events()?, gateways[1].events()?];
+        let accounts = [Account::take(gateways[0])?, Account::take(gateways[1])?];
+        for (gateway, events) in gateways.iter().zip(&events) {
+            let file = gateway.directory().join("events.json");
+            let text = serde_json::to_string_pretty(events).unwrap_or_default();
+            std::fs::write(&file, text).context(|| format!("writing {}", file.display()))?;
+        }
+        self.stop_gateways()?;
+
+        let wires = self.testbed.finish()?;
+        let leaks = self.testbed.leaks(&wires);
+        if let Some(first) = leaks.first() {
+            let text = format!("{} leaks on the outer wire; the first: {first}", leaks.len());
+            return Err(Error::Subject(text));
+        }
+        if self.testbed.delay().counters().overflowed != 0 {
+            return Err(Error::Capture("the delay box's queue overflowed".to_owned()));
+        }
+        let wires = [wire_events(&wires.a), wire_events(&wires.b)];
+        let mut contradictions = Vec::new();
+        for side in SIDES.into_iter().filter(|_| self.counted) {
+            let (at, name) = (side as usize, upper(side));
+            let received = &logs[side.other() as usize];
+            contradictions.extend(match &crashes[at] {
+                Some(crash) => accounts[at].of_restarted(name, &wires[at], crash, received),
+                None => accounts[at].of_survivor(name, &wires[at], self.address(side)),
+            });
+        }
+        if !contradictions.is_empty() {
+            let text = format!("a gateway and its wire disagree: {}", contradictions.join("; "));
+            return Err(Error::Subject(text));
+        }
+        let counted_until = [accounts[0].after, accounts[1].after];
+        Ok(Seen { logs, wires, events, stats: accounts.map(|account| account.stats), counted_until })
+    }
+
+    /// Stops both gateways while host A sends, since nothing may pass in clear then either.
+    fn stop_gateways(&mut self) -> Result<()> {
+        let stream = self.testbed.stream(Side::A, self.interval)?;
+        for side in SIDES {
+            self.testbed.gateway_mut(side).stop()?;
+        }
+        std::thread::sleep(AFTER);
+        stream.stop(self.round_trip + Duration::from_millis(20));
+        Ok(())
+    }
+
+    /// What went wrong, with the ends of both logs.
+    pub fn subject(&self, what: &str) -> Error {
+        let log = |side: Side| {
+            let text = self.testbed.gateway(side).log();
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(12)..].join("\n")
+        };
+        let (a, b) = (log(Side::A), log(Side::B));
+        Error::Subject(format!("{what}\ngateway A's log ends:\n{a}\ngateway B's log ends:\n{b}"))
+    }
+
+    /// Copies captures, configurations, logs and reports into a folder.
+    pub fn keep_files(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).context(|| format!("making {}", folder.display()))?;
+        let keep = |from: &Path, name: &str| -> Result<()> {
+            if from.exists() {
+                std::fs::copy(from, folder.join(name)).context(|| format!("keeping {name}"))?;
+            }
+            Ok(())
+        };
+        for side in SIDES {
+            let (gateway, letter): (&Gateway, char) = (self.testbed.gateway(side), side.letter());
+            let capture = format!("outer-{letter}.pcap");
+            keep(&self.testbed.directory().join(&capture), &capture)?;
+            keep(&gateway.config(), &format!("{letter}.toml"))?;
+            keep(&gateway.directory().join("log"), &format!("{letter}.log"))?;
+            keep(&gateway.directory().join("events.json"), &format!("{letter}.events.json"))?;
+        }
+        Ok(())
+    }
+}
+
+fn upper(side: Side) -> char {
+    side.letter().to_ascii_uppercase()
+}
+
+/// What a gateway says that it has counted, and between which two moments it said so.
+struct Account {
+    stats: serde_json::Value,
+    before: u64,
+    after: u64,
+}
+
+impl Account {
+    fn take(gateway: &Gateway) -> Result<Account> {
+        let before = now();
+        let stats = gateway.stats()?;
+        Ok(Account { stats, before, after: now() })
+    }
+
+    /// Against the wire of a gateway that lived through it all.
+    fn of_survivor(&self, name: char, wire: &[WireEvent], gateway: IpAddr) -> Vec<String> {
+        let tally = |until| Tally::of(wire, gateway, 0..=until);
+        self.against(name, tally(self.before), tally(self.after))
+    }
+
+    /// Against the wire and the deliveries since a gateway was started again. Nobody knows which of the packets that
+    /// came before it was ready found a socket already.
+    fn of_restarted(&self, name: char, wire: &[WireEvent], crash: &Crash, log: &StreamLog) -> Vec<String> {
+        let former: BTreeSet<u32> =
+            wire.iter().filter(|event| event.at < crash.started).filter_map(WireEvent::esp).collect();
+        let received = wire.iter().filter(|event| event.destination == Some(crash.gateway));
+        let received = received.filter(|event| (crash.started..=self.before).contains(&event.at));
+        let on_new: Vec<u32> =
+            received.filter_map(WireEvent::esp).filter(|spi| !former.contains(spi)).collect();
+        // Of two SAs that both sides had begun one ends; what is under way on it then is dropped.
+        let on_last = on_new.iter().filter(|spi| on_new.last() == Some(spi)).count();
+        let delivered = log.deliveries.iter().filter(|delivery| delivery.received >= crash.started).count();
+        let tally = |since, until, decapsulated| {
+            let tally = Tally::of(wire, crash.gateway, since..=until);
+            tally.with("dataplane/decapsulated", decapsulated).with("dataplane/delivered_inside", delivered)
+        };
+        let at_least = tally(crash.ready, self.before, on_last);
+        self.against(name, at_least, tally(crash.started, self.after, on_new.len()))
+    }
+
+    fn against(&self, name: char, at_least: Tally, at_most: Tally) -> Vec<String> {
+        // A hint sends the outstanding request again, a new INFORMATIONAL one or any other under way; but such a request
+        // need not be due to a hint.
+        let probes = "control/probes-started+probes-sent-again";
+        let requests = ["informational", "create_child_sa", "ike_auth"];
+        let sent = requests.map(|exchange| at_most.count(&format!("control/{exchange}_requests_sent")));
+        let requests = sent.iter().sum::<u64>() as usize;
+        let found = disagreements(&at_least.with(probes, 0), &at_most.with(probes, requests), &self.stats);
+        found.into_iter().map(|text| format!("{name}: {text}")).collect()
+    }
+}
