@@ -5,11 +5,13 @@
 //!                                  captures, reports ┴► Outcome ─► people, JSON
 //! ```
 //!
-//! [`drill()`] does one.
+//! [`drill()`] does one; [`compare`] does all, many times, and puts them side by side.
 
 #![forbid(unsafe_code)]
 
+pub mod compare;
 mod drill;
+mod journal;
 mod outcome;
 mod play;
 mod scenario;

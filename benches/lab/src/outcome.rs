@@ -153,8 +153,9 @@ fn interrupted(
     addresses: [IpAddr; 2],
 ) -> std::result::Result<(), String> {
     let Some(crash) = played.crashes[1] else { return Err("B was not killed".to_owned()) };
-    // The watch began after the tunnel was there: earlier messages of the kind are of its making.
-    let alive = played.watched..=crash.started;
+    // The watch began after the tunnel was there: earlier messages of the kind are of its making. A request is sent again
+    // to the dead; an answer of the dead must arrive never.
+    let alive = played.watched..=if awaited.response { crash.started } else { crash.killed };
     let times = |of: fn(&WireEvent) -> Option<IpAddr>| {
         let both = seen.wires.iter().zip(addresses);
         let found = both.flat_map(move |(wire, address)| {

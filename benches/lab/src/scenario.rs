@@ -90,7 +90,7 @@ impl Scenario {
                 "B is killed again when it has taken A's ticket; the answer is lost"
             }
             Scenario::OneWayLoss => {
-                "no crash: what A sends is lost for 2 s, and forged notifications say that B lost its SAs"
+                "no crash: what A sends is lost for 1 s, and forged notifications say that B lost its SAs"
             }
             Scenario::Storm => {
                 "B is killed while unknown SPIs come to it, and 10,000 forged notifications a second to A"

@@ -17,6 +17,16 @@ const EARLIER_PARENT: u8 = 4;
 /// A name is cut here on disk; configuration allows no longer ones.
 const MAX_NAME: usize = 255;
 
+/// Octets of a key.
+const KEY: usize = 4;
+
+impl JournalRecord {
+    /// Octets of its key and value on disk, without what the database adds.
+    pub fn octets_on_disk(&self) -> usize {
+        KEY + encode(self).len()
+    }
+}
+
 /// The value of a record; its key is the SPI.
 pub(crate) fn encode(record: &JournalRecord) -> Vec<u8> {
     let mut out = Vec::with_capacity(96 + record.connection.len() + record.child.len());

@@ -1,10 +1,11 @@
-//! `spindle-lab`: one way to lose a peer, played with real gateways, and what came of it.
+//! `spindle-lab`: ways to lose a peer, played with real gateways, and what came of it: one, or all side by side.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the terminal is where a drill goes")]
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use spindle_lab::compare::{Only, Request, compare};
 use spindle_lab::{Drill, Scenario, drill};
 use spindle_testbed::Method;
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Play one scenario; exit code 1 if the gateway did not come back
     Drill(DrillArguments),
+    /// Play each scenario by each method, many times, and write one report: FILE, and .md and .html beside it
+    Compare(CompareArguments),
     /// Name the scenarios, what each is, and the methods that it is about
     List,
 }
@@ -46,9 +49,23 @@ struct DrillArguments {
     keep: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+struct CompareArguments {
+    /// Three runs of each cell at 20 ms, instead of 30 runs at 0, 20 and 100 ms
+    #[arg(long)]
+    quick: bool,
+    /// These cells only: METHOD/SCENARIO, METHOD/ or /SCENARIO
+    #[arg(long, value_name = "METHOD/SCENARIO", value_delimiter = ',')]
+    only: Vec<Only>,
+    /// The report (schema 1); cells that it holds with as many runs are not run again
+    #[arg(long, value_name = "FILE", default_value = "compare.json")]
+    json: PathBuf,
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Drill(arguments) => play(&arguments),
+        Command::Compare(arguments) => side_by_side(arguments),
         Command::List => {
             print!("{}", list());
             Ok(ExitCode::SUCCESS)
@@ -82,6 +99,30 @@ fn play(arguments: &DrillArguments) -> Result<ExitCode> {
         std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(if outcome.recovered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// After this long a cell has never recovered.
+const NEVER: Duration = Duration::from_secs(600);
+
+fn side_by_side(arguments: CompareArguments) -> Result<ExitCode> {
+    spindle_testbed::prepare()?;
+    spindle_testbed::programs()?;
+    let (runs, rtt_ms, calm) = if arguments.quick { (3, vec![20], 1) } else { (30, vec![0, 20, 100], 10) };
+    let request = Request {
+        runs,
+        rtt_ms,
+        only: arguments.only,
+        calm: Duration::from_secs(calm),
+        patience: NEVER,
+        json: arguments.json,
+    };
+    let failures = compare(&request, &mut |text| eprintln!("{text}"))?;
+    let file = request.json.display();
+    println!("{file}, and beside it .md, .html and .runs.json");
+    for failure in &failures {
+        eprintln!("spindle-lab: {failure}");
+    }
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The scenarios as a table.

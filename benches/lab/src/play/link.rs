@@ -8,8 +8,8 @@ use spindle_testbed::{
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-/// How long packets of A are lost.
-const LOSS: Duration = Duration::from_secs(2);
+/// How long packets of A are lost: less than the most impatient liveness check waits for its last answer.
+const LOSS: Duration = Duration::from_secs(1);
 /// Forged notifications a second while they are.
 const FEW: u32 = 50;
 /// Forged notifications a second in a storm.

@@ -1,0 +1,133 @@
+//! What no clock shows: what each kind of attacker can do to a method, and what is known of claims on it.
+//!
+//! Each entry says whether it was *run*, by the name of a test, or only *reasoned*.
+
+/// How an entry is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Known {
+    /// By this test.
+    Run(&'static str),
+    /// By thought alone.
+    Reasoned,
+}
+
+/// An attacker.
+pub(crate) const ATTACKERS: [&str; 4] =
+    ["sends, sees nothing", "reads all, and sends", "stands between and drops", "has a file of the gateway"];
+
+/// What each attacker of [`ATTACKERS`] can do.
+type Row = [(&'static str, Known); 4];
+
+const DROPS: (&str, Known) = ("times any SA out, as with plain IKEv2", Known::Reasoned);
+const BY_TOKEN: Row = [
+    (
+        "one liveness check per IKE SA and second; a flood does not hide the true token",
+        Known::Run("a_flood_of_forged_notifications_neither_harms_nor_hides_the_truth"),
+    ),
+    ("no token of a living IKE SA can be had", Known::Run("no_token_leaves_for_a_living_sa")),
+    DROPS,
+    ("the secret: ends every IKE SA whose SPIs he reads, until the secret is replaced", Known::Reasoned),
+];
+
+/// A method's row.
+pub(crate) fn attackers(method: &str) -> Row {
+    match method {
+        "liveness" => [
+            BY_TOKEN[0],
+            (
+                "the same; no IKE SA ends by what he forges",
+                Known::Run("loss_in_one_direction_and_forged_notifications_end_no_ike_sa"),
+            ),
+            DROPS,
+            ("nothing: no file is kept for it", Known::Reasoned),
+        ],
+        "initial-contact" => [
+            ("nothing more than with IKEv2: it is authenticated", Known::Reasoned),
+            ("the same", Known::Reasoned),
+            DROPS,
+            ("nothing by the journal: it holds no key", Known::Reasoned),
+        ],
+        "qcd-resumption" => [
+            BY_TOKEN[0],
+            (
+                "the same; a ticket that he replays is refused, after a crash too",
+                Known::Run("a_used_ticket_is_refused_after_the_next_crash"),
+            ),
+            DROPS,
+            ("as qcd; the ticket's key: decrypts what a recorded resumption made", Known::Reasoned),
+        ],
+        "proactive" => [
+            BY_TOKEN[0],
+            (
+                "reads tokens of IKE SAs that are lost, never of one that lives",
+                Known::Run("a_second_restart_tells_again_and_never_of_what_lives"),
+            ),
+            DROPS,
+            BY_TOKEN[3],
+        ],
+        "sir" => [
+            (
+                "one query per IKE SA and second; a NACK without our cookie does nothing",
+                Known::Run("a_nack_that_does_not_answer_our_query_does_nothing"),
+            ),
+            (
+                "no NACK of his is believed while authenticated packets come",
+                Known::Run("a_forged_nack_is_not_believed_while_authenticated_packets_come"),
+            ),
+            (
+                "has one IKE SA made anew in each dampening interval; the old one lives until then",
+                Known::Run("whoever_stands_in_between_can_at_most_have_an_ike_sa_made_anew"),
+            ),
+            ("nothing: no file is kept for it", Known::Reasoned),
+        ],
+        _ => BY_TOKEN,
+    }
+}
+
+/// What is known of claims on a method.
+pub(crate) fn claims(method: &str) -> &'static str {
+    match method {
+        "sir" => {
+            "the draft's page at tools.ietf.org (draft-detienne-ikev2-recovery-03) shows a link to an IPR disclosure; its \
+             holder, number and terms were not found"
+        }
+        "qcd" | "qcd-journal" | "proactive" => {
+            "nothing found for RFC 6290; the page of draft-nir-ike-qcd-00 shows no link to a disclosure, which proves nothing"
+        }
+        "qcd-resumption" => "as qcd; RFC 5723 was not looked up",
+        _ => "RFC 7296 was not looked up",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spindle_testbed::Method;
+
+    fn sources(folder: &std::path::Path, text: &mut String) {
+        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            if path.is_dir() && !matches!(name.to_str(), Some("target" | ".git")) {
+                sources(&path, text);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text.push_str(&std::fs::read_to_string(&path).expect("a file"));
+            }
+        }
+    }
+
+    #[test]
+    fn every_test_that_is_named_exists() {
+        let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let mut text = String::new();
+        sources(&root.join("control"), &mut text);
+        sources(&root.join("benches"), &mut text);
+        let mut named = 0;
+        for (_, known) in Method::ALL.iter().flat_map(|method| attackers(&method.to_string())) {
+            if let Known::Run(test) = known {
+                named += 1;
+                assert!(text.contains(&format!("#[test]\nfn {test}()")), "there is no test {test}");
+            }
+        }
+        assert!(named >= 10, "{named} entries were run");
+    }
+}

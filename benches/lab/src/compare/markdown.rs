@@ -1,0 +1,77 @@
+//! The comparison as a page of Markdown.
+
+use super::cell::{Cell, Report, Spread};
+use super::judgement::{ATTACKERS, Known, attackers, claims};
+use spindle_testbed::Method;
+use std::fmt::Write;
+
+/// The report; `failures` says which cells could not be measured, and why.
+pub fn table(report: &Report, failures: &[String]) -> String {
+    let mut text = String::from(
+        "# Methods of recovery, side by side\n\n\
+         Two gateways in network namespaces, host A sends a packet each 10 ms to host B; gateway B is killed and started again \
+         half a second later, unless the scenario says otherwise (`spindle-lab list`). Median and 99th percentile, \
+         milliseconds; of fewer than 100 runs that percentile is the largest. Round trips and messages are counted in \
+         captures; \"–\" is what does not apply or was not measured. Liveness is set impatient here: probed after 1 s of \
+         silence, given up 2.4 s later; in secret-lost for all methods.\n\n\
+         | scenario | method | RTT ms | recovered | outage: median | p99 | ready → recovered: median | p99 | round trips | \
+         IKE messages | packets lost | octets per SA: maker | taker |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for cell in in_order(report) {
+        let _ = writeln!(text, "| {} |", row(cell).join(" | "));
+    }
+    text.push_str(
+        "\nOctets per SA: the maker's are a journal record's key and value on disk, by the gateway's own encoder, for each Child \
+         SA; the taker's are a token and a ticket for each IKE SA, as long as they were seen on the wire. What a database, an \
+         allocator or IKEv2 itself adds is not in them.\n",
+    );
+    if !failures.is_empty() {
+        text.push_str("\n## Not measured\n\n");
+        for failure in failures {
+            let _ = writeln!(text, "- {}", failure.lines().next().unwrap_or_default());
+        }
+    }
+    text.push_str("\n## What an attacker can do\n\n| method | ");
+    text.push_str(&ATTACKERS.join(" | "));
+    text.push_str(" | claims (IPR) |\n| --- | --- | --- | --- | --- | --- |\n");
+    for method in Method::ALL.map(|method| method.to_string()) {
+        let entries = attackers(&method).map(|(what, known)| match known {
+            Known::Run(test) => format!("{what} (run: `{test}`)"),
+            Known::Reasoned => format!("{what} (reasoned)"),
+        });
+        let _ = writeln!(text, "| {method} | {} | {} |", entries.join(" | "), claims(&method));
+    }
+    text
+}
+
+/// By round-trip time, then scenario, then method, each in the order of its list.
+pub(crate) fn in_order(report: &Report) -> Vec<&Cell> {
+    let scenario = |cell: &Cell| crate::Scenario::ALL.iter().position(|it| it.name() == cell.scenario);
+    let method = |cell: &Cell| Method::ALL.iter().position(|it| it.to_string() == cell.method);
+    let mut cells: Vec<&Cell> = report.cells.iter().collect();
+    cells.sort_by_key(|cell| (cell.rtt_ms, scenario(cell), method(cell)));
+    cells
+}
+
+fn row(cell: &Cell) -> Vec<String> {
+    let recovered = if cell.recovered == cell.runs {
+        format!("{} of {}", cell.recovered, cell.runs)
+    } else {
+        format!("{} of {}: the last one was ended, it never did", cell.recovered, cell.runs)
+    };
+    let mut row = vec![cell.scenario.clone(), cell.method.clone(), cell.rtt_ms.to_string(), recovered];
+    let number = |value: Option<f64>, digits: usize| {
+        value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    for (spread, digits) in [(cell.outage_ms, 0), (cell.ready_to_recovered_ms, 1)] {
+        row.push(number(spread.map(|spread: Spread| spread.median), digits));
+        row.push(number(spread.map(|spread| spread.p99), digits));
+    }
+    for count in [cell.round_trips, cell.messages, cell.packets_lost] {
+        row.push(count.map_or_else(|| "–".to_owned(), |count| count.to_string()));
+    }
+    let octets = [cell.bytes_per_sa.maker, cell.bytes_per_sa.taker];
+    row.extend(octets.map(|count| count.map_or_else(|| "–".to_owned(), |count| count.to_string())));
+    row
+}
