@@ -71,8 +71,9 @@ pub(crate) fn attackers(method: &str) -> Row {
                 Known::Run("a_nack_that_does_not_answer_our_query_does_nothing"),
             ),
             (
-                "no NACK of his is believed while authenticated packets come",
-                Known::Run("a_forged_nack_is_not_believed_while_authenticated_packets_come"),
+                "no NACK of his is believed; but his hints have the peer asked, and after its ACK not asked again for a while, so \
+                 that liveness has to find a crash within it",
+                Known::Run("an_ack_ends_it_and_the_peer_is_not_asked_again_for_a_while"),
             ),
             (
                 "has one IKE SA made anew in each dampening interval; the old one lives until then",
