@@ -174,13 +174,13 @@ impl Endpoint {
         };
         let suite = sa.keys.as_ref()?.ike.suite();
         let offer = [crate::crypto::IkeProposal::from(suite).to_wire(1, &[])];
-        let matching = self.candidates(sa.local.ip(), sa.remote.ip()).into_iter().find(|c| {
+        let matching = self.candidates(sa.local.ip(), sa.remote.ip()).find(|c| {
             identity.is(&c.remote_id)
                 && wanted.as_ref().is_none_or(|w| w.is(&c.local_id))
                 && select_ike(&c.proposals, &offer, None).is_ok()
         })?;
-        let expected = authentication_with(sa, &matching, true, id)?;
-        (method == authentication::SHARED_KEY && equal(&expected, data)).then_some(matching)
+        let expected = authentication_with(sa, matching, true, id)?;
+        (method == authentication::SHARED_KEY && equal(&expected, data)).then(|| matching.clone())
     }
 
     /// As responder: this half-open IKE SA failed. It stays only to repeat its answer.

@@ -17,8 +17,8 @@ use crate::ticket::NoTickets;
 use crate::tombstone::{MessageHash, Tombstones};
 use crate::wire::{self, Protection, View, exchange, notify};
 use spindle_abi::{Command, Spi, Time};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 
 /// UDP port whose datagrams carry the non-ESP marker (RFC 3948 section 2.2, RFC 7296 section 2.23).
 pub(crate) const NAT_PORT: u16 = 4500;
@@ -33,6 +33,10 @@ pub struct Endpoint {
     pub(crate) policies: BTreeMap<u32, (usize, String)>,
     /// The connections between two identities, ours first.
     pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
+    /// The connections between two addresses, the peer's first; without one, for peers at any.
+    pub(crate) by_addresses: BTreeMap<(Option<IpAddr>, IpAddr), Vec<usize>>,
+    /// A connection's number by its name.
+    pub(crate) by_name: HashMap<String, usize>,
     pub(crate) tokens: Box<dyn TokenMaker>,
     pub(crate) tickets: Box<dyn TicketKeeper>,
     pub(crate) activity: Box<dyn ActivityReader>,
@@ -77,8 +81,12 @@ impl Endpoint {
             config.connections.iter().enumerate().map(|(number, c)| Connection::new(number, c)).collect();
         let mut policies = BTreeMap::new();
         let mut peers: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut by_addresses: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut by_name = HashMap::new();
         for (number, connection) in config.connections.iter().enumerate() {
             peers.entry(peer(connection)).or_default().push(number);
+            by_addresses.entry((connection.remote, connection.local)).or_default().push(number);
+            by_name.entry(connection.name.clone()).or_insert(number);
             policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
         }
         Endpoint {
@@ -87,6 +95,8 @@ impl Endpoint {
             retries: BTreeSet::new(),
             policies,
             peers,
+            by_addresses,
+            by_name,
             tokens,
             tickets: Box::new(NoTickets),
             activity,

@@ -16,7 +16,7 @@ use crate::sa::{IkeSa, Nat, SaKeys, Setup};
 use crate::tombstone::{LastResponse, message_hash};
 use crate::wire::{Message, Payload, Proposal, View, exchange, notify};
 use spindle_abi::Time;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 /// What the initiator keeps until the response.
@@ -203,9 +203,8 @@ impl Endpoint {
         let syntax = || error(notify::INVALID_SYNTAX, Vec::new());
         let parts = Parts::of(&message.payloads).ok_or_else(syntax)?;
         *proven = self.proves_address(now, datagram, message, parts.nonce)?;
-        let candidates = self.candidates(datagram.local.ip(), datagram.remote.ip());
         let group = Group::from_id(parts.group);
-        let chosen = candidates.iter().find_map(|connection| {
+        let chosen = self.candidates(datagram.local.ip(), datagram.remote.ip()).find_map(|connection| {
             let (suite, offer) = select_ike(&connection.proposals, parts.offer, group).ok()?;
             Some((connection.clone(), suite, offer.number))
         });
@@ -265,13 +264,10 @@ impl Endpoint {
     }
 
     /// The connections that a peer at this address may have, the most specific first.
-    pub(crate) fn candidates(&self, local: std::net::IpAddr, remote: std::net::IpAddr) -> Vec<Rc<Profile>> {
-        let serves = |c: &&Rc<Profile>, exact: bool| {
-            c.local == local && if exact { c.remote == Some(remote) } else { c.remote.is_none() }
-        };
-        let profiles = || self.connections.iter().map(|c| &c.profile);
-        let exact = profiles().filter(|c| serves(c, true));
-        exact.chain(profiles().filter(|c| serves(c, false))).cloned().collect()
+    pub(crate) fn candidates(&self, local: IpAddr, remote: IpAddr) -> impl Iterator<Item = &Rc<Profile>> {
+        let between = move |remote| self.by_addresses.get(&(remote, local)).into_iter().flatten();
+        let numbers = between(Some(remote)).chain(between(None));
+        numbers.map(|number| &self.connections[*number].profile)
     }
 }
 

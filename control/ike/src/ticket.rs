@@ -315,8 +315,10 @@ impl Endpoint {
     ) -> Option<(TicketId, TicketState, Rc<Profile>)> {
         let opened = self.tickets.open(now, ticket)?;
         let state = TicketState::decode(&opened.state)?;
-        let candidates = self.candidates(datagram.local.ip(), datagram.remote.ip());
-        let connection = candidates.into_iter().find(|connection| state.serves(connection))?;
+        let connection = self
+            .candidates(datagram.local.ip(), datagram.remote.ip())
+            .find(|connection| state.serves(connection))?
+            .clone();
         Some((opened.id, state, connection))
     }
 

@@ -20,7 +20,7 @@ impl Endpoint {
         child: Option<&str>,
         initial_contact: bool,
     ) -> Result<(), Refused> {
-        let number = self.connections.iter().position(|c| c.profile.name == connection);
+        let number = self.by_name.get(connection).copied();
         let number = number.ok_or_else(|| Refused::UnknownConnection(connection.into()))?;
         let profile = &self.connections[number].profile;
         let found = match child {
@@ -35,9 +35,8 @@ impl Endpoint {
     /// Where the peer of a connection without a configured remote address was before a restart, our port first: it can
     /// be initiated to there until it is authenticated anew.
     pub fn peer_was_at(&mut self, connection: &str, port: u16, remote: SocketAddr) {
-        let found = self.connections.iter_mut().find(|c| c.profile.name == connection);
-        if let Some(connection) = found {
-            connection.last_seen = Some((port, remote));
+        if let Some(number) = self.by_name.get(connection) {
+            self.connections[*number].last_seen = Some((port, remote));
         }
     }
 

@@ -74,6 +74,10 @@ pub struct Gateway {
     waiting: VecDeque<SpiReport>,
     /// Former SPIs, one of each IKE SA, whose peers are to be told unasked.
     unasked: VecDeque<Spi>,
+    /// A connection's place in the configuration.
+    numbers: HashMap<String, usize>,
+    /// Does any connection use tokens?
+    takes_tokens: bool,
     /// The connection of each policy.
     policies: HashMap<u32, String>,
     /// Where a connection has the method.
@@ -121,7 +125,8 @@ impl Gateway {
         let protected = ProtectedTokens(tokens.clone());
 
         let mut ike = EndpointConfig::new(config.connections.clone());
-        ike.token_taker = takes_tokens(&config);
+        let takes_tokens = takes_tokens(&config);
+        ike.token_taker = takes_tokens;
         ike.replicated = config.replicated;
         ike.sir = sir::speakers(&config);
         ike.cookie_threshold = config.cookie_threshold;
@@ -154,6 +159,8 @@ impl Gateway {
             pace: Total::new(limits.handshakes_total),
             waiting: VecDeque::new(),
             unasked: VecDeque::new(),
+            numbers: config.connections.iter().enumerate().map(|(n, c)| (c.name.clone(), n)).collect(),
+            takes_tokens,
             policies: policies.collect(),
             hash,
             failed_tokens: BySource::new(
@@ -491,7 +498,7 @@ impl Gateway {
         of_ike: impl Fn(&mut Endpoint, Time, IkeSaId) -> Result<(), Refused>,
         of_child: impl Fn(&mut Endpoint, Time, spindle_ike::api::ChildSaId) -> Result<(), Refused>,
     ) -> Result<usize, Refused> {
-        let configured = self.config.connections.iter().find(|c| c.name == connection);
+        let configured = self.configured(connection);
         let configured = configured.ok_or_else(|| Refused::UnknownConnection(connection.to_owned()))?;
         if let Some(child) = child.filter(|child| configured.children.iter().all(|c| c.name != *child)) {
             return Err(Refused::UnknownChild(connection.to_owned(), child.to_owned()));
@@ -537,6 +544,10 @@ impl Gateway {
         detail: String,
     ) {
         self.output.push_back(Output::Report(Report { name, connection, spis, spi, detail }));
+    }
+
+    fn configured(&self, connection: &str) -> Option<&ConnectionConfig> {
+        self.config.connections.get(*self.numbers.get(connection)?)
     }
 
     /// Seconds since 1970.

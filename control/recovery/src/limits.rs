@@ -1,7 +1,7 @@
 //! Budgets for what unauthenticated packets make us do (RFC 7296 section 2.4: MUST be limited).
 //!
 //! Sources are counted by prefix in a fixed array of buckets, found by a keyed hash: an attacker can neither make
-//! us allocate nor push anybody's count out, and cannot compute whose bucket a source shares. A total stands over
+//! us allocate more nor push anybody's count out, and cannot compute whose bucket a source shares. A total stands over
 //! all sources. Peers that we know are counted apart from strangers, so that a flood from random sources, which
 //! fills every stranger's bucket and total, costs a known peer nothing.
 
@@ -74,28 +74,27 @@ impl Total {
 #[derive(Clone, Debug)]
 pub(crate) struct BySource {
     rate: Rate,
-    buckets: Box<[Time]>,
+    /// Made as a whole when the first source is counted: most gateways never need most of these budgets.
+    buckets: Option<Box<[Time; BUCKETS]>>,
     total: Total,
 }
 
 impl BySource {
     pub(crate) fn new(per_source: u32, total: u32) -> BySource {
-        BySource {
-            rate: Rate::per_second(per_source),
-            buckets: vec![Time(0); BUCKETS].into_boxed_slice(),
-            total: Total::new(total),
-        }
+        BySource { rate: Rate::per_second(per_source), buckets: None, total: Total::new(total) }
     }
 
     pub(crate) fn has_room(&self, now: Time, source: SourceKey) -> bool {
-        self.rate.has_room(self.buckets[source.bucket()], now) && self.total.has_room(now)
+        let bucket = self.buckets.as_ref().map_or(Time(0), |buckets| buckets[source.bucket()]);
+        self.rate.has_room(bucket, now) && self.total.has_room(now)
     }
 
     /// Only what is allowed is counted: a flooder spends its own budget alone, and not the total.
     pub(crate) fn allow(&mut self, now: Time, source: SourceKey) -> bool {
         let room = self.has_room(now, source);
         if room {
-            self.rate.take(&mut self.buckets[source.bucket()], now);
+            let buckets = self.buckets.get_or_insert_with(|| Box::new([Time(0); BUCKETS]));
+            self.rate.take(&mut buckets[source.bucket()], now);
             self.total.take(now);
         }
         room

@@ -2,7 +2,7 @@
 //! notifications in clear. As token maker it answers ([`crate::answer`]), as token taker it weighs
 //! ([`crate::taker`]): a token that matches is proof, all else is a hint.
 
-use super::{Gateway, takes_tokens};
+use super::Gateway;
 use crate::answer::{Answer, UnknownAnswer};
 use crate::api::{Method, Output};
 use crate::stats::Counter;
@@ -144,8 +144,7 @@ impl Gateway {
     /// RFC 6290 section 3 and 4.5: a token that matches ends the IKE SA silently; one that fails is counted,
     /// logged within limits and never answered.
     fn clear(&mut self, now: Time, header: &Header, notifies: &[Notify], remote: SocketAddr) {
-        let mut finding =
-            examine(&self.endpoint as &dyn IkeSas, takes_tokens(&self.config), header, notifies);
+        let mut finding = examine(&self.endpoint as &dyn IkeSas, self.takes_tokens, header, notifies);
         if let Some((ike, authority)) = finding.proof.take() {
             let row = self.journal.ike_sa(ike);
             if row.is_none_or(|row| self.config.methods_of(&row.connection).contains(&Method::Qcd)) {
@@ -191,7 +190,7 @@ impl Gateway {
                 let _ = self.endpoint.initiate(now, &connection, Some(child), false);
             }
         } else {
-            let configured = self.config.connections.iter().find(|c| c.name == connection);
+            let configured = self.configured(&connection);
             let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
             self.reconnect.lost(now, &connection, children, always);
         }
