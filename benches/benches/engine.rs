@@ -77,6 +77,7 @@ fn looped(replay_window: u32) -> Engine {
         priority: 1,
         action: PolicyAction::Protect,
         selectors: selectors.clone(),
+        hold: 0,
     };
     let inbound = Command::InstallInbound { sa: sa(0), replay_window, report_first: false };
     for command in [set, inbound, Command::InstallOutbound { sa: sa(1) }] {

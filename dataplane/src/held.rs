@@ -1,4 +1,4 @@
-//! Frames that wait for their next hop: at most [`Held::MAX`], each for [`Held::PATIENCE`].
+//! Frames that wait: for a next hop, or for an SA. A bounded number, each for a bounded time.
 
 use arrayvec::ArrayVec;
 use spindle_abi::Time;
@@ -6,55 +6,67 @@ use spindle_engine::PortId;
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// The side that a frame leaves by, and where to: what its next hop is asked by.
+pub(crate) type Towards = (PortId, IpAddr);
+
+/// Frames that wait for their next hops, at most.
+pub(crate) const UNRESOLVED: usize = 64;
+/// Frames that wait for SAs, at most, all policies together.
+pub(crate) const WITHOUT_SA: usize = 256;
+
 /// One frame that waits.
-pub(crate) struct Waiting<F> {
-    pub(crate) egress: PortId,
-    pub(crate) destination: IpAddr,
+pub(crate) struct Waiting<K, F> {
+    /// For what.
+    pub(crate) key: K,
     pub(crate) since: Time,
     pub(crate) frame: F,
 }
 
-/// All that wait, oldest first.
-pub(crate) struct Held<F> {
-    frames: ArrayVec<Waiting<F>, { Held::<()>::MAX }>,
+/// All that wait, oldest first; at most `MAX`.
+pub(crate) struct Held<K, F, const MAX: usize> {
+    frames: ArrayVec<Waiting<K, F>, MAX>,
+    patience: Duration,
 }
 
-impl<F> Held<F> {
-    /// Frames at most.
-    pub(crate) const MAX: usize = 64;
-    /// How long a frame waits.
-    pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
-
-    pub(crate) fn new() -> Held<F> {
-        Held { frames: ArrayVec::new() }
+impl<K: Copy, F, const MAX: usize> Held<K, F, MAX> {
+    /// Each frame waits so long.
+    pub(crate) fn new(patience: Duration) -> Held<K, F, MAX> {
+        Held { frames: ArrayVec::new(), patience }
     }
 
     /// Keeps a frame, or gives it back if there is no room.
-    pub(crate) fn hold(&mut self, waiting: Waiting<F>) -> Result<(), F> {
+    pub(crate) fn hold(&mut self, key: K, since: Time, frame: F) -> Result<(), F> {
+        let waiting = Waiting { key, since, frame };
         self.frames.try_push(waiting).map_err(|refused| refused.element().frame)
     }
 
-    /// Does a frame wait for this destination?
-    pub(crate) fn waits_for(&self, destination: IpAddr) -> bool {
-        self.frames.iter().any(|w| w.destination == destination)
+    /// How many frames wait for this?
+    pub(crate) fn count(&self, is_it: impl Fn(K) -> bool) -> usize {
+        self.frames.iter().filter(|w| is_it(w.key)).count()
     }
 
-    /// Takes the oldest frame for this destination.
-    pub(crate) fn take_for(&mut self, destination: IpAddr) -> Option<Waiting<F>> {
-        self.take(|w| w.destination == destination)
+    /// Is there no room for another one?
+    pub(crate) fn is_full(&self) -> bool {
+        self.frames.is_full()
+    }
+
+    /// Takes the oldest frame that waits for this.
+    pub(crate) fn take_for(&mut self, is_it: impl Fn(K) -> bool) -> Option<Waiting<K, F>> {
+        self.take(|w| is_it(w.key))
     }
 
     /// Takes the oldest frame whose time is over.
-    pub(crate) fn take_expired(&mut self, now: Time) -> Option<Waiting<F>> {
-        self.take(|w| now.since(w.since) > Self::PATIENCE)
+    pub(crate) fn take_expired(&mut self, now: Time) -> Option<Waiting<K, F>> {
+        let patience = self.patience;
+        self.take(|w| now.since(w.since) > patience)
     }
 
-    /// The destinations that are waited for, some of them more than once.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.frames.iter().map(|w| w.destination)
+    /// What is waited for, some of it more than once.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = K> + '_ {
+        self.frames.iter().map(|w| w.key)
     }
 
-    fn take(&mut self, is_it: impl Fn(&Waiting<F>) -> bool) -> Option<Waiting<F>> {
+    fn take(&mut self, is_it: impl Fn(&Waiting<K, F>) -> bool) -> Option<Waiting<K, F>> {
         let at = self.frames.iter().position(is_it)?;
         Some(self.frames.remove(at))
     }
@@ -64,32 +76,28 @@ impl<F> Held<F> {
 mod tests {
     use super::*;
 
-    fn waiting(last: u8, at: u64, frame: u32) -> Waiting<u32> {
-        let destination = IpAddr::from([10, 0, 0, last]);
-        Waiting { egress: PortId::Inside, destination, since: Time(at), frame }
-    }
+    const PATIENCE: Duration = Duration::from_secs(1);
 
     #[test]
-    fn frames_leave_in_their_order_by_destination_or_age() {
-        let mut held = Held::new();
-        for (last, at, frame) in [(1, 0, 10), (2, 5, 20), (1, 9, 11)] {
-            assert!(held.hold(waiting(last, at, frame)).is_ok());
+    fn frames_leave_in_their_order_by_what_they_wait_for_or_by_age() {
+        let mut held: Held<u8, u32, 8> = Held::new(PATIENCE);
+        for (key, at, frame) in [(1, 0, 10), (2, 5, 20), (1, 9, 11)] {
+            assert!(held.hold(key, Time(at), frame).is_ok());
         }
-        let one = IpAddr::from([10, 0, 0, 1]);
-        assert!(held.waits_for(one));
-        assert_eq!(held.take_for(one).unwrap().frame, 10);
-        assert_eq!(held.take_for(one).unwrap().frame, 11);
-        assert!(!held.waits_for(one) && held.take_for(one).is_none());
-        assert!(held.take_expired(Time(5).after(Held::<u32>::PATIENCE)).is_none());
-        assert_eq!(held.take_expired(Time(6).after(Held::<u32>::PATIENCE)).unwrap().frame, 20);
+        assert_eq!((held.count(|key| key == 1), held.count(|key| key == 3)), (2, 0));
+        assert_eq!(held.take_for(|key| key == 1).unwrap().frame, 10);
+        assert_eq!(held.take_for(|key| key == 1).unwrap().frame, 11);
+        assert!(held.take_for(|key| key == 1).is_none());
+        assert!(held.take_expired(Time(5).after(PATIENCE)).is_none());
+        assert_eq!(held.take_expired(Time(6).after(PATIENCE)).unwrap().frame, 20);
     }
 
     #[test]
     fn a_frame_too_many_is_given_back() {
-        let mut held = Held::new();
-        for frame in 0..Held::<u32>::MAX as u32 {
-            assert!(held.hold(waiting(1, 0, frame)).is_ok());
+        let mut held: Held<u8, u32, 3> = Held::new(PATIENCE);
+        for frame in 0..3 {
+            assert!(!held.is_full() && held.hold(1, Time(0), frame).is_ok());
         }
-        assert_eq!(held.hold(waiting(1, 0, 999)), Err(999));
+        assert_eq!((held.is_full(), held.hold(1, Time(0), 999)), (true, Err(999)));
     }
 }

@@ -1,16 +1,22 @@
 //! Where the engine's verdicts go: to the ports, back to the pool, into the hold, onto the rings.
 
-use crate::held::{Held, Waiting};
+use crate::held::{Held, Towards, UNRESOLVED, WITHOUT_SA};
 use arrayvec::ArrayVec;
 use spindle_abi::{Event, EventRecord, Time};
 use spindle_engine::{BURST, DropReason, Engine, Output, PortId};
 use spindle_port::{Pool, Port};
 use spindle_ring::{Broken, Producer};
 use std::net::IpAddr;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Frames for which one call of the engine may find the hold full: a burst, or what was held.
-const SURPLUS: usize = BURST + Held::<()>::MAX;
+const SURPLUS: usize = BURST + UNRESOLVED + WITHOUT_SA;
+
+/// How long a frame waits for its next hop.
+const RESOLVING: Duration = Duration::from_secs(1);
+/// How long a frame waits for an SA: longer than a handshake with a retransmission, shorter than hosts' own patience.
+const ESTABLISHING: Duration = Duration::from_secs(2);
 
 /// Unknown SPIs told between two housekeepings (a millisecond); the others are counted. Control answers far fewer,
 /// and a storm must not cost it a core.
@@ -22,7 +28,10 @@ pub(crate) struct Outlet<P: Port> {
     pub(crate) pool: Pool<P::Frame>,
     pub(crate) urgent: Producer<EventRecord>,
     pub(crate) noise: Producer<EventRecord>,
-    pub(crate) held: Held<P::Frame>,
+    /// What waits for a next hop.
+    pub(crate) held: Held<Towards, P::Frame, UNRESOLVED>,
+    /// What waits for an SA, by policy.
+    pub(crate) without_sa: Held<u32, P::Frame, WITHOUT_SA>,
     /// Destinations to be resolved.
     pub(crate) requests: mpsc::Sender<IpAddr>,
     /// The time of this burst.
@@ -48,7 +57,8 @@ impl<P: Port> Outlet<P> {
             pool,
             urgent,
             noise,
-            held: Held::new(),
+            held: Held::new(RESOLVING),
+            without_sa: Held::new(ESTABLISHING),
             requests,
             now: Time(0),
             broken: None,
@@ -61,7 +71,7 @@ impl<P: Port> Outlet<P> {
     /// After each burst: sends, takes memory back, shows events, and tells the engine what was lost here.
     pub(crate) fn finish(&mut self, engine: &mut Engine) {
         while let Some(frame) = self.surplus.pop() {
-            engine.give_up(frame, self);
+            engine.give_up(frame, DropReason::NoNextHop, self);
         }
         for (port, id) in [PortId::Inside, PortId::Outside].into_iter().enumerate() {
             self.ports[port].flush();
@@ -99,9 +109,8 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
     }
 
     fn unresolved(&mut self, egress: PortId, destination: IpAddr, frame: P::Frame) {
-        let asked = self.held.waits_for(destination);
-        let waiting = Waiting { egress, destination, since: self.now, frame };
-        match self.held.hold(waiting) {
+        let asked = self.held.count(|(_, to)| to == destination) > 0;
+        match self.held.hold((egress, destination), self.now, frame) {
             Ok(()) if asked => {}
             Ok(()) => self.ask(destination),
             Err(frame) => {
@@ -111,6 +120,14 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
                 self.surplus.push(frame);
             }
         }
+    }
+
+    fn without_sa(&mut self, policy: u32, hold: u16, frame: P::Frame) -> Option<P::Frame> {
+        let room = !self.without_sa.is_full() && self.without_sa.count(|of| of == policy) < usize::from(hold);
+        if !room {
+            return Some(frame);
+        }
+        self.without_sa.hold(policy, self.now, frame).err()
     }
 
     fn event(&mut self, event: Event) -> bool {
@@ -171,13 +188,24 @@ mod tests {
     fn a_destination_is_asked_for_once_while_frames_wait_for_it() {
         let (mut outlet, _control, mut asked) = outlet();
         let destination = IpAddr::from([10, 0, 0, 1]);
-        for _ in 0..Held::<()>::MAX + 3 {
+        for _ in 0..UNRESOLVED + 3 {
             outlet.unresolved(PortId::Inside, destination, MemoryFrame::new(&[0; 64]));
         }
         assert_eq!(asked.try_recv(), Ok(destination));
         assert!(asked.try_recv().is_err());
         outlet.finish(&mut engine());
         assert_eq!(outlet.pool.len(), 3); // those for which there was no room
+    }
+
+    #[test]
+    fn so_many_frames_wait_for_an_sa_as_their_policy_lets_and_there_is_room_for() {
+        let (mut outlet, _control, _asked) = outlet();
+        let mut kept = |policy, hold, frames| {
+            let frames = (0..frames).map(|_| MemoryFrame::new(&[0; 64]));
+            frames.filter_map(|frame| outlet.without_sa(policy, hold, frame).is_none().then_some(())).count()
+        };
+        assert_eq!((kept(1, 0, 3), kept(1, 2, 3), kept(2, 256, 300)), (0, 2, WITHOUT_SA - 2));
+        assert_eq!(kept(3, 1, 1), 0, "others may have all the room");
     }
 
     #[test]

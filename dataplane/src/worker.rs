@@ -3,6 +3,7 @@
 //! A turn of its loop: commands → frames from inside → frames from outside → send, replenish, publish → counters. With
 //! nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
 
+use crate::held::UNRESOLVED;
 use crate::outlet::Outlet;
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
@@ -10,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use spindle_abi::{Command, CommandRecord, Event, Spi, Time};
 use spindle_bpf::steer::SpiStates;
-use spindle_engine::{BURST, Engine, NextHop, Output, PortId};
+use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
 use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter};
 use std::net::{IpAddr, Ipv4Addr};
@@ -187,7 +188,14 @@ impl Worker {
             }
             _ => &[],
         };
+        let served = match &command {
+            Command::InstallOutbound { sa } => Some(sa.policy),
+            _ => None,
+        };
         let result = self.engine.apply(now, command);
+        if let Some(policy) = served {
+            self.take_up(now, policy);
+        }
         if let Err(error) = &result {
             tracing::error!(sequence, %error, "command refused");
         }
@@ -195,6 +203,14 @@ impl Worker {
             self.spi_states.set(spi.0, self.engine.spi_state(*spi) as u8);
         }
         result.is_ok()
+    }
+
+    /// What waits for an SA of this policy has one; what it does not fit waits on.
+    fn take_up(&mut self, now: Time, policy: u32) {
+        for _ in 0..self.outlet.without_sa.count(|of| of == policy) {
+            let Some(w) = self.outlet.without_sa.take_for(|of| of == policy) else { return };
+            self.engine.take_up(now, w.frame, &mut self.outlet);
+        }
     }
 
     /// Takes what main sent.
@@ -205,17 +221,18 @@ impl Worker {
             match update {
                 Update::NextHop(destination, next_hop) => {
                     let set = self.engine.set_next_hop(destination, next_hop).is_ok();
-                    while let Some(w) = self.outlet.held.take_for(destination) {
+                    while let Some(w) = self.outlet.held.take_for(|(_, to)| to == destination) {
                         if set && next_hop.is_some() {
-                            self.engine.forward(now, w.egress, w.destination, w.frame, &mut self.outlet);
+                            self.engine.forward(now, w.key.0, destination, w.frame, &mut self.outlet);
                         } else {
-                            self.engine.give_up(w.frame, &mut self.outlet);
+                            self.engine.give_up(w.frame, DropReason::NoNextHop, &mut self.outlet);
                         }
                     }
                 }
                 Update::ForgetNextHops => {
                     self.engine.clear_next_hops();
-                    let waited: ArrayVec<IpAddr, 64> = self.outlet.held.destinations().collect();
+                    let waited: ArrayVec<IpAddr, UNRESOLVED> =
+                        self.outlet.held.keys().map(|(_, destination)| destination).collect();
                     waited.into_iter().for_each(|destination| self.outlet.ask(destination));
                 }
                 Update::LocalAddresses(addresses) => self.engine.set_local_addresses(&addresses),
@@ -229,7 +246,10 @@ impl Worker {
         self.outlet.allow_noise();
         self.engine.sweep(now, &mut self.outlet);
         while let Some(w) = self.outlet.held.take_expired(now) {
-            self.engine.give_up(w.frame, &mut self.outlet);
+            self.engine.give_up(w.frame, DropReason::NoNextHop, &mut self.outlet);
+        }
+        while let Some(w) = self.outlet.without_sa.take_expired(now) {
+            self.engine.give_up(w.frame, DropReason::NoSa, &mut self.outlet);
         }
         self.engine.changed_activity(ACTIVITIES, |index, activity| self.activity.store(index, activity));
         self.report();

@@ -182,7 +182,7 @@ fn tunnel(topology: &Topology, side: Side, suite: Suite, encapsulated: bool) -> 
     };
     let action = PolicyAction::Protect;
     [
-        Order::SetPolicy { id: POLICY, priority: 1, action, selectors: selectors.clone() },
+        Order::SetPolicy { id: POLICY, priority: 1, action, selectors: selectors.clone(), hold: 0 },
         Order::InstallInbound { sa: sa(side, 0), replay_window: 4096, report_first: true },
         Order::InstallOutbound { sa: sa(other, 1) },
     ]

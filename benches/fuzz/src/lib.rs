@@ -79,6 +79,7 @@ pub fn connection(side: usize) -> ConnectionConfig {
             proposals: vec!["aes128gcm16".into()],
             rekey_time: Duration::ZERO,
             replay_window: 64,
+            hold_packets: 0,
             start_action: StartAction::None,
         }],
     }

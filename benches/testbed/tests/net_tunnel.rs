@@ -3,7 +3,7 @@
 mod gateways;
 
 use gateways::*;
-use spindle_testbed::{Options, Settings, Side};
+use spindle_testbed::{Link, Options, Settings, Side};
 use std::time::Duration;
 
 /// RFC 7634, RFC 4106, RFC 3948: the other transforms, encapsulated.
@@ -46,6 +46,26 @@ fn the_first_packet_brings_up_the_tunnel() {
     within(&testbed, "one Child SA on each side", || {
         sas(&testbed, Side::A) == (1, 1) && sas(&testbed, Side::B) == (1, 1)
     });
+    every_packet_is_counted(&testbed);
+    nothing_leaked(&mut testbed);
+}
+
+/// What comes before the tunnel waits for it where that is configured: nothing is lost, and it leaves in its order.
+#[test]
+fn the_first_packets_wait_for_the_tunnel() {
+    let settings = Settings { more_child: "hold_packets = 64".to_owned(), ..Settings::default() };
+    let link = Link::with_round_trip(Duration::from_millis(100));
+    let options = Options { a: settings.clone(), b: settings, link, ..Options::default() };
+    let mut testbed = spindle_testbed::Testbed::two_gateways(options).expect("a testbed");
+    testbed.start(READY).expect("both gateways ready");
+    let stream = testbed.stream(Side::A, Duration::from_millis(20)).expect("a stream");
+    assert!(stream.wait_delivery_since(0, Duration::from_secs(5)).is_some(), "nothing arrived within 5 s");
+    let log = stream.stop(Duration::from_millis(500));
+    // Two round trips of packets, at least.
+    let waited = log.deliveries[0].received - log.sent[0];
+    assert!(waited >= 200_000_000, "{waited} ns");
+    let arrived: Vec<u64> = log.deliveries.iter().map(|delivery| delivery.number).collect();
+    assert_eq!(arrived, (0..log.sent.len() as u64).collect::<Vec<_>>());
     every_packet_is_counted(&testbed);
     nothing_leaked(&mut testbed);
 }

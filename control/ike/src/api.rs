@@ -147,6 +147,8 @@ pub struct ChildConfig {
     pub rekey_time: Duration,
     /// Packets in the replay window.
     pub replay_window: u32,
+    /// Packets without an SA that the dataplane holds until there is one, at most; the others are dropped.
+    pub hold_packets: u16,
     /// Starts the Child SA.
     pub start_action: StartAction,
 }

@@ -325,6 +325,7 @@ impl Gateway {
                 priority: priority as u32,
                 action: PolicyAction::Protect,
                 selectors: child.selectors.clone(),
+                hold: child.hold_packets,
             })
             .collect();
         for policy in policies {

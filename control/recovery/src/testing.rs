@@ -50,6 +50,7 @@ pub(crate) fn connection(name: &str, remote: Option<&str>) -> ConnectionConfig {
             proposals: vec!["aes128gcm16".into()],
             rekey_time: Duration::from_secs(3600),
             replay_window: 64,
+            hold_packets: 0,
             start_action: StartAction::Trap,
         }],
     }

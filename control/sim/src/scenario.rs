@@ -260,6 +260,7 @@ impl Scenario {
                 proposals: vec![esp.into()],
                 rekey_time: soft(dice),
                 replay_window: 64,
+                hold_packets: 0,
                 start_action: starts[side],
             };
             let connection = ConnectionConfig {

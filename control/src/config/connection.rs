@@ -154,6 +154,7 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
         proposals,
         rekey_time: section.optional("rekey_time").map_or(Ok(Duration::from_secs(3600)), |v| v.duration())?,
         replay_window,
+        hold_packets: section.optional("hold_packets").map_or(Ok(0), |v| v.integer(0..=256))? as u16,
         start_action: section
             .optional("start_action")
             .map_or(Ok(StartAction::Trap), |v| v.one_of(START_ACTIONS))?,

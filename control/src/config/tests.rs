@@ -162,6 +162,13 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "connections.ab.children.alpha.replay_window",
             "power of two",
         ),
+        (
+            "start_action = \"start\"",
+            "hold_packets = 257",
+            16,
+            "connections.ab.children.alpha.hold_packets",
+            "256",
+        ),
         ("start_action = \"start\"", "[recovery]\nmethods = [\"qcd\"]", 17, "recovery.methods", "add it"),
         ("dpd_delay = \"2s\"", "recovery = [\"qcd\"]", 8, "connections.ab.recovery", "add it"),
         (

@@ -189,7 +189,7 @@ pub const MAX_FORMER_AT_ONCE: usize = 120;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum PolicyAction {
-    /// Into an SA of this policy; without one: dropped, and [`Event::Acquire`].
+    /// Into an SA of this policy; without one: held or dropped, and [`Event::Acquire`].
     Protect = 1,
     /// Forwarded in clear by the dataplane.
     Bypass = 2,
@@ -210,6 +210,9 @@ pub enum Command {
         action: PolicyAction,
         /// What it matches.
         selectors: SelectorSet,
+        /// Of a `Protect` policy: packets without an SA that wait for one, at most; the others are dropped. The worker
+        /// has a bound of its own for all policies together.
+        hold: u16,
     },
     /// Removes a policy; its SAs stay until removed.
     RemovePolicy {

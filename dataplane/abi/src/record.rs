@@ -262,8 +262,8 @@ impl CommandRecord {
         let mut w = Writer { rest: &mut record.0 };
         w.u64(sequence);
         match command {
-            Command::SetPolicy { id, priority, action, selectors } => {
-                w.u8(1).u32(*id).u32(*priority).u8(*action as u8).selectors(selectors)
+            Command::SetPolicy { id, priority, action, selectors, hold } => {
+                w.u8(1).u32(*id).u32(*priority).u8(*action as u8).u16(*hold).selectors(selectors)
             }
             Command::RemovePolicy { id } => w.u8(2).u32(*id),
             Command::SetSpiState { spi, state } => w.u8(3).u32(spi.0).u8(*state as u8),
@@ -299,6 +299,7 @@ impl CommandRecord {
                     3 => PolicyAction::Discard,
                     _ => return Err(DecodeError::Field("policy action")),
                 },
+                hold: r.u16()?,
                 selectors: r.selectors()?,
             },
             2 => Command::RemovePolicy { id: r.u32()? },
@@ -434,9 +435,9 @@ mod tests {
         let action =
             prop_oneof![Just(PolicyAction::Protect), Just(PolicyAction::Bypass), Just(PolicyAction::Discard)];
         prop_oneof![
-            (any::<u32>(), any::<u32>(), action, selectors()).prop_map(
-                |(id, priority, action, selectors)| {
-                    Command::SetPolicy { id, priority, action, selectors }
+            (any::<u32>(), any::<u32>(), action, selectors(), any::<u16>()).prop_map(
+                |(id, priority, action, selectors, hold)| {
+                    Command::SetPolicy { id, priority, action, selectors, hold }
                 }
             ),
             any::<u32>().prop_map(|id| Command::RemovePolicy { id }),

@@ -41,7 +41,7 @@ counted! {
         DeliveredInside = "delivered_inside",
         /// Frames handed to transmit towards the outside.
         DeliveredOutside = "delivered_outside",
-        /// Frames at present held for want of a next hop (goes up and down).
+        /// Frames at present held for want of a next hop or of an SA (goes up and down).
         Held = "held",
         /// Packets that authenticated and passed all checks.
         Decapsulated = "decapsulated",

@@ -33,7 +33,8 @@ pub enum PortId {
     Outside = 1,
 }
 
-/// Where the engine's verdicts go. Each frame goes to exactly one of `transmit`, `discard` and `unresolved`.
+/// Where the engine's verdicts go. Each frame goes to exactly one of `transmit`, `discard`, `unresolved` and, if it keeps
+/// it, `without_sa`.
 pub trait Output<F: Frame> {
     /// A complete layer-2 frame to be sent. If it cannot be, tell [`crate::Engine::lost_in_transmit`].
     fn transmit(&mut self, port: PortId, frame: F);
@@ -46,6 +47,14 @@ pub trait Output<F: Frame> {
     /// [`crate::Engine::set_next_hop`], and then hand each back to [`crate::Engine::forward`], or to
     /// [`crate::Engine::give_up`].
     fn unresolved(&mut self, egress: PortId, destination: IpAddr, frame: F);
+
+    /// `policy` has no SA for this packet yet; `hold` packets of it may wait. Keep it and hand it to
+    /// [`crate::Engine::take_up`] once an SA of the policy is installed, or after a while to [`crate::Engine::give_up`]; or
+    /// give it back, and it is dropped.
+    #[must_use]
+    fn without_sa(&mut self, _policy: u32, _hold: u16, frame: F) -> Option<F> {
+        Some(frame)
+    }
 
     /// Something for control. `false`: the ring ([`Event::is_urgent`] says which) is full. The engine keeps
     /// urgent events and offers them again; noise is counted as lost.

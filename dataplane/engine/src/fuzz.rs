@@ -85,6 +85,7 @@ fn engine() -> Engine {
         priority: 1,
         action: PolicyAction::Protect,
         selectors: selectors.clone(),
+        hold: 0,
     };
     let inbound = sa(0).map(|sa| Command::InstallInbound { sa, replay_window: 64, report_first: true });
     let outbound = sa(1).map(|sa| Command::InstallOutbound { sa });

@@ -125,8 +125,8 @@ impl Engine {
     /// `Acknowledged`. Idempotent: an SA that is installed already keeps its sequence numbers and replay window.
     pub fn apply(&mut self, _now: Time, command: Command) -> Result<(), Refused> {
         match command {
-            Command::SetPolicy { id, priority, action, selectors } => {
-                self.policies.set(id, priority, action, compile(&selectors)?)
+            Command::SetPolicy { id, priority, action, selectors, hold } => {
+                self.policies.set(id, priority, action, compile(&selectors)?, hold)
             }
             Command::RemovePolicy { id } => {
                 self.policies.remove(id);
@@ -338,14 +338,21 @@ impl Engine {
                 self.counters.subtract(Counter::Held, 1);
                 self.transmit(egress, hop, frame, out);
             }
-            None => self.give_up(frame, out),
+            None => self.give_up(frame, DropReason::NoNextHop, out),
         }
     }
 
-    /// Drops a frame that [`Output::unresolved`] gave out.
-    pub fn give_up<F: Frame>(&mut self, frame: F, out: &mut impl Output<F>) {
+    /// Drops a frame that was held: [`DropReason::NoNextHop`] one that [`Output::unresolved`] gave out,
+    /// [`DropReason::NoSa`] one that [`Output::without_sa`] did.
+    pub fn give_up<F: Frame>(&mut self, frame: F, reason: DropReason, out: &mut impl Output<F>) {
         self.counters.subtract(Counter::Held, 1);
-        self.discard(frame, DropReason::NoNextHop, out);
+        self.discard(frame, reason, out);
+    }
+
+    /// Takes a frame that [`Output::without_sa`] kept, now that its policy has a new SA.
+    pub fn take_up<F: Frame>(&mut self, now: Time, frame: F, out: &mut impl Output<F>) {
+        self.counters.subtract(Counter::Held, 1);
+        self.process_one(now, frame, out);
     }
 
     /// Sets or removes the next hop towards one destination (the packet's own destination address, not the

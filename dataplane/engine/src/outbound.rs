@@ -38,6 +38,11 @@ struct Decision {
 /// Why a packet from inside does not go on.
 enum Refusal {
     Drop(DropReason),
+    /// Its policy has no SA for it at present, and lets so many packets wait for one.
+    Wait {
+        policy: u32,
+        hold: u16,
+    },
     /// Longer than this, and not to be fragmented.
     TooBig(usize),
 }
@@ -55,24 +60,33 @@ impl Engine {
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
-        for mut frame in burst.drain(..) {
-            match self.decide(now, frame.data_mut(), out) {
-                Ok(decision) if decision.length <= decision.limit => {
-                    frame.truncate(ETHERNET + decision.length);
-                    self.go(now, decision.way, decision.length, frame, out);
-                }
-                Ok(decision) => self.fragment(now, decision, frame, out),
-                Err(Refusal::TooBig(limit)) => {
-                    // RFC 1191 section 4; no path is narrower than 68 octets.
-                    let mtu = limit.clamp(68, 65_535) as u16;
-                    let message = icmpv4::Repr::FragmentationNeeded { mtu };
-                    self.refuse(now, message, DropReason::TooBig, frame, out);
-                }
-                Err(Refusal::Drop(DropReason::TtlExpired)) => {
-                    self.refuse(now, icmpv4::Repr::TimeExceeded, DropReason::TtlExpired, frame, out);
-                }
-                Err(Refusal::Drop(reason)) => self.discard(frame, reason, out),
+        for frame in burst.drain(..) {
+            self.process_one(now, frame, out);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn process_one<F: Frame>(&mut self, now: Time, mut frame: F, out: &mut impl Output<F>) {
+        match self.decide(now, frame.data_mut(), out) {
+            Ok(decision) if decision.length <= decision.limit => {
+                frame.truncate(ETHERNET + decision.length);
+                self.go(now, decision.way, decision.length, frame, out);
             }
+            Ok(decision) => self.fragment(now, decision, frame, out),
+            Err(Refusal::TooBig(limit)) => {
+                // RFC 1191 section 4; no path is narrower than 68 octets.
+                let mtu = limit.clamp(68, 65_535) as u16;
+                let message = icmpv4::Repr::FragmentationNeeded { mtu };
+                self.refuse(now, message, DropReason::TooBig, frame, out);
+            }
+            Err(Refusal::Drop(DropReason::TtlExpired)) => {
+                self.refuse(now, icmpv4::Repr::TimeExceeded, DropReason::TtlExpired, frame, out);
+            }
+            Err(Refusal::Drop(reason)) => self.discard(frame, reason, out),
+            Err(Refusal::Wait { policy, hold }) => match out.without_sa(policy, hold, frame) {
+                None => self.counters.add(Counter::Held, 1),
+                Some(frame) => self.discard(frame, DropReason::NoSa, out),
+            },
         }
     }
 
@@ -125,10 +139,10 @@ impl Engine {
         now: Time,
         flow: &Flow,
         out: &mut impl Output<F>,
-    ) -> Result<Way, DropReason> {
+    ) -> Result<Way, Refusal> {
         let policy = self.policies.find(flow).ok_or(DropReason::NoPolicy)?;
         match policy.action {
-            PolicyAction::Discard => return Err(DropReason::PolicyDiscard),
+            PolicyAction::Discard => return Err(DropReason::PolicyDiscard.into()),
             PolicyAction::Bypass => return Ok(Way::Bypass { destination: flow.destination }),
             PolicyAction::Protect => {}
         }
@@ -142,7 +156,7 @@ impl Engine {
         if due && out.event(Event::Acquire { policy: policy.id, source, destination }) {
             policy.acquired = Some(now);
         }
-        Err(DropReason::NoSa)
+        Err(Refusal::Wait { policy: policy.id, hold: policy.hold })
     }
 
     /// Sends a packet on its way; the frame is exactly Ethernet header and packet.

@@ -13,6 +13,8 @@ pub(crate) struct Policy {
     /// Indexes of its outbound SAs, the latest installed last.
     pub(crate) sas: Vec<u32>,
     pub(crate) acquired: Option<Time>,
+    /// Packets that wait for an SA, at most.
+    pub(crate) hold: u16,
 }
 
 pub(crate) struct Policies {
@@ -34,6 +36,7 @@ impl Policies {
         priority: u32,
         action: PolicyAction,
         selectors: Selectors,
+        hold: u16,
     ) -> Result<(), Refused> {
         let old = self.ordered.iter().position(|p| p.id == id).map(|at| self.ordered.remove(at));
         if old.is_none() && self.ordered.len() >= self.limit {
@@ -44,7 +47,7 @@ impl Policies {
             None => (self.orphans.remove(&id).unwrap_or_default(), None),
         };
         let at = self.ordered.partition_point(|p| p.priority <= priority);
-        self.ordered.insert(at, Policy { id, priority, action, selectors, sas, acquired });
+        self.ordered.insert(at, Policy { id, priority, action, selectors, sas, acquired, hold });
         Ok(())
     }
 

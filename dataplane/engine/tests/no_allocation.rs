@@ -118,7 +118,7 @@ fn work(b: &mut Gateway, out: &mut Recycler, packets: &[(PortId, Vec<u8>)]) {
                 of_side.by_ref().take(BURST).map(|(_, octets)| out.frame(octets)).collect();
             b.engine.process(b.now, ingress, &mut burst, out);
             while let Some(frame) = out.waiting.pop() {
-                b.engine.give_up(frame, out);
+                b.engine.give_up(frame, DropReason::NoNextHop, out);
             }
         }
         b.engine.lost_in_transmit(PortId::Inside, 1);
@@ -139,7 +139,7 @@ fn no_packet_and_no_verdict_allocates() {
     let actions = [(8, PolicyAction::Discard), (7, PolicyAction::Bypass), (6, PolicyAction::Protect)];
     for (net, action) in actions {
         let selectors = selectors(HOST_B, Ipv4Addr::new(10, net, 0, 1));
-        b.apply(Command::SetPolicy { id: 100 + u32::from(net), priority: 5, action, selectors });
+        b.apply(Command::SetPolicy { id: 100 + u32::from(net), priority: 5, action, selectors, hold: 0 });
     }
     let rounds: Vec<_> = (1..=5).map(|number| round(&mut a, number)).collect();
     let mut out = Recycler::new();

@@ -170,7 +170,7 @@ fn packets_outside_their_sa_s_selectors_are_dropped_in_both_directions() {
     let mut wide = sa(TO_B, 2, true, Suite::Aes128Gcm, false);
     wide.selectors.remote = selectors(HOST_A, stranger).remote;
     let selectors = wide.selectors.clone();
-    a.apply(Command::SetPolicy { id: 8, priority: 5, action: PolicyAction::Protect, selectors });
+    a.apply(Command::SetPolicy { id: 8, priority: 5, action: PolicyAction::Protect, selectors, hold: 0 });
     wide.policy = 8;
     a.apply(Command::InstallOutbound { sa: wide });
     a.process(PortId::Inside, [frame(&echo(HOST_A, stranger, b"not yours"))]);
@@ -309,6 +309,50 @@ fn what_no_sa_or_policy_covers_is_dropped_and_acquired_once_a_second() {
     assert!(a.out.sent.is_empty() && a.out.unresolved.is_empty());
 }
 
+/// Where the policy wants it, packets wait for an SA, unchanged and counted as held; one is acquired all the same.
+#[test]
+fn packets_wait_for_an_sa_and_leave_in_their_order() {
+    let (mut a, mut b) = pair(Suite::Aes128Gcm, false);
+    a.apply(Command::RemoveOutbound { index: 1 });
+    a.apply(Command::SetPolicy {
+        id: POLICY,
+        priority: 1,
+        action: PolicyAction::Protect,
+        selectors: selectors(HOST_A, HOST_B),
+        hold: 2,
+    });
+    let sent: Vec<_> = (0..4).map(|n| frame(&echo(HOST_A, HOST_B, &[n; 9]))).collect();
+    a.process(PortId::Inside, sent);
+    assert_eq!((a.engine.counters().count(Counter::Held), a.dropped(DropReason::NoSa)), (2, 2));
+    assert!(a.out.sent.is_empty());
+    assert_eq!(a.out.events.len(), 1);
+
+    a.apply(Command::InstallOutbound { sa: sa(TO_B, 1, true, Suite::Aes128Gcm, false) });
+    for (policy, frame) in std::mem::take(&mut a.out.without_sa) {
+        assert_eq!(policy, POLICY);
+        a.engine.take_up(a.now, frame, &mut a.out);
+    }
+    a.engine.counters().check().unwrap();
+    assert_eq!(a.engine.counters().count(Counter::Held), 0);
+    let frames = a.take_sent(PortId::Outside);
+    b.process(PortId::Outside, frames);
+    let arrived: Vec<u8> = b.take_sent(PortId::Inside).iter().map(|frame| packet(frame)[28]).collect();
+    assert_eq!(arrived, [0, 1]);
+}
+
+#[test]
+fn a_packet_for_which_no_sa_came_is_dropped_for_want_of_one() {
+    let (mut a, _) = pair(Suite::Aes128Gcm, false);
+    a.apply(Command::RemoveOutbound { index: 1 });
+    let (id, selectors) = (POLICY, selectors(HOST_A, HOST_B));
+    a.apply(Command::SetPolicy { id, priority: 1, action: PolicyAction::Protect, selectors, hold: 1 });
+    a.process(PortId::Inside, [frame(&echo(HOST_A, HOST_B, b""))]);
+    let (_, waiting) = a.out.without_sa.pop().unwrap();
+    a.engine.give_up(waiting, DropReason::NoSa, &mut a.out);
+    a.engine.counters().check().unwrap();
+    assert_eq!((a.engine.counters().count(Counter::Held), a.dropped(DropReason::NoSa)), (0, 1));
+}
+
 #[test]
 fn the_first_policy_that_matches_decides() {
     let (mut a, _) = pair(Suite::Aes128Gcm, false);
@@ -319,7 +363,7 @@ fn the_first_policy_that_matches_decides() {
             set.remote[0].protocol = 6;
             (set.remote[0].start_port, set.remote[0].end_port) = (0, 65535);
         }
-        a.apply(Command::SetPolicy { id, priority, action, selectors: set });
+        a.apply(Command::SetPolicy { id, priority, action, selectors: set, hold: 0 });
     }
     a.hop(HOST_B, PortId::Outside);
     a.process(PortId::Inside, [frame(&segment(HOST_A, HOST_B, None, b""))]);
@@ -364,7 +408,7 @@ fn a_packet_waits_for_its_next_hop_and_is_then_forwarded_or_given_up() {
     for (at, (egress, destination, frame)) in held.into_iter().enumerate() {
         match at {
             0 => b.engine.forward(b.now, egress, destination, frame, &mut b.out),
-            _ => b.engine.give_up(frame, &mut b.out),
+            _ => b.engine.give_up(frame, DropReason::NoNextHop, &mut b.out),
         }
     }
     assert_eq!(packet(&b.take_sent(PortId::Inside)[0]), after_two_hops(echo(HOST_A, HOST_B, b"1")));

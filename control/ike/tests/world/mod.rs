@@ -160,6 +160,7 @@ pub fn child(name: &str, side: usize, number: u8) -> ChildConfig {
         proposals: vec!["aes128gcm16".into()],
         rekey_time: Duration::ZERO,
         replay_window: 1024,
+        hold_packets: 0,
         start_action: StartAction::Trap,
     }
 }

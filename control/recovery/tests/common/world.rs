@@ -145,6 +145,7 @@ fn config(setup: &Setup, side: usize) -> Config {
         proposals: vec!["aes128gcm16".into()],
         rekey_time: Duration::ZERO,
         replay_window: 64,
+        hold_packets: 0,
         start_action: StartAction::Trap,
     };
     let connection = ConnectionConfig {

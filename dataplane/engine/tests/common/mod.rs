@@ -27,6 +27,7 @@ pub struct Collected {
     pub sent: Vec<(PortId, MemoryFrame)>,
     pub dropped: Vec<DropReason>,
     pub unresolved: Vec<(PortId, IpAddr, MemoryFrame)>,
+    pub without_sa: Vec<(u32, MemoryFrame)>,
     pub events: Vec<Event>,
     pub rings_full: bool,
     pub no_frames: bool,
@@ -41,6 +42,13 @@ impl Output<MemoryFrame> for Collected {
     }
     fn unresolved(&mut self, egress: PortId, destination: IpAddr, frame: MemoryFrame) {
         self.unresolved.push((egress, destination, frame));
+    }
+    fn without_sa(&mut self, policy: u32, hold: u16, frame: MemoryFrame) -> Option<MemoryFrame> {
+        if self.without_sa.len() >= usize::from(hold) {
+            return Some(frame);
+        }
+        self.without_sa.push((policy, frame));
+        None
     }
     fn event(&mut self, event: Event) -> bool {
         if !self.rings_full {
@@ -162,6 +170,7 @@ pub fn pair(suite: Suite, encapsulated: bool) -> (Gateway, Gateway) {
             priority: 10,
             action: PolicyAction::Protect,
             selectors: selectors(own, other),
+            hold: 0,
         });
         let (spi_in, spi_out) = if at_a { (TO_A, TO_B) } else { (TO_B, TO_A) };
         gateway.apply(inbound(sa(spi_in, 0, at_a, suite, encapsulated)));
