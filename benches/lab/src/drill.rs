@@ -2,7 +2,7 @@
 
 use crate::outcome::Outcome;
 use crate::scenario::Scenario;
-use spindle_testbed::{Method, Result, Stage};
+use spindle_testbed::{Method, Result, Side, Stage};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,9 +53,12 @@ impl Drill {
 /// missed the exchange that it was meant for.
 pub fn drill(drill: &Drill, step: Step<'_>) -> Result<Outcome> {
     let settings = drill.scenario.settings(drill.method);
-    let mut stage = Stage::new([settings.clone(), settings], drill.round_trip, drill.interval)?;
+    let mut stage = Stage::new([settings.clone(), settings.clone()], drill.round_trip, drill.interval)?;
     if drill.scenario.is_uncounted() {
         stage = stage.uncounted();
+    }
+    if drill.scenario.has_strongswan() {
+        stage = stage.beside_strongswan(&settings);
     }
     let result = on(drill, &mut stage, step);
     if let Some(folder) = &drill.keep {
@@ -67,7 +70,7 @@ pub fn drill(drill: &Drill, step: Step<'_>) -> Result<Outcome> {
 fn on(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Outcome> {
     let played = drill.scenario.play(drill, stage, step)?;
     let ike_sas = stage.ike_sas()?.map(|sas| sas.len());
-    let addresses = [stage.address(spindle_testbed::Side::A), stage.address(spindle_testbed::Side::B)];
+    let addresses = [stage.address(Side::A), stage.address(Side::B)];
     let seen = stage.end(played.crashes)?;
     Outcome::of(drill, played, seen, addresses, ike_sas)
 }

@@ -28,6 +28,8 @@ pub enum Scenario {
     CrashInResumption,
     /// Nobody crashes; what A sends is lost for a while, and forged notifications come.
     OneWayLoss,
+    /// B is killed beside strongSwan.
+    NoQcdPeer,
     /// B is killed in a storm of unknown SPIs and forged notifications.
     Storm,
 }
@@ -40,7 +42,7 @@ impl fmt::Display for Scenario {
 
 impl Scenario {
     /// All of them, the simplest first.
-    pub const ALL: [Scenario; 11] = [
+    pub const ALL: [Scenario; 12] = [
         Scenario::Crash,
         Scenario::SecretLost,
         Scenario::SecretRotated,
@@ -51,6 +53,7 @@ impl Scenario {
         Scenario::CrashInIkeRekey,
         Scenario::CrashInResumption,
         Scenario::OneWayLoss,
+        Scenario::NoQcdPeer,
         Scenario::Storm,
     ];
 
@@ -67,6 +70,7 @@ impl Scenario {
             Scenario::CrashInIkeRekey => "crash-in-ike-rekey",
             Scenario::CrashInResumption => "crash-in-resumption",
             Scenario::OneWayLoss => "one-way-loss",
+            Scenario::NoQcdPeer => "no-qcd-peer",
             Scenario::Storm => "storm",
         }
     }
@@ -92,6 +96,9 @@ impl Scenario {
             Scenario::OneWayLoss => {
                 "no crash: what A sends is lost for 1 s, and forged notifications say that B lost its SAs"
             }
+            Scenario::NoQcdPeer => {
+                "B's peer is strongSwan, which knows no tokens; it is set as impatient as liveness is here"
+            }
             Scenario::Storm => {
                 "B is killed while unknown SPIs come to it, and 10,000 forged notifications a second to A"
             }
@@ -103,6 +110,9 @@ impl Scenario {
         match self {
             Scenario::SecretLost | Scenario::SecretRotated => method.shows_tokens(),
             Scenario::CrashInResumption => method == Method::QcdResumption,
+            Scenario::NoQcdPeer => {
+                matches!(method, Method::Liveness | Method::InitialContact | Method::QcdJournal)
+            }
             _ => true,
         }
     }
@@ -123,6 +133,11 @@ impl Scenario {
         }
     }
 
+    /// Is strongSwan in gateway A's place?
+    pub(crate) fn has_strongswan(self) -> bool {
+        self == Scenario::NoQcdPeer
+    }
+
     /// Does it send a gateway what no capture shows, so that counters cannot be held against the wire?
     pub(crate) fn is_uncounted(self) -> bool {
         self == Scenario::Storm
@@ -131,7 +146,7 @@ impl Scenario {
     /// Plays it.
     pub(crate) fn play(self, drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
         match self {
-            Scenario::Crash => crash::once(drill, stage, step),
+            Scenario::Crash | Scenario::NoQcdPeer => crash::once(drill, stage, step),
             Scenario::SecretLost => secret::lost(drill, stage, step),
             Scenario::SecretRotated => secret::rotated(drill, stage, step),
             Scenario::BothCrash => both::crash(drill, stage, step),

@@ -110,6 +110,15 @@ fn loss_in_one_direction_and_forged_notifications_end_no_ike_sa() {
     assert!(outcome.outage_ms >= Some(900.0), "the loss was there");
 }
 
+/// strongSwan: what is left where the peer takes no tokens. It ends the old IKE SA on INITIAL_CONTACT, or by liveness.
+#[test]
+fn beside_a_peer_that_knows_no_tokens_initial_contact_takes_two_round_trips_and_tokens_do_no_harm() {
+    let outcome = run(Scenario::NoQcdPeer, Method::InitialContact);
+    assert_eq!(outcome.round_trips, Some(2));
+    let outcome = run(Scenario::NoQcdPeer, Method::QcdJournal);
+    assert!(outcome.tokens_shown > 0 && outcome.ready_to_recovered_ms > Some(300.0), "liveness decided");
+}
+
 /// Former SPIs have a path of their own, and a token is checked before anything is limited.
 #[test]
 fn a_crash_in_a_storm_of_spis_and_forged_notifications_is_recovered_by_its_token() {

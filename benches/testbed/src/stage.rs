@@ -12,8 +12,12 @@ use crate::delay::Link;
 use crate::error::{Context, Error, Result};
 use crate::event::{WireEvent, wire_events};
 use crate::gateway::{Gateway, GatewayEvent, Settings};
+use crate::leak::Leak;
+use crate::method::Method;
 use crate::packet::now;
-use crate::testbed::{Options, Testbed};
+use crate::pcap::Frame;
+use crate::strongswan::{Charon, Peer};
+use crate::testbed::{Options, Testbed, Wires};
 use crate::timeline::Crash;
 use crate::topology::Side;
 use crate::traffic::{Delivery, Stream, StreamLog};
@@ -39,6 +43,9 @@ pub struct Stage {
     interval: Duration,
     round_trip: Duration,
     streams: [Option<Stream>; 2],
+    /// What stands in gateway A's place, if anything: as it is to be, and as it runs.
+    strongswan: Option<Peer>,
+    charon: Option<Charon>,
     /// Whether what the gateways count is held against their wires at the end.
     counted: bool,
 }
@@ -64,7 +71,15 @@ impl Stage {
         let [a, b] = settings;
         let link = Link::with_round_trip(round_trip);
         let testbed = Testbed::two_gateways(Options { link, a, b, ..Options::default() })?;
-        Ok(Stage { testbed, interval, round_trip, streams: [None, None], counted: true })
+        Ok(Stage {
+            testbed,
+            interval,
+            round_trip,
+            streams: [None, None],
+            strongswan: None,
+            charon: None,
+            counted: true,
+        })
     }
 
     /// For plays in which a gateway is sent what no capture shows.
@@ -73,11 +88,25 @@ impl Stage {
         Stage { counted: false, ..self }
     }
 
+    /// With strongSwan in gateway A's place, with a gateway B of these settings: probing each second a peer that is silent,
+    /// as impatient as liveness is here, and beginning anew then.
+    #[must_use]
+    pub fn beside_strongswan(self, settings: &Settings) -> Stage {
+        let peer = Peer::of(&self.testbed.topology().addresses, settings);
+        let peer = Peer { dpd_delay: 1, retransmit: Some(Method::SHORT), restart: true, ..peer };
+        Stage { strongswan: Some(peer), ..self }
+    }
+
     /// Starts both gateways, has A initiate, and lets these hosts send until packets of each have arrived.
     pub fn begin(&mut self, senders: &[Side], step: &mut dyn FnMut(&str)) -> Result<()> {
         step("starting both gateways");
-        self.testbed.start(START_PATIENCE)?;
-        self.testbed.gateway(Side::A).initiate()?;
+        if let Some(peer) = &self.strongswan {
+            let charon = charon(peer, &mut self.testbed);
+            self.charon = Some(charon.map_err(|error| Error::Subject(format!("strongSwan: {error:#}")))?);
+        } else {
+            self.testbed.start(START_PATIENCE)?;
+            self.testbed.gateway(Side::A).initiate()?;
+        }
         for &from in senders {
             let stream = self.testbed.stream(from, self.interval)?;
             let arrived = stream.wait_delivery_since(0, Duration::from_secs(5)).is_some();
@@ -163,7 +192,12 @@ impl Stage {
             });
             Ok(established.collect())
         };
-        Ok([of(Side::A)?, of(Side::B)?])
+        let asked = |error| Error::Subject(format!("strongSwan: {error:#}"));
+        let a = match &self.charon {
+            Some(charon) => charon.ike_sas().map_err(asked)?,
+            None => of(Side::A)?,
+        };
+        Ok([a, of(Side::B)?])
     }
 
     /// Waits until both gateways hold the same single IKE SA with one Child SA; its SPIs. `None` if they don't in time.
@@ -186,18 +220,20 @@ impl Stage {
         let settle = self.round_trip + Duration::from_millis(50);
         let logs = self.streams.each_mut().map(Option::take);
         let logs = logs.map(|stream| stream.map_or_else(StreamLog::default, |stream| stream.stop(settle)));
-        let gateways = SIDES.map(|side| self.testbed.gateway(side));
-        let events = [gateways[0].events()?, gateways[1].events()?];
-        let accounts = [Account::take(gateways[0])?, Account::take(gateways[1])?];
-        for (gateway, events) in gateways.iter().zip(&events) {
+        let mut events = [Vec::new(), Vec::new()];
+        let mut accounts = [None, None];
+        for side in self.gateways() {
+            let gateway = self.testbed.gateway(side);
+            events[side as usize] = gateway.events()?;
+            accounts[side as usize] = Some(Account::take(gateway)?);
             let file = gateway.directory().join("events.json");
-            let text = serde_json::to_string_pretty(events).unwrap_or_default();
+            let text = serde_json::to_string_pretty(&events[side as usize]).unwrap_or_default();
             std::fs::write(&file, text).context(|| format!("writing {}", file.display()))?;
         }
         self.stop_gateways()?;
 
         let wires = self.testbed.finish()?;
-        let leaks = self.testbed.leaks(&wires);
+        let leaks = self.leaks(&wires)?;
         if let Some(first) = leaks.first() {
             let text = format!("{} leaks on the outer wire; the first: {first}", leaks.len());
             return Err(Error::Subject(text));
@@ -209,18 +245,37 @@ impl Stage {
         let mut contradictions = Vec::new();
         for side in SIDES.into_iter().filter(|_| self.counted) {
             let (at, name) = (side as usize, upper(side));
+            let Some(account) = &accounts[at] else { continue };
             let received = &logs[side.other() as usize];
             contradictions.extend(match &crashes[at] {
-                Some(crash) => accounts[at].of_restarted(name, &wires[at], crash, received),
-                None => accounts[at].of_survivor(name, &wires[at], self.address(side)),
+                Some(crash) => account.of_restarted(name, &wires[at], crash, received),
+                None => account.of_survivor(name, &wires[at], self.address(side)),
             });
         }
         if !contradictions.is_empty() {
             let text = format!("a gateway and its wire disagree: {}", contradictions.join("; "));
             return Err(Error::Subject(text));
         }
-        let counted_until = [accounts[0].after, accounts[1].after];
-        Ok(Seen { logs, wires, events, stats: accounts.map(|account| account.stats), counted_until })
+        let counted_until = accounts.each_ref().map(|account| account.as_ref().map_or(0, |it| it.after));
+        let stats = accounts.map(|account| account.map_or(serde_json::Value::Null, |account| account.stats));
+        Ok(Seen { logs, wires, events, stats, counted_until })
+    }
+
+    /// The sides where a gateway of ours is.
+    fn gateways(&self) -> impl Iterator<Item = Side> {
+        let all = if self.strongswan.is_some() { &SIDES[1..] } else { &SIDES[..] };
+        all.iter().copied()
+    }
+
+    /// Leaks of our gateways. What strongSwan's kernel lets through while it has no SA is its own affair.
+    fn leaks(&self, wires: &Wires) -> Result<Vec<Leak>> {
+        if self.strongswan.is_none() {
+            return Ok(self.testbed.leaks(wires));
+        }
+        let ours = self.testbed.hardware_address(Side::B)?;
+        let from_us = |frame: &Frame| frame.octets.get(6..12) == Some(&ours[..]);
+        let of = |frames: &[Frame]| frames.iter().filter(|frame| from_us(frame)).cloned().collect();
+        Ok(self.testbed.leaks(&Wires { a: of(&wires.a), b: of(&wires.b) }))
     }
 
     /// Stops both gateways while host A sends, since nothing may pass in clear then either.
@@ -229,6 +284,7 @@ impl Stage {
         for side in SIDES {
             self.testbed.gateway_mut(side).stop()?;
         }
+        self.charon = None;
         std::thread::sleep(AFTER);
         stream.stop(self.round_trip + Duration::from_millis(20));
         Ok(())
@@ -264,6 +320,16 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Starts gateway B and, beside it, charon, which initiates.
+fn charon(peer: &Peer, testbed: &mut Testbed) -> anyhow::Result<Charon> {
+    testbed.gateway_mut(Side::B).start()?;
+    testbed.gateway_mut(Side::B).wait_ready(START_PATIENCE)?;
+    let namespace = testbed.topology().gateway(Side::A).name();
+    let charon = Charon::start(namespace, &testbed.directory().join("charon"), peer)?;
+    charon.initiate()?;
+    Ok(charon)
 }
 
 fn upper(side: Side) -> char {

@@ -4,6 +4,8 @@
 //! side by side. It is configured and asked through swanctl over a vici socket in the test's folder.
 //! kernel-libipsec knows only ESP in UDP and has no ESN.
 
+use crate::gateway::{Retransmit, Settings};
+use crate::topology::{Addresses, Side};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -32,9 +34,34 @@ pub struct Peer {
     pub esp_proposal: String,
     /// `dpd_delay` in seconds; 0 is charon's default, off.
     pub dpd_delay: u32,
+    /// When requests are sent again and given up; charon's default if `None`.
+    pub retransmit: Option<Retransmit>,
+    /// Whether the child is brought up again when a liveness check was given up; by default it is cleared.
+    pub restart: bool,
+}
+
+impl Peer {
+    /// charon in the place of gateway A, beside a gateway B with these settings; all else is charon's default.
+    pub fn of(addresses: &Addresses, settings: &Settings) -> Peer {
+        Peer {
+            local: addresses.gateway_outside(Side::A).to_string(),
+            remote: addresses.gateway_outside(Side::B).to_string(),
+            local_id: "a.example".to_owned(),
+            remote_id: "b.example".to_owned(),
+            psk: "a secret of the testbed alone".to_owned(),
+            local_ts: addresses.inside_a.to_string(),
+            remote_ts: addresses.inside_b.to_string(),
+            proposal: settings.proposal.clone(),
+            esp_proposal: settings.esp_proposal.clone(),
+            dpd_delay: 0,
+            retransmit: None,
+            restart: false,
+        }
+    }
 }
 
 /// A running charon; ended when dropped.
+#[derive(Debug)]
 pub struct Charon {
     process: Child,
     directory: PathBuf,
@@ -48,7 +75,7 @@ impl Charon {
     /// If charon or swanctl isn't installed or does not answer within ten seconds.
     pub fn start(netns: &str, directory: &Path, peer: &Peer) -> Result<Charon> {
         std::fs::create_dir_all(directory)?;
-        std::fs::write(directory.join("strongswan.conf"), settings(directory))?;
+        std::fs::write(directory.join("strongswan.conf"), settings(directory, peer))?;
         std::fs::write(directory.join("swanctl.conf"), connection(peer))?;
         let process = Command::new("ip")
             .args(["netns", "exec", netns, "unshare", "-m", "sh", "-c"])
@@ -119,6 +146,34 @@ impl Charon {
         self.swanctl(&["--list-sas"])
     }
 
+    /// Its established IKE SAs, by both SPIs in hexadecimal and with the number of installed Child SAs.
+    ///
+    /// # Errors
+    /// If charon does not answer.
+    pub fn ike_sas(&self) -> Result<Vec<(String, usize)>> {
+        let mut sas: Vec<(String, usize)> = Vec::new();
+        let mut established = false;
+        for line in self.list_sas()?.lines() {
+            // A line that is not indented begins an IKE SA: `ab: #1, ESTABLISHED, IKEv2, SPI_i* SPI_r`.
+            if !line.starts_with(' ') {
+                established = line.contains("ESTABLISHED");
+                let spi = |role: &str| {
+                    let words = line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+                    words.filter_map(|word| word.strip_suffix(role)).next().unwrap_or_default().to_owned()
+                };
+                if established {
+                    sas.push((spi("_i") + &spi("_r"), 0));
+                }
+            } else if established
+                && line.contains("INSTALLED")
+                && let Some(sa) = sas.last_mut()
+            {
+                sa.1 += 1;
+            }
+        }
+        Ok(sas)
+    }
+
     /// charon's log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
@@ -132,11 +187,16 @@ impl Drop for Charon {
     }
 }
 
-fn settings(directory: &Path) -> String {
+fn settings(directory: &Path, peer: &Peer) -> String {
     let d = directory.display();
+    let retransmit = peer.retransmit.map_or_else(String::new, |Retransmit { timeout, base, tries }| {
+        let timeout = timeout.as_secs_f64();
+        format!("retransmit_timeout = {timeout}\n  retransmit_base = {base}\n  retransmit_tries = {tries}")
+    });
     format!(
         "charon-systemd {{
   load = random nonce openssl pem pkcs1 pkcs8 x509 revocation constraints pubkey aes sha1 sha2 hmac kdf curve25519 gcm chapoly kernel-libipsec kernel-netlink socket-default vici updown
+  {retransmit}
   plugins {{
     vici {{
       socket = unix://{d}/charon.vici
@@ -170,7 +230,10 @@ fn connection(peer: &Peer) -> String {
         proposal,
         esp_proposal,
         dpd_delay,
+        restart,
+        ..
     } = peer;
+    let dpd_action = if *restart { "restart" } else { "clear" };
     format!(
         "connections {{
   ab {{
@@ -193,6 +256,7 @@ fn connection(peer: &Peer) -> String {
         local_ts = {local_ts}
         remote_ts = {remote_ts}
         esp_proposals = {esp_proposal}
+        dpd_action = {dpd_action}
       }}
     }}
   }}

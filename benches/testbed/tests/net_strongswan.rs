@@ -12,24 +12,10 @@ struct Pair {
 }
 
 fn pair(settings: Settings, adjust: impl FnOnce(&mut Peer)) -> Pair {
-    let proposal = settings.proposal.clone();
-    let esp_proposal = settings.esp_proposal.clone();
+    let mut peer = Peer::of(&Default::default(), &settings);
+    adjust(&mut peer);
     let mut testbed =
         Testbed::two_gateways(Options { b: settings, ..Options::default() }).expect("a testbed");
-    let addresses = testbed.topology().addresses;
-    let mut peer = Peer {
-        local: addresses.gateway_outside(Side::A).to_string(),
-        remote: addresses.gateway_outside(Side::B).to_string(),
-        local_id: "a.example".to_owned(),
-        remote_id: "b.example".to_owned(),
-        psk: "a secret of the testbed alone".to_owned(),
-        local_ts: addresses.inside_a.to_string(),
-        remote_ts: addresses.inside_b.to_string(),
-        proposal,
-        esp_proposal,
-        dpd_delay: 0,
-    };
-    adjust(&mut peer);
     let namespace = testbed.topology().gateway(Side::A).name().to_owned();
     let directory = testbed.directory().join("charon");
     let charon = Charon::start(&namespace, &directory, &peer).expect("charon");

@@ -24,7 +24,8 @@ pub fn page(report: &Report, runs: &Runs) -> String {
     let mut text = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Methods of recovery, side by side</title>\n\
          <style>{STYLE}</style></head><body>\n<h1>Methods of recovery, side by side</h1>\n\
-         <p>Outage in milliseconds, on a logarithmic scale: a bar to the median, a dot for each run.</p>\n"
+         <p>Outage in milliseconds, on a logarithmic scale: a bar to the median, a dot for each run. In the timelines blue is the wire, orange gateway A, green gateway B, red the hosts and the testbed; 0 is \
+         B's ready.</p>\n"
     );
     let cells = in_order(report);
     for scenario in Scenario::ALL {
