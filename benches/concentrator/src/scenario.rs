@@ -1,0 +1,247 @@
+//! What is played: how many peers, which method, which limits; and both sides' configurations.
+
+use crate::random::Dice;
+use serde::{Deserialize, Serialize};
+use spindle_abi::{Selector, SelectorSet};
+use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use spindle_recovery::api::{Config, Limits, Method as Preference, TokenMethod};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// `handshakes_total` where pacing is off: the most that the configuration takes.
+pub const UNPACED: u32 = 1_000_000;
+/// A peer checks liveness after this long without authenticated traffic: the configuration's default.
+pub const DPD: Duration = Duration::from_secs(30);
+/// Shortest time between two packets of a peer, in seconds; the scale of the distribution.
+pub const SHORTEST: f64 = 1.0;
+/// Longest time between two packets of a peer, in seconds.
+pub const LONGEST: f64 = 600.0;
+/// The distribution's exponent.
+pub const EXPONENT: f64 = 1.2;
+
+/// The first address of the peers: 10.0.0.1, the next one 10.0.0.2, and so on.
+const PEERS: u32 = 0x0a00_0001;
+
+/// How the peers come back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The peers' liveness checks alone.
+    Liveness,
+    /// The restarted side initiates.
+    InitialContact,
+    /// The token in the answer to a probe; no journal.
+    Qcd,
+    /// The token in the answer to ESP on a former SPI.
+    QcdJournal,
+    /// As qcd-journal, and the restarted side shows its tokens unasked.
+    Proactive,
+    /// Safe IKE Recovery: no token; a NACK.
+    Sir,
+}
+
+impl Method {
+    /// All of them.
+    pub const ALL: [Method; 6] = [
+        Method::Liveness,
+        Method::InitialContact,
+        Method::Qcd,
+        Method::QcdJournal,
+        Method::Proactive,
+        Method::Sir,
+    ];
+
+    /// Does `handshakes_total` of the concentrator change anything?
+    pub fn is_paced(self) -> bool {
+        matches!(self, Method::InitialContact | Method::QcdJournal | Method::Proactive)
+    }
+
+    /// May a peer come back by its ticket? Not where the concentrator initiates, for it has lost its own, nor beside an
+    /// old IKE SA.
+    pub fn may_resume(self) -> bool {
+        !matches!(self, Method::InitialContact | Method::Sir)
+    }
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Liveness => "liveness",
+            Method::InitialContact => "initial-contact",
+            Method::Qcd => "qcd",
+            Method::QcdJournal => "qcd-journal",
+            Method::Proactive => "proactive",
+            Method::Sir => "sir",
+        }
+    }
+}
+
+/// One crash to be played.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Scenario {
+    /// How many peers, at most 2^20 (`MAX_FORMER` of the store).
+    pub peers: u32,
+    /// How they come back.
+    pub method: Method,
+    /// `handshakes_total` of the restarted concentrator, or [`UNPACED`].
+    pub handshakes_total: u32,
+    /// Tickets are granted and taken.
+    pub resumption: bool,
+    /// Of every peer.
+    pub rtt: Duration,
+    /// Of all randomness.
+    pub seed: u64,
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tickets = if self.resumption { "with" } else { "without" };
+        let (peers, method, total) = (self.peers, self.method.name(), self.handshakes_total);
+        write!(f, "{peers} peers, {method}, handshakes_total {total}, {tickets} tickets")
+    }
+}
+
+impl Scenario {
+    /// The concentrator's address.
+    pub(crate) fn concentrator() -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, 1).into()
+    }
+
+    /// The address of a peer.
+    pub(crate) fn address(peer: u32) -> IpAddr {
+        Ipv4Addr::from(PEERS + peer).into()
+    }
+
+    /// The peer with this address.
+    pub(crate) fn peer_at(address: IpAddr) -> Option<u32> {
+        match address {
+            IpAddr::V4(address) => u32::from(address).checked_sub(PEERS),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// The peer of a connection of the concentrator's.
+    pub(crate) fn peer_named(connection: &str) -> Option<u32> {
+        connection.strip_prefix("peer")?.parse().ok()
+    }
+
+    /// The concentrator's configuration; before the crash without a pace.
+    pub(crate) fn of_concentrator(&self) -> Config {
+        let journal = matches!(self.method, Method::InitialContact | Method::QcdJournal | Method::Proactive);
+        let first = match self.method {
+            Method::Liveness => None,
+            Method::InitialContact => Some(Preference::InitialContact),
+            Method::Qcd | Method::QcdJournal | Method::Proactive => Some(Preference::Qcd),
+            Method::Sir => Some(Preference::Sir),
+        };
+        let connection = |peer: u32| ConnectionConfig {
+            // The peers check; so many checks of ours would only be load.
+            dpd_delay: Duration::ZERO,
+            ..self.connection(peer, false)
+        };
+        Config {
+            connections: (0..self.peers).map(connection).collect(),
+            methods: first.into_iter().chain([Preference::Liveness]).collect(),
+            proactive: self.method == Method::Proactive,
+            token_maker: first == Some(Preference::Qcd),
+            journal,
+            ..config("concentrator", self.handshakes_total)
+        }
+    }
+
+    /// A peer's configuration: it takes whatever the concentrator offers.
+    pub(crate) fn of_peer(&self, peer: u32) -> Config {
+        Config {
+            connections: vec![ConnectionConfig {
+                start_action: StartAction::Start,
+                ..self.connection(peer, true)
+            }],
+            methods: vec![Preference::Qcd, Preference::Sir, Preference::Liveness],
+            ..config("peer", Limits::default().handshakes_total)
+        }
+    }
+
+    fn connection(&self, peer: u32, of_peer: bool) -> ConnectionConfig {
+        let swap = |here, there| if of_peer { (there, here) } else { (here, there) };
+        let (local, remote) = swap(Scenario::concentrator(), Scenario::address(peer));
+        let identity = |name: String| Identity::Fqdn(name);
+        let (local_id, remote_id) = swap_ids(
+            of_peer,
+            identity("concentrator.example".into()),
+            identity(format!("peer{peer}.example")),
+        );
+        let one = |address: IpAddr| vec![Selector::addresses(address, address)];
+        let behind = Ipv4Addr::new(198, 51, 100, 1).into();
+        let inside = Ipv4Addr::from(0x6440_0000 + peer).into();
+        let (ours, theirs) = swap(behind, inside);
+        ConnectionConfig {
+            name: format!("peer{peer}"),
+            local,
+            remote: Some(remote),
+            remote_port: 500,
+            local_id,
+            remote_id,
+            psk: Psk(Zeroizing::new(format!("key of peer {peer}, for simulations").into_bytes())),
+            proposals: vec!["aes128gcm16-prfsha256-x25519".into()],
+            force_encapsulation: false,
+            dpd_delay: DPD,
+            retransmission: Retransmission { timeout: Duration::from_secs(4), base: 1.8, tries: 5 },
+            rekey_time: Duration::ZERO,
+            resumption: self.resumption,
+            start_action: StartAction::None,
+            children: vec![ChildConfig {
+                name: "net".into(),
+                policy: 1 + if of_peer { 0 } else { peer },
+                selectors: SelectorSet { local: one(ours), remote: one(theirs) },
+                proposals: vec!["aes128gcm16".into()],
+                rekey_time: Duration::ZERO,
+                replay_window: 64,
+                start_action: StartAction::Trap,
+            }],
+        }
+    }
+}
+
+fn swap_ids(swap: bool, here: Identity, there: Identity) -> (Identity, Identity) {
+    if swap { (there, here) } else { (here, there) }
+}
+
+fn config(name: &str, handshakes_total: u32) -> Config {
+    Config {
+        name: name.into(),
+        connections: Vec::new(),
+        methods: Vec::new(),
+        connection_methods: Default::default(),
+        proactive: false,
+        replicated: false,
+        token_maker: false,
+        token_taker: true,
+        token_method: TokenMethod::Spis,
+        secret_rotation: Duration::ZERO,
+        secret_shared: false,
+        journal: false,
+        limits: Limits { handshakes_total, ..Limits::default() },
+        cookie_threshold: 64,
+        ticket_lifetime: Duration::from_secs(3600),
+    }
+}
+
+/// When a peer sends: every `period`, first after `phase`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Traffic {
+    pub(crate) period: Duration,
+    pub(crate) phase: Duration,
+}
+
+impl Traffic {
+    /// A few peers send much and most send little: the period is Pareto's, at least [`SHORTEST`], cut at [`LONGEST`].
+    pub(crate) fn draw(dice: &mut Dice) -> Traffic {
+        let period = SHORTEST / (1.0 - dice.share()).powf(1.0 / EXPONENT);
+        let period = period.min(LONGEST);
+        Traffic {
+            period: Duration::from_secs_f64(period),
+            phase: Duration::from_secs_f64(period * dice.share()),
+        }
+    }
+}
