@@ -197,6 +197,7 @@ impl Scenario {
                 proposals: vec!["aes128gcm16".into()],
                 rekey_time: Duration::ZERO,
                 replay_window: 64,
+                hold_packets: 0,
                 start_action: StartAction::Trap,
             }],
         }
