@@ -1,8 +1,12 @@
-//! Measurements of the engine that both the criterion benches and other binaries use.
+//! Measurements of the engine that both the criterion benches and other binaries use, and the machine that they were
+//! taken on.
 
 #![forbid(unsafe_code)]
 
 pub mod aead;
+mod machine;
+
+pub use machine::Machine;
 
 use spindle_abi::{Command, Event, Spi, SpiState, Time};
 use spindle_engine::{

@@ -10,9 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod costs;
-mod disk;
 mod peer;
-mod random;
 pub mod report;
 pub mod scenario;
 mod server;

@@ -5,8 +5,9 @@
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
+use spindle_benches::Machine;
 use spindle_concentrator::costs::Costs;
-use spindle_concentrator::report::{Machine, Report};
+use spindle_concentrator::report::Report;
 use spindle_concentrator::scenario::{Method, Scenario, UNPACED};
 use spindle_concentrator::world;
 use std::collections::VecDeque;

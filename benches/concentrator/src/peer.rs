@@ -1,11 +1,11 @@
 //! A peer: a whole gateway that knows one connection, and of its dataplane what matters here.
 
-use crate::random::Dice;
 use crate::scenario::{Scenario, Traffic};
 use spindle_abi::{Command, Event, SaActivity, Spi, Time};
 use spindle_ike::api::{ActivityReader, Datagram};
 use spindle_recovery::Gateway;
 use spindle_recovery::api::{Boot, Input, Output, TicketRecords};
+use spindle_sim::Dice;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;

@@ -4,32 +4,8 @@ use crate::costs::Costs;
 use crate::scenario::Method;
 use crate::summary::Row;
 use serde::{Deserialize, Serialize};
+use spindle_benches::Machine;
 use std::fmt;
-
-/// The machine whose costs these are.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Machine {
-    cores: usize,
-    processor: String,
-    kernel: String,
-    /// Of the last minute, before the run began: what else the machine was busy with.
-    load_average: Option<f64>,
-}
-
-impl Machine {
-    /// This one.
-    pub fn here() -> Machine {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let information = read("/proc/cpuinfo");
-        let model = information.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        Machine {
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            processor: model.map_or_else(String::new, |(_, name)| name.to_owned()),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load_average: read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()),
-        }
-    }
-}
 
 /// All of a run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -1,10 +1,10 @@
 //! What is played: how many peers, which method, which limits; and both sides' configurations.
 
-use crate::random::Dice;
 use serde::{Deserialize, Serialize};
 use spindle_abi::{Selector, SelectorSet};
 use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
 use spindle_recovery::api::{Config, Limits, Method as Preference, TokenMethod};
+use spindle_sim::Dice;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -163,25 +163,20 @@ impl Scenario {
     }
 
     fn connection(&self, peer: u32, of_peer: bool) -> ConnectionConfig {
-        let swap = |here, there| if of_peer { (there, here) } else { (here, there) };
-        let (local, remote) = swap(Scenario::concentrator(), Scenario::address(peer));
-        let identity = |name: String| Identity::Fqdn(name);
-        let (local_id, remote_id) = swap_ids(
-            of_peer,
-            identity("concentrator.example".into()),
-            identity(format!("peer{peer}.example")),
-        );
+        let (local, remote) = ends(of_peer, Scenario::concentrator(), Scenario::address(peer));
+        let (local_id, remote_id) =
+            ends(of_peer, "concentrator.example".into(), format!("peer{peer}.example"));
         let one = |address: IpAddr| vec![Selector::addresses(address, address)];
         let behind = Ipv4Addr::new(198, 51, 100, 1).into();
         let inside = Ipv4Addr::from(0x6440_0000 + peer).into();
-        let (ours, theirs) = swap(behind, inside);
+        let (ours, theirs) = ends(of_peer, behind, inside);
         ConnectionConfig {
             name: format!("peer{peer}"),
             local,
             remote: Some(remote),
             remote_port: 500,
-            local_id,
-            remote_id,
+            local_id: Identity::Fqdn(local_id),
+            remote_id: Identity::Fqdn(remote_id),
             psk: Psk(Zeroizing::new(format!("key of peer {peer}, for simulations").into_bytes())),
             proposals: vec!["aes128gcm16-prfsha256-x25519".into()],
             force_encapsulation: false,
@@ -204,8 +199,9 @@ impl Scenario {
     }
 }
 
-fn swap_ids(swap: bool, here: Identity, there: Identity) -> (Identity, Identity) {
-    if swap { (there, here) } else { (here, there) }
+/// Our end and the other one, of the concentrator's and the peer's.
+fn ends<T>(of_peer: bool, concentrator: T, peer: T) -> (T, T) {
+    if of_peer { (peer, concentrator) } else { (concentrator, peer) }
 }
 
 fn config(name: &str, handshakes_total: u32) -> Config {

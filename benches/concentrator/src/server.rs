@@ -3,8 +3,6 @@
 //! due; and what that wants done leaves at the end of the round. A round takes as long as its work costs.
 
 use crate::costs::{Costs, Samples};
-use crate::disk::Disk;
-use crate::random::Dice;
 use crate::scenario::{Scenario, UNPACED};
 use crate::work::{Kind, Seen};
 use crate::world::EPOCH;
@@ -13,6 +11,7 @@ use spindle_ike::api::{ActivityReader, Datagram};
 use spindle_recovery::Gateway;
 use spindle_recovery::api::{Config, Input, JournalWrite, Output, Report, TokenMethod, UsedTicket};
 use spindle_recovery::store::Store;
+use spindle_sim::{Dice, Disk};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -70,16 +69,17 @@ impl Server {
     /// An incarnation begins, and is ready before it returns; what that causes at once comes with it.
     pub(crate) fn start(
         scenario: &Scenario,
-        disk: &Disk,
+        disk: &mut Disk,
         now: Time,
         restarted: bool,
         costs: &Costs,
         samples: &mut Samples,
     ) -> anyhow::Result<(Server, Round)> {
         let mut dice = Dice::new(scenario.seed, if restarted { 2 } else { 1 });
-        let mut store = Store::open(disk.clone())?;
+        let mut handle = disk.attach();
+        let mut store = Store::open(handle.clone())?;
         let wall = (EPOCH + now.since(Time(0)).as_secs(), now);
-        let booted = store.boot(&mut disk.clone(), &mut dice, wall, false, TokenMethod::Spis)?;
+        let booted = store.boot(&mut handle, &mut dice, wall, false, TokenMethod::Spis)?;
         let mut gateway = None;
         let memory = allocation_counter::measure(|| {
             let config = Server::config(scenario, restarted);

@@ -2,7 +2,6 @@
 //! concentrator crashes, is down for a while, and starts again; the world ends when all are back.
 
 use crate::costs::{Costs, Samples};
-use crate::disk::Disk;
 use crate::peer::Peer;
 use crate::scenario::Scenario;
 use crate::server::{Round, Server};
@@ -10,9 +9,8 @@ use crate::summary::Observed;
 use anyhow::bail;
 use spindle_abi::{Spi, SpiState, Time};
 use spindle_ike::api::Datagram;
+use spindle_sim::{Disk, Schedule};
 use std::cell::Cell;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -43,35 +41,11 @@ enum Due {
     Restart,
 }
 
-struct Entry {
-    at: Time,
-    number: u64,
-    due: Due,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Entry) -> bool {
-        self.number == other.number
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
 struct World<'a> {
     scenario: Scenario,
     costs: &'a Costs,
     clock: Rc<Cell<Time>>,
-    queue: BinaryHeap<Reverse<Entry>>,
-    number: u64,
+    queue: Schedule<Due>,
     disk: Disk,
     server: Option<Server>,
     /// When its next round is scheduled.
@@ -106,8 +80,7 @@ impl World<'_> {
             scenario: *scenario,
             costs,
             clock: Rc::new(Cell::new(Time(1))),
-            queue: BinaryHeap::new(),
-            number: 0,
+            queue: Schedule::default(),
             disk: Disk::default(),
             server: None,
             round: None,
@@ -132,13 +105,13 @@ impl World<'_> {
         let crash = self.now().after(all_started + SETTLING);
         self.schedule(crash, Due::Crash);
         while !(self.crashed && self.server.is_some() && self.left == 0) {
-            let Some(Reverse(entry)) = self.queue.pop() else { bail!("nothing happens any more") };
-            self.clock.set(entry.at);
-            if matches!(entry.due, Due::Crash) {
+            let Some((at, due)) = self.queue.take() else { bail!("nothing happens any more") };
+            self.clock.set(at);
+            if matches!(due, Due::Crash) {
                 told("the concentrator crashes");
             }
-            self.happen(entry.at, entry.due)?;
-            if self.observed.ready.is_some_and(|ready| entry.at.since(ready) > PATIENCE) {
+            self.happen(at, due)?;
+            if self.observed.ready.is_some_and(|ready| at.since(ready) > PATIENCE) {
                 bail!("{} peers are not back after {PATIENCE:?}", self.left);
             }
         }
@@ -157,8 +130,7 @@ impl World<'_> {
     }
 
     fn schedule(&mut self, at: Time, due: Due) {
-        self.number += 1;
-        self.queue.push(Reverse(Entry { at, number: self.number, due }));
+        self.queue.put(at, due);
     }
 
     fn one_way(&self) -> Duration {
@@ -219,7 +191,7 @@ impl World<'_> {
     fn start_server(&mut self, restarted: bool) -> anyhow::Result<()> {
         let now = self.now();
         let (server, round) =
-            Server::start(&self.scenario, &self.disk, now, restarted, self.costs, &mut self.samples)?;
+            Server::start(&self.scenario, &mut self.disk, now, restarted, self.costs, &mut self.samples)?;
         self.server = Some(server);
         if restarted {
             self.observed.ready = Some(now);
@@ -236,6 +208,7 @@ impl World<'_> {
         if let Some(mut server) = self.server.take() {
             // SETTLING ago the last SA was made: all is on disk.
             server.commit()?;
+            self.disk.kill();
         }
         self.round = None;
         self.left = self.peers.len();

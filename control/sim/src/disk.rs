@@ -12,12 +12,12 @@ use zeroize::Zeroizing;
 const SECTOR: usize = 512;
 
 /// The disk of one gateway. It outlives processes and power cuts; a [`Handle`] does not.
-#[derive(Debug)]
-pub(crate) struct Disk(Arc<Mutex<Platter>>);
+#[derive(Debug, Default)]
+pub struct Disk(Arc<Mutex<Platter>>);
 
 /// One process's view of the disk: dead with the process, whatever its destructors may try.
 #[derive(Clone, Debug)]
-pub(crate) struct Handle {
+pub struct Handle {
     platter: Arc<Mutex<Platter>>,
     life: u64,
 }
@@ -109,19 +109,15 @@ impl Platter {
 }
 
 impl Disk {
-    pub(crate) fn new() -> Disk {
-        Disk(Arc::default())
-    }
-
     /// For a new process; handles of earlier ones are dead from here on.
-    pub(crate) fn attach(&mut self) -> Handle {
+    pub fn attach(&mut self) -> Handle {
         let mut platter = self.0.lock().expect("one thread");
         platter.life += 1;
         Handle { platter: Arc::clone(&self.0), life: platter.life }
     }
 
     /// The process is killed: its handle is dead, the page cache lives on.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.0.lock().expect("one thread").life += 1;
     }
 
@@ -231,7 +227,7 @@ mod tests {
     fn what_was_synced_survives_every_power_cut_and_the_rest_may_be_torn() {
         let (mut torn, mut lost, mut kept) = (0, 0, 0);
         for seed in 0..200 {
-            let mut disk = Disk::new();
+            let mut disk = Disk::default();
             let handle = disk.attach();
             handle.set_len(4096).unwrap();
             handle.write(0, &[1; 4096]).unwrap();
@@ -253,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_kill_keeps_the_page_cache_and_ends_the_process() {
-        let mut disk = Disk::new();
+        let mut disk = Disk::default();
         let handle = disk.attach();
         handle.write(0, b"unsynced").unwrap();
         disk.kill();
@@ -267,7 +263,7 @@ mod tests {
     fn a_fuse_cuts_the_power_within_a_change_and_small_files_stay_whole() {
         let mut contents = std::collections::BTreeSet::new();
         for seed in 0..50 {
-            let mut disk = Disk::new();
+            let mut disk = Disk::default();
             let mut handle = disk.attach();
             handle.replace(SmallFile::Secret, b"old").unwrap();
             disk.light_fuse(1);

@@ -18,9 +18,13 @@ mod network;
 mod oracle;
 mod random;
 mod scenario;
+mod schedule;
 mod store_world;
 mod world;
 
+pub use disk::{Disk, Handle};
+pub use random::Dice;
+pub use schedule::Schedule;
 pub use store_world::run_store;
 
 use network::Packet;

@@ -88,7 +88,7 @@ impl ActivityReader for Activity {
 
 impl Machine {
     pub(crate) fn new(outside: Ipv4Addr, config: Config, random: Dice) -> Machine {
-        Machine { outside, disk: Disk::new(), config, running: None, life: 0, random }
+        Machine { outside, disk: Disk::default(), config, running: None, life: 0, random }
     }
 
     /// Starts the gateway from what is on disk. The boot record is for the oracle.

@@ -6,12 +6,12 @@ use spindle_ike::random::Random;
 use std::time::Duration;
 
 /// A stream of the world's randomness.
-#[derive(Clone)]
-pub(crate) struct Dice(ChaCha8Rng);
+#[derive(Clone, Debug)]
+pub struct Dice(ChaCha8Rng);
 
 impl Dice {
     /// Stream `stream` of the world with this seed.
-    pub(crate) fn new(seed: u64, stream: u64) -> Dice {
+    pub fn new(seed: u64, stream: u64) -> Dice {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream);
         Dice(rng)
@@ -44,9 +44,20 @@ impl Dice {
         octets
     }
 
+    /// In [0, 1).
+    pub fn share(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// One of the first 2^32 numbers.
     pub(crate) fn number(&mut self) -> u32 {
         self.0.next_u32()
+    }
+}
+
+impl Random for Dice {
+    fn fill(&mut self, octets: &mut [u8]) {
+        self.0.fill_bytes(octets);
     }
 }
 
@@ -56,7 +67,7 @@ pub(crate) struct GatewayRandom(pub(crate) Dice);
 
 impl Random for GatewayRandom {
     fn fill(&mut self, octets: &mut [u8]) {
-        self.0.0.fill_bytes(octets);
+        self.0.fill(octets);
         if octets.len() == 4 {
             octets[..3].copy_from_slice(&[0, 0, 1]);
         }

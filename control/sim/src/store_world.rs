@@ -86,7 +86,7 @@ fn writes(dice: &mut Dice, incarnation: u64) -> Vec<JournalWrite> {
 /// Plays the store's world of this seed; how often the power went.
 pub fn run_store(seed: u64) -> Result<u64, String> {
     let mut dice = Dice::new(seed, 3);
-    let mut disk = Disk::new();
+    let mut disk = Disk::default();
     let mut expected = Expected::default();
     let mut cuts = 0;
     for _ in 0..30 {

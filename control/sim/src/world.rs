@@ -9,14 +9,13 @@ use crate::network::{Network, Packet};
 use crate::oracle::Oracle;
 use crate::random::Dice;
 use crate::scenario::{Action, CONNECTION, Death, HOSTS, OUTSIDE, Scenario};
+use crate::schedule::Schedule;
 use crate::{Failure, Summary};
 use spindle_abi::{Command, Event, SpiState, Time};
 use spindle_engine::PortId;
 use spindle_ike::api::{ChildSaStatus, Datagram, IkeSaStatus};
 use spindle_ike::wire::{Payload, Protection, View, exchange, notify};
 use spindle_recovery::api::{Generation, Input, TokenMethod};
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -49,30 +48,6 @@ enum Due {
     Host(usize),
     Strike,
     Act(Action),
-}
-
-/// Ordered by time, then by number.
-struct Entry {
-    at: Time,
-    number: u64,
-    due: Due,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Entry) -> bool {
-        self.number == other.number
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
 }
 
 /// How many messages with a token in clear this may cause: one for a request with an SK payload (or the first
@@ -112,8 +87,7 @@ struct Trap {
 
 pub(crate) struct World {
     now: Time,
-    queue: BinaryHeap<Reverse<Entry>>,
-    number: u64,
+    queue: Schedule<Due>,
     machines: [Machine; 2],
     network: Network,
     attacker: Attacker,
@@ -145,8 +119,7 @@ impl World {
         };
         let mut world = World {
             now: Time(1),
-            queue: BinaryHeap::new(),
-            number: 0,
+            queue: Schedule::default(),
             machines: [machine(0), machine(1)],
             network: Network::new(scenario.conditions.clone()),
             attacker: Attacker::new(Dice::new(seed, 2), OUTSIDE, sir),
@@ -274,7 +247,7 @@ impl World {
     fn run_until(&mut self, end: Time) -> Result<(), String> {
         let (mut at_once, mut last) = (0, Time(0));
         loop {
-            let due = self.queue.peek().map(|Reverse(entry)| entry.at);
+            let due = self.queue.next_at();
             let deadline = |side: usize| {
                 let running = self.machines[side].running.as_ref()?;
                 running.gateway.deadline().map(|at| (at.max(self.now), side))
@@ -292,7 +265,7 @@ impl World {
             if at_once > MAX_STEPS_AT_ONCE {
                 return Err("does not come to rest".into());
             }
-            if self.queue.len() > MAX_QUEUE {
+            if self.queue.count() > MAX_QUEUE {
                 return Err("sends without measure".into());
             }
             self.tokens_due = 0;
@@ -303,8 +276,8 @@ impl World {
                     self.settle(side)?;
                 }
                 _ => {
-                    let Reverse(entry) = self.queue.pop().expect("it was peeked at");
-                    self.happen(entry.due)?;
+                    let (_, due) = self.queue.take().expect("it was looked at");
+                    self.happen(due)?;
                 }
             }
             for side in 0..2 {
@@ -320,8 +293,7 @@ impl World {
     }
 
     fn schedule_at(&mut self, at: Time, due: Due) {
-        self.number += 1;
-        self.queue.push(Reverse(Entry { at, number: self.number, due }));
+        self.queue.put(at, due);
     }
 
     fn trace(&mut self, line: impl FnOnce() -> String) {

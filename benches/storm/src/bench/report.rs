@@ -2,33 +2,9 @@
 
 use super::tunnel::Together;
 use serde::Serialize;
+use spindle_benches::Machine;
 use std::collections::BTreeMap;
 use std::fmt;
-
-/// The machine that it was measured on.
-#[derive(Serialize, Clone, Debug)]
-pub(crate) struct Machine {
-    cores: usize,
-    processor: String,
-    kernel: String,
-    /// Of the last minute, before the run began: what else the machine was busy with.
-    load_average: Option<f64>,
-}
-
-impl Machine {
-    fn here() -> Machine {
-        let information = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = information.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        Machine {
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            processor: model.map_or_else(String::new, |(_, name)| name.to_owned()),
-            kernel: kernel.trim().to_owned(),
-            load_average: load.split(' ').next().and_then(|load| load.parse().ok()),
-        }
-    }
-}
 
 /// All figures. `None` where a step could not be measured; `notes` says why.
 #[derive(Serialize, Clone, Debug)]
