@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Is told each step.
 pub type Step<'a> = &'a mut dyn FnMut(&str);
 
+/// A gateway that is not back after this long has never recovered.
+pub const NEVER: Duration = Duration::from_secs(600);
+
 /// What is drilled.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Drill {
@@ -40,7 +43,7 @@ impl Drill {
             down: Duration::from_millis(500),
             interval: Duration::from_millis(10),
             calm: Duration::from_secs(10),
-            patience: Duration::from_secs(600),
+            patience: NEVER,
             keep: None,
         }
     }

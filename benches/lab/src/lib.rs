@@ -17,6 +17,6 @@ mod play;
 mod scenario;
 mod watch;
 
-pub use drill::{Drill, Step, drill};
+pub use drill::{Drill, NEVER, Step, drill};
 pub use outcome::Outcome;
 pub use scenario::Scenario;

@@ -82,13 +82,11 @@ impl Endpoint {
     }
 
     /// `old` was rekeyed while an IKE SA that is to take its place was being initiated: `new` gives way instead.
-    pub(crate) fn supersede_successor(&mut self, now: Time, old: &IkeSa, new: &IkeSa) {
-        for id in self.connections[old.connection.number].sas.clone() {
-            self.with_sa(now, id, |_, beside| {
-                if beside.supersedes == Some(old.id) {
-                    beside.supersedes = Some(new.id);
-                }
-            });
+    pub(crate) fn supersede_successor(&mut self, old: &IkeSa, new: &IkeSa) {
+        for id in &self.connections[old.connection.number].sas {
+            if let Some(beside) = self.sas.get_mut(id).filter(|beside| beside.supersedes == Some(old.id)) {
+                beside.supersedes = Some(new.id);
+            }
         }
     }
 

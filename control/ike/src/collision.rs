@@ -203,7 +203,7 @@ impl Endpoint {
         self.report(Report::IkeRekeyed { old: old.id, new: new.id, spis: new.spis });
         self.move_children(old, new);
         move_tasks(old, new);
-        self.supersede_successor(now, old, new);
+        self.supersede_successor(old, new);
         let state = std::mem::replace(&mut old.state, State::Rekeyed);
         old.expires = Some(now.after(ABANDONED));
         match state {

@@ -32,6 +32,11 @@ impl Endpoint {
         self.want(now, number, BTreeSet::from([found.name.clone()]), initial_contact)
     }
 
+    /// The configuration of the connection with this name.
+    pub fn connection(&self, name: &str) -> Option<&ConnectionConfig> {
+        Some(&self.connections[*self.by_name.get(name)?].profile)
+    }
+
     /// Where the peer of a connection without a configured remote address was before a restart, our port first: it can
     /// be initiated to there until it is authenticated anew.
     pub fn peer_was_at(&mut self, connection: &str, port: u16, remote: SocketAddr) {

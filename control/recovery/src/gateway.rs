@@ -74,8 +74,6 @@ pub struct Gateway {
     waiting: VecDeque<SpiReport>,
     /// Former SPIs, one of each IKE SA, whose peers are to be told unasked.
     unasked: VecDeque<Spi>,
-    /// A connection's place in the configuration.
-    numbers: HashMap<String, usize>,
     /// Does any connection use tokens?
     takes_tokens: bool,
     /// The connection of each policy.
@@ -159,7 +157,6 @@ impl Gateway {
             pace: Total::new(limits.handshakes_total),
             waiting: VecDeque::new(),
             unasked: VecDeque::new(),
-            numbers: config.connections.iter().enumerate().map(|(n, c)| (c.name.clone(), n)).collect(),
             takes_tokens,
             policies: policies.collect(),
             hash,
@@ -499,7 +496,7 @@ impl Gateway {
         of_ike: impl Fn(&mut Endpoint, Time, IkeSaId) -> Result<(), Refused>,
         of_child: impl Fn(&mut Endpoint, Time, spindle_ike::api::ChildSaId) -> Result<(), Refused>,
     ) -> Result<usize, Refused> {
-        let configured = self.configured(connection);
+        let configured = self.endpoint.connection(connection);
         let configured = configured.ok_or_else(|| Refused::UnknownConnection(connection.to_owned()))?;
         if let Some(child) = child.filter(|child| configured.children.iter().all(|c| c.name != *child)) {
             return Err(Refused::UnknownChild(connection.to_owned(), child.to_owned()));
@@ -545,10 +542,6 @@ impl Gateway {
         detail: String,
     ) {
         self.output.push_back(Output::Report(Report { name, connection, spis, spi, detail }));
-    }
-
-    fn configured(&self, connection: &str) -> Option<&ConnectionConfig> {
-        self.config.connections.get(*self.numbers.get(connection)?)
     }
 
     /// Seconds since 1970.

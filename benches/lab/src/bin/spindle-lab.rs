@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use spindle_lab::compare::{Only, Request, compare};
-use spindle_lab::{Drill, Scenario, drill};
+use spindle_lab::{Drill, NEVER, Scenario, drill};
 use spindle_testbed::Method;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -100,9 +100,6 @@ fn play(arguments: &DrillArguments) -> Result<ExitCode> {
     }
     Ok(if outcome.recovered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
-
-/// After this long a cell has never recovered.
-const NEVER: Duration = Duration::from_secs(600);
 
 fn side_by_side(arguments: CompareArguments) -> Result<ExitCode> {
     spindle_testbed::prepare()?;

@@ -61,17 +61,15 @@ fn row(cell: &Cell) -> Vec<String> {
         format!("{} of {}: the last one was ended, it never did", cell.recovered, cell.runs)
     };
     let mut row = vec![cell.scenario.clone(), cell.method.clone(), cell.rtt_ms.to_string(), recovered];
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
-    };
     for (spread, digits) in [(cell.outage_ms, 0), (cell.ready_to_recovered_ms, 1)] {
-        row.push(number(spread.map(|spread: Spread| spread.median), digits));
-        row.push(number(spread.map(|spread| spread.p99), digits));
+        let figures = [spread.map(|spread: Spread| spread.median), spread.map(|spread| spread.p99)];
+        row.extend(figures.map(|figure| shown(figure.map(|figure| format!("{figure:.digits$}")))));
     }
-    for count in [cell.round_trips, cell.messages, cell.packets_lost] {
-        row.push(count.map_or_else(|| "–".to_owned(), |count| count.to_string()));
-    }
-    let octets = [cell.bytes_per_sa.maker, cell.bytes_per_sa.taker];
-    row.extend(octets.map(|count| count.map_or_else(|| "–".to_owned(), |count| count.to_string())));
+    row.extend([cell.round_trips, cell.messages, cell.packets_lost].map(shown));
+    row.extend([cell.bytes_per_sa.maker, cell.bytes_per_sa.taker].map(shown));
     row
+}
+
+fn shown(figure: Option<impl ToString>) -> String {
+    figure.map_or_else(|| "–".to_owned(), |figure| figure.to_string())
 }

@@ -190,7 +190,7 @@ impl Gateway {
                 let _ = self.endpoint.initiate(now, &connection, Some(child), false);
             }
         } else {
-            let configured = self.configured(&connection);
+            let configured = self.endpoint.connection(&connection);
             let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
             self.reconnect.lost(now, &connection, children, always);
         }

@@ -142,7 +142,7 @@ impl Gateway {
             return;
         }
         let Some(row) = self.journal.ike_sa(ike) else { return };
-        let local = self.configured(&row.connection).map(|c| c.local);
+        let local = self.endpoint.connection(&row.connection).map(|c| c.local);
         let holds = |token: &[u8]| self.endpoint.verify_token(ike, token).is_some();
         if local.is_some_and(|local| self.tokens.any_is(row.spis, local, holds)) {
             let (connection, spis) = (row.connection.clone(), row.spis);
