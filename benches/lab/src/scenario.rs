@@ -156,7 +156,7 @@ impl Scenario {
             Scenario::CrashInIkeRekey => crash::in_rekey(drill, stage, "rekey --ike ab", step),
             Scenario::CrashInResumption => twice::in_exchange(drill, stage, number::IKE_SESSION_RESUME, step),
             Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
-            Scenario::Storm => link::storm(drill, stage, step),
+            Scenario::Storm => link::in_storm(drill, stage, step),
         }
     }
 }

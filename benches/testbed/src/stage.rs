@@ -272,7 +272,7 @@ impl Stage {
         if self.strongswan.is_none() {
             return Ok(self.testbed.leaks(wires));
         }
-        let ours = self.testbed.hardware_address(Side::B)?;
+        let ours = self.testbed.topology().hardware_address(Side::B)?;
         let from_us = |frame: &Frame| frame.octets.get(6..12) == Some(&ours[..]);
         let of = |frames: &[Frame]| frames.iter().filter(|frame| from_us(frame)).cloned().collect();
         Ok(self.testbed.leaks(&Wires { a: of(&wires.a), b: of(&wires.b) }))

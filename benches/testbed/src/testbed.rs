@@ -208,17 +208,6 @@ impl Testbed {
         Flood::start(self.topology.delay_box(), &toward.box_interface(), per_second, frame)
     }
 
-    /// The hardware address of a gateway's outer interface.
-    pub fn hardware_address(&self, side: Side) -> Result<[u8; 6]> {
-        let gateway = self.topology.gateway(side);
-        let text = gateway.run(&format!("cat /sys/class/net/{}/address", side.outside_interface()))?;
-        let octets = text.trim().split(':').map_while(|octet| u8::from_str_radix(octet, 16).ok());
-        octets
-            .collect::<Vec<_>>()
-            .try_into()
-            .map_err(|_| Error::Machine(format!("`{}` is no hardware address", text.trim())))
-    }
-
     /// Ends the captures; what both saw. Gateways go on.
     pub fn finish(&mut self) -> Result<Wires> {
         let Some([a, b]) = self.captures.take() else {

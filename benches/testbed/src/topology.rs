@@ -11,7 +11,7 @@
 //! only the gateway's own care prevents that. No interface's offloads are touched.
 
 use crate::cleanup::{self, unique_name};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -213,6 +213,17 @@ impl Topology {
     /// The namespace of a gateway.
     pub fn gateway(&self, side: Side) -> &Namespace {
         &self.gateways[side as usize]
+    }
+
+    /// The hardware address of a gateway's outer interface.
+    pub fn hardware_address(&self, side: Side) -> Result<[u8; 6]> {
+        let text =
+            self.gateway(side).run(&format!("cat /sys/class/net/{}/address", side.outside_interface()))?;
+        let octets = text.trim().split(':').map_while(|octet| u8::from_str_radix(octet, 16).ok());
+        octets
+            .collect::<Vec<_>>()
+            .try_into()
+            .map_err(|_| Error::Machine(format!("`{}` is no hardware address", text.trim())))
     }
 
     /// The namespace of the delay box.

@@ -3,7 +3,8 @@
 use super::Played;
 use crate::drill::{Drill, Step};
 use spindle_testbed::{
-    Crash, Error, Flood, Result, SIDES, Side, Stage, Verdict, craft, now, number, programs,
+    Crash, Error, Flood, Result, SIDES, Side, Stage, Verdict, absorb_answers, craft, now, number, programs,
+    storm,
 };
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -16,8 +17,6 @@ const FEW: u32 = 50;
 const MANY: u32 = 10_000;
 /// Packets on unknown SPIs a second in a storm.
 const UNKNOWN: u32 = 100_000;
-/// The storm comes from this prefix (RFC 2544's benchmark addresses).
-const SOURCES: &str = "198.18.0.0/15";
 
 /// Nobody has lost anything, whatever is forged meanwhile: the IKE SA of before is the IKE SA of after.
 pub(crate) fn one_way_loss(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
@@ -53,7 +52,7 @@ pub(crate) fn one_way_loss(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> 
 }
 
 /// B crashes while a port is stormed, and A is told in clear all the time that B has lost everything.
-pub(crate) fn storm(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
+pub(crate) fn in_storm(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
     stage.begin(&[Side::A], step)?;
     step("the storm begins");
     let forged = forge(stage, MANY)?;
@@ -88,7 +87,7 @@ fn forge(stage: &Stage, per_second: u32) -> Result<Flood> {
     };
     let addresses = testbed.topology().addresses;
     let [a, b] = SIDES.map(|side| addresses.gateway_outside(side));
-    let mac = testbed.hardware_address(Side::A)?;
+    let mac = testbed.topology().hardware_address(Side::A)?;
     testbed.flood(Side::A, per_second, move |number| {
         let token = craft::notify(0, number::QCD_TOKEN, &[number as u8; 32]);
         let message = if number % 2 == 0 {
@@ -111,21 +110,10 @@ impl Unknown {
     fn begin(stage: &Stage) -> Result<Unknown> {
         let program = programs()?.join("spindle-storm");
         let topology = stage.testbed().topology();
-        let (gateway, outside) = (topology.gateway(Side::B), Side::B.outside_interface());
-        // Answers to the storm's sources go to a neighbour that isn't there.
-        let nobody = topology.addresses.outside.host(99);
-        gateway.ip(&format!("neigh add {nobody} lladdr 02:00:00:00:00:63 dev {outside} nud permanent"))?;
-        gateway.ip(&format!("route add {SOURCES} via {nobody}"))?;
-        let mac = gateway.run(&format!("cat /sys/class/net/{outside}/address"))?;
-        let child = topology
-            .delay_box()
-            .command(&program)
-            .args(["send", "--interface", &Side::B.box_interface(), "--source", SOURCES])
-            .args(["--destination", &topology.addresses.gateway_outside(Side::B).to_string()])
-            .args(["--destination-mac", mac.trim(), "--pps", &UNKNOWN.to_string(), "--seconds", "600"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn();
+        absorb_answers(topology, Side::B)?;
+        let mut command = storm(topology, Side::B, &program)?;
+        command.args(["--pps", &UNKNOWN.to_string(), "--seconds", "600"]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let missing = |error| {
             Error::Machine(format!(
                 "{} does not start: {error}; build it with `cargo build --workspace --bins`",

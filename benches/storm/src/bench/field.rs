@@ -4,7 +4,7 @@ use crate::recycle::Recycled;
 use crate::send::{Sent, Sunk, pin};
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
-use spindle_testbed::{Addresses, Side, Topology};
+use spindle_testbed::{Addresses, Side, Topology, absorb_answers, storm};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,8 +13,6 @@ use std::time::Duration;
 pub(crate) const GENERATOR_CORE: usize = 0;
 /// The worker's core.
 pub(crate) const WORKER_CORE: usize = 1;
-/// Storms come from this prefix (RFC 2544's benchmark addresses), so from many sources.
-const SOURCES: &str = "198.18.0.0/15";
 
 /// A storm's bounds.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +44,7 @@ impl Field {
     pub(crate) fn create() -> Result<Field> {
         pin(GENERATOR_CORE)?;
         let topology = Topology::create(Addresses::default())?;
-        // Answers to the storm's sources go to a neighbour that isn't there.
-        let gateway = topology.gateway(Side::B);
-        let (outside, nobody) = (Side::B.outside_interface(), topology.addresses.outside.host(99));
-        gateway.ip(&format!("neigh add {nobody} lladdr 02:00:00:00:00:63 dev {outside} nud permanent"))?;
-        gateway.ip(&format!("route add {SOURCES} via {nobody}"))?;
+        absorb_answers(&topology, Side::B)?;
         Ok(Field { topology })
     }
 
@@ -64,14 +58,9 @@ impl Field {
 
     /// Begins a storm towards gateway B's outer interface.
     pub(crate) fn begin_storm(&self, bounds: Bounds, core: usize) -> Result<RunningStorm> {
-        let outside = Side::B.outside_interface();
-        let gateway = self.topology.gateway(Side::B);
-        let mac = gateway.run(&format!("cat /sys/class/net/{outside}/address"))?;
-        let mut command = self.topology.delay_box().command(std::env::current_exe()?);
+        let mut command = storm(&self.topology, Side::B, &std::env::current_exe()?)?;
         command
-            .args(["send", "--json", "--interface", &Side::B.box_interface(), "--source", SOURCES])
-            .args(["--destination", &self.topology.addresses.gateway_outside(Side::B).to_string()])
-            .args(["--destination-mac", mac.trim(), "--core", &core.to_string()])
+            .args(["--json", "--core", &core.to_string()])
             .args(["--seconds", &bounds.seconds.to_string(), "--count", &bounds.count.to_string()])
             .args(["--pps", &bounds.pps.to_string(), "--nice", &bounds.nice.to_string()])
             .stdout(Stdio::piped());

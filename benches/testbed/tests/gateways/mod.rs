@@ -74,5 +74,5 @@ pub(crate) fn all_arrived(log: &StreamLog) {
 
 /// The hardware address of a gateway's outer interface.
 pub(crate) fn hardware_address(testbed: &Testbed, side: Side) -> [u8; 6] {
-    testbed.hardware_address(side).expect("an address")
+    testbed.topology().hardware_address(side).expect("an address")
 }
