@@ -1,8 +1,9 @@
 //! One scenario, once: a testbed of its own, the play, and what came of it.
 
+use crate::contender::Contender;
 use crate::outcome::Outcome;
 use crate::scenario::Scenario;
-use spindle_testbed::{Method, Result, Side, Stage};
+use spindle_testbed::{Result, Settings, Side, Stage};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ pub const NEVER: Duration = Duration::from_secs(600);
 pub struct Drill {
     /// What happens.
     pub scenario: Scenario,
-    /// How the peer learns of it.
-    pub method: Method,
+    /// Who plays it, and how the peer learns of it.
+    pub method: Contender,
     /// Round-trip time between the gateways.
     pub round_trip: Duration,
     /// How long a killed gateway stays down.
@@ -35,10 +36,10 @@ pub struct Drill {
 
 impl Drill {
     /// With a packet each 10 ms, half a second down, 20 ms between the gateways and ten minutes' patience.
-    pub fn new(scenario: Scenario, method: Method) -> Drill {
+    pub fn new(scenario: Scenario, method: impl Into<Contender>) -> Drill {
         Drill {
             scenario,
-            method,
+            method: method.into(),
             round_trip: Duration::from_millis(20),
             down: Duration::from_millis(500),
             interval: Duration::from_millis(10),
@@ -55,12 +56,17 @@ impl Drill {
 /// If the machine can't, or if something happened that never must: a leak, a counter that contradicts the wire, a kill that
 /// missed the exchange that it was meant for.
 pub fn drill(drill: &Drill, step: Step<'_>) -> Result<Outcome> {
-    let settings = drill.scenario.settings(drill.method);
+    let settings = match drill.method {
+        Contender::Spindle(method) => drill.scenario.settings(method),
+        Contender::Strongswan(_) => Settings::default(),
+    };
     let mut stage = Stage::new([settings.clone(), settings.clone()], drill.round_trip, drill.interval)?;
     if drill.scenario.is_uncounted() {
         stage = stage.uncounted();
     }
-    if drill.scenario.has_strongswan() {
+    if let Contender::Strongswan(strongswan) = drill.method {
+        stage = stage.of_strongswan(strongswan, &settings)?;
+    } else if drill.scenario.has_strongswan() {
         stage = stage.beside_strongswan(&settings);
     }
     let result = on(drill, &mut stage, step);

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
+mod contender;
 mod drill;
 mod journal;
 mod outcome;
@@ -17,6 +18,7 @@ mod play;
 mod scenario;
 mod watch;
 
+pub use contender::Contender;
 pub use drill::{Drill, NEVER, Step, drill};
 pub use outcome::Outcome;
 pub use scenario::Scenario;

@@ -138,6 +138,11 @@ impl Scenario {
         self == Scenario::NoQcdPeer
     }
 
+    /// Does it load the machine, so that nothing else may be measured beside it?
+    pub(crate) fn needs_the_machine(self) -> bool {
+        self == Scenario::Storm
+    }
+
     /// Does it send a gateway what no capture shows, so that counters cannot be held against the wire?
     pub(crate) fn is_uncounted(self) -> bool {
         self == Scenario::Storm

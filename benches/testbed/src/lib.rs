@@ -55,6 +55,7 @@ pub use packet::now;
 pub use pcap::{Frame, Reader, Writer};
 pub use stage::{SIDES, Seen, Stage};
 pub use storm::{absorb_answers, storm};
+pub use strongswan::Strongswan;
 pub use testbed::{Options, Testbed, Wires};
 pub use timeline::{Counts, Crash, Exchange, Question, Recovery, Timeline};
 pub use topology::{Addresses, Network, Side, Topology};

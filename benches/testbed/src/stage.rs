@@ -13,10 +13,9 @@ use crate::error::{Context, Error, Result};
 use crate::event::{WireEvent, wire_events};
 use crate::gateway::{Gateway, GatewayEvent, Settings};
 use crate::leak::Leak;
-use crate::method::Method;
 use crate::packet::now;
 use crate::pcap::Frame;
-use crate::strongswan::{Charon, Peer};
+use crate::strongswan::{Charon, Peer, Strongswan};
 use crate::testbed::{Options, Testbed, Wires};
 use crate::timeline::Crash;
 use crate::topology::Side;
@@ -43,9 +42,9 @@ pub struct Stage {
     interval: Duration,
     round_trip: Duration,
     streams: [Option<Stream>; 2],
-    /// What stands in gateway A's place, if anything: as it is to be, and as it runs.
-    strongswan: Option<Peer>,
-    charon: Option<Charon>,
+    /// What stands in the gateways' places, if anything: as it is to be, and as it runs since it was ready.
+    strongswan: [Option<Peer>; 2],
+    charon: [Option<(Charon, u64)>; 2],
     /// Whether what the gateways count is held against their wires at the end.
     counted: bool,
 }
@@ -76,8 +75,8 @@ impl Stage {
             interval,
             round_trip,
             streams: [None, None],
-            strongswan: None,
-            charon: None,
+            strongswan: [None, None],
+            charon: [None, None],
             counted: true,
         })
     }
@@ -88,24 +87,49 @@ impl Stage {
         Stage { counted: false, ..self }
     }
 
-    /// With strongSwan in gateway A's place, with a gateway B of these settings: probing each second a peer that is silent,
-    /// as impatient as liveness is here, and beginning anew then.
+    /// With strongSwan in gateway A's place, with a gateway B of these settings, as impatient as liveness is here.
     #[must_use]
     pub fn beside_strongswan(self, settings: &Settings) -> Stage {
-        let peer = Peer::of(&self.testbed.topology().addresses, settings);
-        let peer = Peer { dpd_delay: 1, retransmit: Some(Method::SHORT), restart: true, ..peer };
-        Stage { strongswan: Some(peer), ..self }
+        let peer = Peer::of(&self.testbed.topology().addresses, Side::A, settings).impatient();
+        Stage { strongswan: [Some(peer), None], ..self }
+    }
+
+    /// With strongSwan in both gateways' places, with the proposals of these settings.
+    ///
+    /// # Errors
+    /// If the machine can't: where strongSwan has no SA its kernel must not forward between the two sides.
+    pub fn of_strongswan(self, strongswan: Strongswan, settings: &Settings) -> Result<Stage> {
+        let topology = self.testbed.topology();
+        for side in SIDES {
+            // What comes out of a tunnel comes in by its TUN device.
+            for interface in [side.outside_interface(), side.inside_interface()] {
+                let forwarding = format!("ipv4/conf/{interface}/forwarding");
+                let from_inside = interface == side.inside_interface();
+                topology.gateway(side).sysctl(&forwarding, if from_inside { "1" } else { "0" })?;
+            }
+        }
+        let peer = |side| strongswan.peer(side, Peer::of(&topology.addresses, side, settings));
+        let strongswan = SIDES.map(|side| Some(peer(side)));
+        Ok(Stage { strongswan, ..self })
     }
 
     /// Starts both gateways, has A initiate, and lets these hosts send until packets of each have arrived.
     pub fn begin(&mut self, senders: &[Side], step: &mut dyn FnMut(&str)) -> Result<()> {
         step("starting both gateways");
-        if let Some(peer) = &self.strongswan {
-            let charon = charon(peer, &mut self.testbed);
-            self.charon = Some(charon.map_err(|error| Error::Subject(format!("strongSwan: {error:#}")))?);
-        } else {
+        if self.strongswan[0].is_none() {
             self.testbed.start(START_PATIENCE)?;
             self.testbed.gateway(Side::A).initiate()?;
+        } else {
+            match &self.strongswan[1] {
+                Some(_) => drop(self.start_charon(Side::B)?),
+                None => {
+                    self.testbed.gateway_mut(Side::B).start()?;
+                    self.testbed.gateway_mut(Side::B).wait_ready(START_PATIENCE)?;
+                }
+            }
+            self.start_charon(Side::A)?;
+            let a = self.charon[0].as_ref().map_or(Ok(()), |(charon, _)| charon.initiate());
+            a.map_err(strange)?;
         }
         for &from in senders {
             let stream = self.testbed.stream(from, self.interval)?;
@@ -134,6 +158,12 @@ impl Stage {
     /// Kills a gateway's process group; when.
     pub fn kill(&mut self, side: Side, step: &mut dyn FnMut(&str)) -> Result<u64> {
         step(&format!("killing gateway {}'s process group", upper(side)));
+        if self.strongswan[side as usize].is_some() {
+            let killed = now();
+            // It is killed as it drops.
+            self.charon[side as usize] = None;
+            return Ok(killed);
+        }
         self.testbed.gateway_mut(side).kill_group()
     }
 
@@ -148,12 +178,18 @@ impl Stage {
         let until = Duration::from_nanos(killed) + down;
         std::thread::sleep(until.saturating_sub(Duration::from_nanos(now())));
         step(&format!("starting gateway {} again", upper(side)));
+        if self.strongswan[side as usize].is_some() {
+            return self.start_charon(side);
+        }
         self.testbed.gateway_mut(side).start_with(arguments)
     }
 
     /// Waits until a gateway that was killed and started again is ready.
     pub fn wait_ready(&mut self, side: Side, killed: u64, started: u64) -> Result<Crash> {
-        let ready = self.testbed.gateway_mut(side).wait_ready(START_PATIENCE)?;
+        let ready = match &self.charon[side as usize] {
+            Some((_, ready)) => *ready,
+            None => self.testbed.gateway_mut(side).wait_ready(START_PATIENCE)?,
+        };
         Ok(Crash { gateway: self.address(side), killed, started, ready, round_trip: self.round_trip })
     }
 
@@ -192,12 +228,24 @@ impl Stage {
             });
             Ok(established.collect())
         };
-        let asked = |error| Error::Subject(format!("strongSwan: {error:#}"));
-        let a = match &self.charon {
-            Some(charon) => charon.ike_sas().map_err(asked)?,
-            None => of(Side::A)?,
+        let of_either = |side: Side| match &self.charon[side as usize] {
+            Some((charon, _)) => charon.ike_sas().map_err(strange),
+            None => of(side),
         };
-        Ok([a, of(Side::B)?])
+        Ok([of_either(Side::A)?, of_either(Side::B)?])
+    }
+
+    /// Starts charon in a gateway's place, until it has read its configuration; when it was started.
+    fn start_charon(&mut self, side: Side) -> Result<u64> {
+        let Some(peer) = &self.strongswan[side as usize] else {
+            return Err(Error::Subject(format!("there is no strongSwan in gateway {}'s place", upper(side))));
+        };
+        let namespace = self.testbed.topology().gateway(side).name();
+        let directory = self.testbed.directory().join(format!("charon-{}", side.letter()));
+        let started = now();
+        let charon = Charon::start(namespace, &directory, peer).map_err(strange)?;
+        self.charon[side as usize] = Some((charon, now()));
+        Ok(started)
     }
 
     /// Waits until both gateways hold the same single IKE SA with one Child SA; its SPIs. `None` if they don't in time.
@@ -263,17 +311,19 @@ impl Stage {
 
     /// The sides where a gateway of ours is.
     fn gateways(&self) -> impl Iterator<Item = Side> {
-        let all = if self.strongswan.is_some() { &SIDES[1..] } else { &SIDES[..] };
-        all.iter().copied()
+        SIDES.into_iter().filter(|side| self.strongswan[*side as usize].is_none())
     }
 
     /// Leaks of our gateways. What strongSwan's kernel lets through while it has no SA is its own affair.
     fn leaks(&self, wires: &Wires) -> Result<Vec<Leak>> {
-        if self.strongswan.is_none() {
+        if self.strongswan.iter().all(Option::is_none) {
             return Ok(self.testbed.leaks(wires));
         }
-        let ours = self.testbed.topology().hardware_address(Side::B)?;
-        let from_us = |frame: &Frame| frame.octets.get(6..12) == Some(&ours[..]);
+        let topology = self.testbed.topology();
+        let ours = self.gateways().map(|side| topology.hardware_address(side));
+        let ours = ours.collect::<Result<Vec<_>>>()?;
+        let from_us =
+            |frame: &Frame| ours.iter().any(|address| frame.octets.get(6..12) == Some(&address[..]));
         let of = |frames: &[Frame]| frames.iter().filter(|frame| from_us(frame)).cloned().collect();
         Ok(self.testbed.leaks(&Wires { a: of(&wires.a), b: of(&wires.b) }))
     }
@@ -284,7 +334,7 @@ impl Stage {
         for side in SIDES {
             self.testbed.gateway_mut(side).stop()?;
         }
-        self.charon = None;
+        self.charon = [None, None];
         std::thread::sleep(AFTER);
         stream.stop(self.round_trip + Duration::from_millis(20));
         Ok(())
@@ -317,19 +367,16 @@ impl Stage {
             keep(&gateway.config(), &format!("{letter}.toml"))?;
             keep(&gateway.directory().join("log"), &format!("{letter}.log"))?;
             keep(&gateway.directory().join("events.json"), &format!("{letter}.events.json"))?;
+            let charon = self.testbed.directory().join(format!("charon-{letter}/log"));
+            keep(&charon, &format!("{letter}.charon.log"))?;
         }
         Ok(())
     }
 }
 
-/// Starts gateway B and, beside it, charon, which initiates.
-fn charon(peer: &Peer, testbed: &mut Testbed) -> anyhow::Result<Charon> {
-    testbed.gateway_mut(Side::B).start()?;
-    testbed.gateway_mut(Side::B).wait_ready(START_PATIENCE)?;
-    let namespace = testbed.topology().gateway(Side::A).name();
-    let charon = Charon::start(namespace, &testbed.directory().join("charon"), peer)?;
-    charon.initiate()?;
-    Ok(charon)
+/// An error of strongSwan's.
+fn strange(error: anyhow::Error) -> Error {
+    Error::Subject(format!("strongSwan: {error:#}"))
 }
 
 fn upper(side: Side) -> char {

@@ -4,12 +4,63 @@
 //! side by side. It is configured and asked through swanctl over a vici socket in the test's folder.
 //! kernel-libipsec knows only ESP in UDP and has no ESN.
 
+use crate::Method;
 use crate::gateway::{Retransmit, Settings};
 use crate::topology::{Addresses, Side};
 use anyhow::{Context, Result, bail};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// How two gateways of strongSwan are configured to lose and find each other. All else is charon's default.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, clap::ValueEnum)]
+pub enum Strongswan {
+    /// Its defaults: no liveness check (`dpd_delay` is 0).
+    #[value(name = "strongswan-defaults")]
+    Defaults,
+    /// `dpd_delay = 30s`, and the child is brought up again when the check was given up (`dpd_action = restart`).
+    #[value(name = "strongswan-dpd-30s")]
+    Dpd30s,
+    /// The same with `dpd_delay = 1s` and retransmissions as impatient as liveness is in this testbed.
+    #[value(name = "strongswan-fastest")]
+    Fastest,
+    /// Its defaults, and `start_action = start` on the side that is restarted: it initiates.
+    #[value(name = "strongswan-start")]
+    Start,
+}
+
+impl fmt::Display for Strongswan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Strongswan::Defaults => "strongswan-defaults",
+            Strongswan::Dpd30s => "strongswan-dpd-30s",
+            Strongswan::Fastest => "strongswan-fastest",
+            Strongswan::Start => "strongswan-start",
+        })
+    }
+}
+
+impl Strongswan {
+    /// All of them.
+    pub const ALL: [Strongswan; 4] =
+        [Strongswan::Defaults, Strongswan::Dpd30s, Strongswan::Fastest, Strongswan::Start];
+
+    /// Does the restarted gateway initiate?
+    pub fn restarted_side_initiates(self) -> bool {
+        self == Strongswan::Start
+    }
+
+    /// One side of the pair; B is the one that is restarted.
+    pub(crate) fn peer(self, side: Side, usual: Peer) -> Peer {
+        match self {
+            Strongswan::Defaults => usual,
+            Strongswan::Dpd30s => Peer { dpd_delay: 30, restart: true, ..usual },
+            Strongswan::Fastest => usual.impatient(),
+            Strongswan::Start => Peer { start: side == Side::B, ..usual },
+        }
+    }
+}
 
 /// One end of the connection as charon is told.
 #[derive(Clone, Debug)]
@@ -38,25 +89,34 @@ pub struct Peer {
     pub retransmit: Option<Retransmit>,
     /// Whether the child is brought up again when a liveness check was given up; by default it is cleared.
     pub restart: bool,
+    /// Whether the child is brought up as soon as it is loaded.
+    pub start: bool,
 }
 
 impl Peer {
-    /// charon in the place of gateway A, beside a gateway B with these settings; all else is charon's default.
-    pub fn of(addresses: &Addresses, settings: &Settings) -> Peer {
+    /// charon in the place of this side's gateway, beside one with these settings; all else is charon's default.
+    pub fn of(addresses: &Addresses, side: Side, settings: &Settings) -> Peer {
+        let id = |side: Side| format!("{}.example", side.letter());
         Peer {
-            local: addresses.gateway_outside(Side::A).to_string(),
-            remote: addresses.gateway_outside(Side::B).to_string(),
-            local_id: "a.example".to_owned(),
-            remote_id: "b.example".to_owned(),
+            local: addresses.gateway_outside(side).to_string(),
+            remote: addresses.gateway_outside(side.other()).to_string(),
+            local_id: id(side),
+            remote_id: id(side.other()),
             psk: "a secret of the testbed alone".to_owned(),
-            local_ts: addresses.inside_a.to_string(),
-            remote_ts: addresses.inside_b.to_string(),
+            local_ts: addresses.inside(side).to_string(),
+            remote_ts: addresses.inside(side.other()).to_string(),
             proposal: settings.proposal.clone(),
             esp_proposal: settings.esp_proposal.clone(),
             dpd_delay: 0,
             retransmit: None,
             restart: false,
+            start: false,
         }
+    }
+
+    /// The same, as impatient as liveness is here: probing each second a peer that is silent, and beginning anew then.
+    pub(crate) fn impatient(self) -> Peer {
+        Peer { dpd_delay: 1, retransmit: Some(Method::SHORT), restart: true, ..self }
     }
 }
 
@@ -77,6 +137,8 @@ impl Charon {
         std::fs::create_dir_all(directory)?;
         std::fs::write(directory.join("strongswan.conf"), settings(directory, peer))?;
         std::fs::write(directory.join("swanctl.conf"), connection(peer))?;
+        // Of a life before, which was killed.
+        drop(std::fs::remove_file(directory.join("charon.vici")));
         let process = Command::new("ip")
             .args(["netns", "exec", netns, "unshare", "-m", "sh", "-c"])
             .arg("mount -t tmpfs tmpfs /run; exec charon-systemd")
@@ -231,9 +293,11 @@ fn connection(peer: &Peer) -> String {
         esp_proposal,
         dpd_delay,
         restart,
+        start,
         ..
     } = peer;
     let dpd_action = if *restart { "restart" } else { "clear" };
+    let start_action = if *start { "start" } else { "none" };
     format!(
         "connections {{
   ab {{
@@ -257,6 +321,7 @@ fn connection(peer: &Peer) -> String {
         remote_ts = {remote_ts}
         esp_proposals = {esp_proposal}
         dpd_action = {dpd_action}
+        start_action = {start_action}
       }}
     }}
   }}

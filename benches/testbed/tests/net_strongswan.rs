@@ -12,7 +12,7 @@ struct Pair {
 }
 
 fn pair(settings: Settings, adjust: impl FnOnce(&mut Peer)) -> Pair {
-    let mut peer = Peer::of(&Default::default(), &settings);
+    let mut peer = Peer::of(&Default::default(), Side::A, &settings);
     adjust(&mut peer);
     let mut testbed =
         Testbed::two_gateways(Options { b: settings, ..Options::default() }).expect("a testbed");

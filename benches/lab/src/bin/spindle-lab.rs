@@ -6,8 +6,7 @@
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use spindle_lab::compare::{Only, Request, compare};
-use spindle_lab::{Drill, NEVER, Scenario, drill};
-use spindle_testbed::Method;
+use spindle_lab::{Contender, Drill, NEVER, Scenario, drill};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,7 +36,7 @@ struct DrillArguments {
     scenario: Scenario,
     /// How the peer learns of it; qcd-journal if not given (qcd-resumption for crash-in-resumption)
     #[arg(long, value_enum)]
-    method: Option<Method>,
+    method: Option<Contender>,
     /// Round-trip time between the gateways, in milliseconds
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     rtt_ms: u64,
@@ -54,6 +53,9 @@ struct CompareArguments {
     /// Three runs of each cell at 20 ms, instead of 30 runs at 0, 20 and 100 ms
     #[arg(long)]
     quick: bool,
+    /// Drills at once; each mostly waits
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: u8,
     /// These cells only: METHOD/SCENARIO, METHOD/ or /SCENARIO
     #[arg(long, value_name = "METHOD/SCENARIO", value_delimiter = ',')]
     only: Vec<Only>,
@@ -80,8 +82,8 @@ fn main() -> ExitCode {
 
 fn play(arguments: &DrillArguments) -> Result<ExitCode> {
     let scenario = arguments.scenario;
-    let method = arguments.method.unwrap_or(scenario.usual_method());
-    if !scenario.is_about(method) {
+    let method = arguments.method.unwrap_or(scenario.usual_method().into());
+    if !method.meets(scenario) {
         eprintln!("spindle-lab: {scenario} is not about {method}; `spindle-lab list` names the methods");
         return Ok(ExitCode::from(2));
     }
@@ -109,6 +111,7 @@ fn side_by_side(arguments: CompareArguments) -> Result<ExitCode> {
         runs,
         rtt_ms,
         only: arguments.only,
+        jobs: arguments.jobs.into(),
         calm: Duration::from_secs(calm),
         patience: NEVER,
         json: arguments.json,
@@ -125,9 +128,9 @@ fn side_by_side(arguments: CompareArguments) -> Result<ExitCode> {
 /// The scenarios as a table.
 fn list() -> String {
     let row = |scenario: &Scenario| {
-        let about: Vec<String> =
-            Method::ALL.into_iter().filter(|m| scenario.is_about(*m)).map(|m| m.to_string()).collect();
-        let all = about.len() == Method::ALL.len();
+        let about = Contender::all().iter().filter(|it| it.meets(*scenario)).map(|it| it.to_string());
+        let about: Vec<String> = about.collect();
+        let all = about.len() == Contender::all().len();
         let methods = if all { "every method".to_owned() } else { about.join(", ") };
         format!("{scenario:<21} {}\n{:21} {methods}\n", scenario.description(), "")
     };

@@ -1,8 +1,7 @@
 //! A cell of the comparison: one method in one scenario at one round-trip time, as schema 1 has it.
 
-use crate::{Drill, Outcome};
+use crate::{Contender, Drill, Outcome};
 use serde::{Deserialize, Serialize};
-use spindle_testbed::Method;
 
 /// All cells.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -119,6 +118,6 @@ fn kept_by_taker(outcomes: &[Outcome]) -> Option<u64> {
 }
 
 /// Of the testbed's connection and child, whose names stand in the record.
-fn kept_by_maker(method: Method) -> Option<u64> {
-    method.settings().journal.then(|| crate::journal::octets("ab", "net"))
+fn kept_by_maker(method: Contender) -> Option<u64> {
+    method.method()?.settings().journal.then(|| crate::journal::octets("ab", "net"))
 }

@@ -81,6 +81,12 @@ pub(crate) fn attackers(method: &str) -> Row {
             ),
             ("nothing: no file is kept for it", Known::Reasoned),
         ],
+        _ if method.starts_with("strongswan") => [
+            ("nothing: it takes no notice of unprotected notifications", Known::Reasoned),
+            ("the same", Known::Reasoned),
+            DROPS,
+            ("nothing: no file is kept for it", Known::Reasoned),
+        ],
         _ => BY_TOKEN,
     }
 }
@@ -103,7 +109,7 @@ pub(crate) fn claims(method: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spindle_testbed::Method;
+    use crate::Contender;
 
     fn sources(folder: &std::path::Path, text: &mut String) {
         for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
@@ -123,7 +129,7 @@ mod tests {
         sources(&root.join("control"), &mut text);
         sources(&root.join("benches"), &mut text);
         let mut named = 0;
-        for (_, known) in Method::ALL.iter().flat_map(|method| attackers(&method.to_string())) {
+        for (_, known) in Contender::all().iter().flat_map(|method| attackers(&method.to_string())) {
             if let Known::Run(test) = known {
                 named += 1;
                 assert!(text.contains(&format!("#[test]\nfn {test}()")), "there is no test {test}");

@@ -2,7 +2,7 @@
 
 use super::cell::{Cell, Report, Spread};
 use super::judgement::{ATTACKERS, Known, attackers, claims};
-use spindle_testbed::Method;
+use crate::Contender;
 use std::fmt::Write;
 
 /// The report; `failures` says which cells could not be measured, and why.
@@ -35,7 +35,7 @@ pub fn table(report: &Report, failures: &[String]) -> String {
     text.push_str("\n## What an attacker can do\n\n| method | ");
     text.push_str(&ATTACKERS.join(" | "));
     text.push_str(" | claims (IPR) |\n| --- | --- | --- | --- | --- | --- |\n");
-    for method in Method::ALL.map(|method| method.to_string()) {
+    for method in Contender::all().iter().map(Contender::to_string) {
         let entries = attackers(&method).map(|(what, known)| match known {
             Known::Run(test) => format!("{what} (run: `{test}`)"),
             Known::Reasoned => format!("{what} (reasoned)"),
@@ -48,7 +48,7 @@ pub fn table(report: &Report, failures: &[String]) -> String {
 /// By round-trip time, then scenario, then method, each in the order of its list.
 pub(crate) fn in_order(report: &Report) -> Vec<&Cell> {
     let scenario = |cell: &Cell| crate::Scenario::ALL.iter().position(|it| it.name() == cell.scenario);
-    let method = |cell: &Cell| Method::ALL.iter().position(|it| it.to_string() == cell.method);
+    let method = |cell: &Cell| Contender::all().iter().position(|it| it.to_string() == cell.method);
     let mut cells: Vec<&Cell> = report.cells.iter().collect();
     cells.sort_by_key(|cell| (cell.rtt_ms, scenario(cell), method(cell)));
     cells

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! Request ─► plan: cells ─► drills ─► Outcomes ─► Cell (one row, schema 1) ─► JSON, Markdown, HTML
-//!                                          └────► the runs' file, for distributions and timelines
+//!            (some at once)                └────► the runs' file, for distributions and timelines
 //! ```
 //!
 //! A cell that stands in the JSON file with the same settings is not run again. Files are written after each cell.
+//! Drills mostly wait, so several go at once, each in namespaces of its own; what loads the machine goes alone.
 
 mod cell;
 mod html;
@@ -16,11 +17,12 @@ pub use cell::{Cell, Octets, Report, Spread};
 pub use html::page;
 pub use markdown::table;
 
-use crate::{Drill, Outcome, Scenario, drill};
+use crate::{Contender, Drill, Outcome, Scenario, drill};
 use anyhow::{Context, Result, bail};
-use spindle_testbed::{Error, Method};
+use spindle_testbed::Error;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 /// Runs of a cell that takes longer than [`LONG`] each.
@@ -39,6 +41,8 @@ pub struct Request {
     pub rtt_ms: Vec<u64>,
     /// These cells only; all if empty.
     pub only: Vec<Only>,
+    /// Drills at once, 1 or more.
+    pub jobs: usize,
     /// How long the single IKE SA is watched where two might be.
     pub calm: Duration,
     /// After this long a cell has never recovered.
@@ -51,7 +55,7 @@ pub struct Request {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Only {
     /// All if `None`.
-    pub method: Option<Method>,
+    pub method: Option<Contender>,
     /// All if `None`.
     pub scenario: Option<Scenario>,
 }
@@ -66,9 +70,9 @@ impl std::str::FromStr for Only {
             .split_once('/')
             .ok_or_else(|| format!("{text}: write METHOD/SCENARIO, METHOD/ or /SCENARIO"))?;
         let named = |name: &str| Some(name).filter(|name| !name.is_empty()).map(str::to_owned);
-        let method = named(method).map(|name| Method::from_str(&name, false)).transpose()?;
+        let method = named(method).map(|name| Contender::from_str(&name, false)).transpose()?;
         let scenario = named(scenario).map(|name| Scenario::from_str(&name, false)).transpose()?;
-        let nothing = method.zip(scenario).is_some_and(|(method, scenario)| !scenario.is_about(method));
+        let nothing = method.zip(scenario).is_some_and(|(method, scenario)| !method.meets(scenario));
         if nothing {
             return Err(format!("{text}: this scenario is not about this method; see `spindle-lab list`"));
         }
@@ -78,9 +82,9 @@ impl std::str::FromStr for Only {
 
 impl Request {
     /// The cells in their order.
-    pub fn cells(&self) -> Vec<(Scenario, Method, u64)> {
-        let wanted = |scenario: Scenario, method: Method| {
-            scenario.is_about(method)
+    pub fn cells(&self) -> Vec<(Scenario, Contender, u64)> {
+        let wanted = |scenario: Scenario, method: Contender| {
+            method.meets(scenario)
                 && (self.only.is_empty()
                     || self.only.iter().any(|only| {
                         only.method.is_none_or(|it| it == method)
@@ -90,7 +94,7 @@ impl Request {
         let mut cells = Vec::new();
         for &rtt in &self.rtt_ms {
             for scenario in Scenario::ALL {
-                let methods = Method::ALL.into_iter().filter(|&method| wanted(scenario, method));
+                let methods = Contender::all().iter().copied().filter(|&method| wanted(scenario, method));
                 cells.extend(methods.map(|method| (scenario, method, rtt)));
             }
         }
@@ -122,29 +126,35 @@ pub fn compare(request: &Request, tell: &mut dyn FnMut(&str)) -> Result<Vec<Stri
     }
     let mut runs: Runs = read(&request.runs_file())?.unwrap_or_default();
     let mut failures = Vec::new();
-    let cells = request.cells();
-    for (number, &(scenario, method, rtt)) in cells.iter().enumerate() {
-        let what = format!("{method}, {scenario}, RTT {rtt} ms");
-        let is_it = |cell: &Cell| cell.is(&method.to_string(), &scenario.to_string(), rtt);
-        if report.cells.iter().any(|cell| is_it(cell) && is_done(cell, request.runs)) {
-            tell(&format!("[{}/{}] {what}: measured before", number + 1, cells.len()));
-            continue;
-        }
-        tell(&format!("[{}/{}] {what}", number + 1, cells.len()));
-        let plan = Drill {
-            round_trip: Duration::from_millis(rtt),
-            calm: request.calm,
-            patience: request.patience,
-            ..Drill::new(scenario, method)
-        };
-        match cell(&plan, request.runs, tell) {
+    let is_there = |&(scenario, method, rtt): &(Scenario, Contender, u64)| {
+        let is_it = |cell: &&Cell| cell.is(&method.to_string(), &scenario.to_string(), rtt);
+        report.cells.iter().find(is_it).is_some_and(|cell| is_done(cell, request.runs))
+    };
+    let (there, missing): (Vec<_>, Vec<_>) = request.cells().into_iter().partition(is_there);
+    let total = there.len() + missing.len();
+    if !there.is_empty() {
+        tell(&format!("{} of {total} cells: measured before", there.len()));
+    }
+    let mut done = there.len();
+    let plans = missing.into_iter().map(|(scenario, method, rtt)| Drill {
+        round_trip: Duration::from_millis(rtt),
+        calm: request.calm,
+        patience: request.patience,
+        ..Drill::new(scenario, method)
+    });
+    measure(plans.collect(), request, &mut |plan, outcomes| {
+        done += 1;
+        let what = what(plan);
+        match outcomes {
             Ok(outcomes) => {
-                report.cells.retain(|cell| !is_it(cell));
-                report.cells.push(Cell::of(&plan, &outcomes));
-                runs.insert(name(&method.to_string(), &scenario.to_string(), rtt), outcomes);
+                let cell = Cell::of(plan, &outcomes);
+                tell(&format!("[{done}/{total}] {what}: {}", in_short(&cell)));
+                report.cells.retain(|it| !it.is(&cell.method, &cell.scenario, cell.rtt_ms));
+                runs.insert(name(&cell.method, &cell.scenario, cell.rtt_ms), outcomes);
+                report.cells.push(cell);
             }
             Err(error) => {
-                tell(&format!("  {error}"));
+                tell(&format!("[{done}/{total}] {what}: {error}"));
                 failures.push(format!("{what}: {error}"));
             }
         }
@@ -155,9 +165,54 @@ pub fn compare(request: &Request, tell: &mut dyn FnMut(&str)) -> Result<Vec<Stri
             std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
         };
         text("md", table(&report, &failures))?;
-        text("html", page(&report, &runs))?;
-    }
+        text("html", page(&report, &runs))
+    })?;
     Ok(failures)
+}
+
+fn what(plan: &Drill) -> String {
+    format!("{}, {}, RTT {} ms", plan.method, plan.scenario, plan.round_trip.as_millis())
+}
+
+fn in_short(cell: &Cell) -> String {
+    match cell.outage_ms {
+        Some(outage) => format!("{} of {}, outage {:.0} ms", cell.recovered, cell.runs, outage.median),
+        None => format!("{} of {}", cell.recovered, cell.runs),
+    }
+}
+
+/// Is told a cell and its outcomes.
+type Done<'a> = &'a mut dyn FnMut(&Drill, Result<Vec<Outcome>, Error>) -> Result<()>;
+
+/// Measures these cells: first what needs the machine for itself, then the others, the slowest first.
+fn measure(plans: Vec<Drill>, request: &Request, done: Done<'_>) -> Result<()> {
+    let (alone, mut others): (Vec<_>, Vec<_>) =
+        plans.into_iter().partition(|plan| plan.scenario.needs_the_machine());
+    for plan in &alone {
+        done(plan, cell(plan, request.runs))?;
+    }
+    // strongSwan waits for minutes.
+    others.sort_by_key(|plan| plan.method.method().is_some());
+    let next = Mutex::new(others.into_iter());
+    std::thread::scope(|scope| {
+        let (told, news) = mpsc::channel();
+        for _ in 0..request.jobs {
+            let (told, next) = (told.clone(), &next);
+            scope.spawn(move || {
+                loop {
+                    let plan = next.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
+                    let Some(plan) = plan else { return };
+                    let outcomes = cell(&plan, request.runs);
+                    // Nobody listens once a file could not be written.
+                    if told.send((plan, outcomes)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(told);
+        news.into_iter().try_for_each(|(plan, outcomes)| done(&plan, outcomes))
+    })
 }
 
 /// Has a cell all the runs that it is to have: those asked for, few if they are long, up to the first that never ended?
@@ -167,16 +222,12 @@ fn is_done(cell: &Cell, runs: u32) -> bool {
 }
 
 /// The outcomes of a cell.
-fn cell(plan: &Drill, runs: u32, tell: &mut dyn FnMut(&str)) -> Result<Vec<Outcome>, Error> {
+fn cell(plan: &Drill, runs: u32) -> Result<Vec<Outcome>, Error> {
     let mut outcomes: Vec<Outcome> = Vec::new();
     loop {
         let outcome = attempt(plan)?;
-        let (number, outage) = (outcomes.len() + 1, outcome.outage_ms.unwrap_or_default());
+        let outage = outcome.outage_ms.unwrap_or_default();
         let recovered = outcome.recovered;
-        tell(&match &outcome.failure {
-            None => format!("  run {number}: outage {outage:.0} ms"),
-            Some(why) => format!("  run {number}: not recovered: {why}"),
-        });
         outcomes.push(outcome);
         let long = outage >= LONG.as_secs_f64() * 1e3;
         let enough = if long { FEW.min(runs) } else { runs };

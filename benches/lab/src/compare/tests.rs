@@ -1,7 +1,7 @@
 //! The comparison without gateways: what is planned, what stands in the files, what is run again.
 
 use super::*;
-use spindle_testbed::Moment;
+use spindle_testbed::{Method, Moment, Strongswan};
 
 fn outcome(outage: Option<f64>) -> Outcome {
     Outcome {
@@ -38,6 +38,7 @@ fn request(runs: u32, only: &[&str]) -> Request {
         runs,
         rtt_ms: vec![20],
         only: only.iter().map(|text| text.parse().expect("cells")).collect(),
+        jobs: 1,
         calm: Duration::ZERO,
         patience: Duration::from_secs(600),
         json: PathBuf::from("f.json"),
@@ -92,12 +93,12 @@ fn a_cell_is_run_again_until_it_has_its_runs_or_never_recovered_or_takes_long() 
 #[test]
 fn every_method_meets_every_scenario_that_is_about_it_and_only_narrows() {
     let all = request(3, &[]).cells();
-    let about = |scenario: Scenario| Method::ALL.iter().filter(|method| scenario.is_about(**method)).count();
+    let about = |scenario: Scenario| Contender::all().iter().filter(|it| it.meets(scenario)).count();
     assert_eq!(all.len(), Scenario::ALL.into_iter().map(about).sum::<usize>());
-    assert_eq!(request(3, &["qcd/crash"]).cells(), [(Scenario::Crash, Method::Qcd, 20)]);
-    assert_eq!(request(3, &["/crash"]).cells().len(), Method::ALL.len());
-    assert!(request(3, &["sir/", "qcd/crash"]).cells().contains(&(Scenario::Storm, Method::Sir, 20)));
-    for wrong in ["qcd", "qcd/weather", "hope/crash", "liveness/secret-lost"] {
+    assert_eq!(request(3, &["qcd/crash"]).cells(), [(Scenario::Crash, Method::Qcd.into(), 20)]);
+    assert_eq!(request(3, &["/crash"]).cells().len(), Method::ALL.len() + Strongswan::ALL.len());
+    assert!(request(3, &["sir/", "qcd/crash"]).cells().contains(&(Scenario::Storm, Method::Sir.into(), 20)));
+    for wrong in ["qcd", "qcd/weather", "hope/crash", "liveness/secret-lost", "strongswan-start/storm"] {
         assert!(wrong.parse::<Only>().is_err(), "{wrong}");
     }
 }
@@ -134,7 +135,7 @@ fn what_stands_in_the_file_is_not_run_again() {
     let request = Request { json: json.clone(), ..request(3, &["qcd-journal/crash"]) };
     let failures = compare(&request, &mut |text| told.push(text.to_owned())).expect("nothing to run");
     let after: Report = read(&json).expect("a file").expect("a report");
-    assert!(told.len() == 1 && told[0].ends_with("measured before"), "{told:?}");
+    assert_eq!(told, ["1 of 1 cells: measured before"]);
     assert!(failures.is_empty() && after == report);
     std::fs::write(&json, "{\"schema\": 7, \"cells\": []}").expect("a file");
     assert!(compare(&request, &mut |_| ()).is_err(), "a schema of another time");
