@@ -65,7 +65,7 @@ fn persist() -> anyhow::Result<f64> {
     Ok(median(&mut took))
 }
 
-fn median(took: &mut [Duration]) -> f64 {
+pub(crate) fn median(took: &mut [Duration]) -> f64 {
     took.sort_unstable();
     took.get(took.len() / 2).map_or(0.0, |t| (t.as_secs_f64() * 1e7).round() / 10.0)
 }

@@ -1,12 +1,12 @@
 //! Every scenario once, with real gateways: what it must end in, and what it costs in round trips and tokens. Each drill
 //! fails by itself on a leak, on a counter that contradicts the wire, and on a kill that missed its exchange.
 
-use spindle_lab::{Drill, Outcome, Scenario, drill};
-use spindle_testbed::Method;
+use spindle_lab::{Contender, Drill, Outcome, Scenario, drill};
+use spindle_testbed::{Method, Strongswan};
 use std::process::Command;
 use std::time::Duration;
 
-fn run(scenario: Scenario, method: Method) -> Outcome {
+fn run(scenario: Scenario, method: impl Into<Contender>) -> Outcome {
     run_as(Drill { patience: Duration::from_secs(60), ..Drill::new(scenario, method) })
 }
 
@@ -108,6 +108,18 @@ fn loss_in_one_direction_and_forged_notifications_end_no_ike_sa() {
     assert!(outcome.deleted.iter().all(|ended| ended.is_empty()), "{:?}", outcome.deleted);
     assert_eq!((outcome.proofs, outcome.tokens_shown), ([0, 0], 0));
     assert!(outcome.outage_ms >= Some(900.0), "the loss was there");
+}
+
+/// A pair of strongSwan's gateways, killed and started like ours: nothing tells the peer but its own checks, or the
+/// restarted side's initiation.
+#[test]
+fn a_pair_of_strongswan_comes_back_by_liveness_or_by_initiating() {
+    let outcome = run(Scenario::Crash, Contender::Strongswan(Strongswan::Fastest));
+    // After it has given up there are IKE_SA_INIT and IKE_AUTH.
+    assert_eq!((outcome.round_trips, outcome.tokens_shown), (Some(2), 0));
+    assert!(outcome.ready_to_recovered_ms > Some(1_000.0), "liveness decided: {outcome}");
+    let outcome = run(Scenario::Crash, Contender::Strongswan(Strongswan::Start));
+    assert_eq!((outcome.round_trips, outcome.tokens_shown), (Some(2), 0));
 }
 
 /// strongSwan: what is left where the peer takes no tokens. It ends the old IKE SA on INITIAL_CONTACT, or by liveness.

@@ -2,6 +2,7 @@
 
 use crate::{Contender, Drill, Outcome};
 use serde::{Deserialize, Serialize};
+use spindle_concentrator::checks::Check;
 
 /// All cells.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -11,11 +12,14 @@ pub struct Report {
     pub schema: u32,
     /// In the order in which they were measured.
     pub cells: Vec<Cell>,
+    /// What a check costs the processor, of both sides' control planes; none until it was measured.
+    #[serde(default)]
+    pub checks: Vec<Check>,
 }
 
 impl Default for Report {
     fn default() -> Self {
-        Report { schema: 1, cells: Vec::new() }
+        Report { schema: 1, cells: Vec::new(), checks: Vec::new() }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::cell::{Cell, Report, Spread};
 use super::judgement::{ATTACKERS, Known, attackers, claims};
 use crate::Contender;
+use spindle_concentrator::checks::{Check, Side};
 use std::fmt::Write;
 
 /// The report; `failures` says which cells could not be measured, and why.
@@ -31,6 +32,16 @@ pub fn table(report: &Report, failures: &[String]) -> String {
         for failure in failures {
             let _ = writeln!(text, "- {}", failure.lines().next().unwrap_or_default());
         }
+    }
+    text.push_str(
+        "\n## What a check costs\n\n\
+         Microseconds of one core, medians: each call of the real control planes, timed while one gateway of two crashes again \
+         and again in memory. What is forged costs as much each time it comes, as long as no limit stands before it.\n\n\
+         | method | side | what came | µs |\n| --- | --- | --- | --- |\n",
+    );
+    for Check { method, side, what, us } in &report.checks {
+        let side = if *side == Side::Maker { "maker" } else { "taker" };
+        let _ = writeln!(text, "| {} | {side} | {what} | {us:.1} |", method.name());
     }
     text.push_str("\n## What an attacker can do\n\n| method | ");
     text.push_str(&ATTACKERS.join(" | "));

@@ -19,6 +19,7 @@ pub use markdown::table;
 
 use crate::{Contender, Drill, Outcome, Scenario, drill};
 use anyhow::{Context, Result, bail};
+use spindle_concentrator::checks::checks;
 use spindle_testbed::Error;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ const FEW: u32 = 3;
 const LONG: Duration = Duration::from_secs(60);
 /// How often a drill is begun anew where the machine was too busy for a capture that is whole.
 const ATTEMPTS: u32 = 3;
+/// Of what is random in a check: any number.
+const SEED: u64 = 1;
 
 /// What is compared.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -134,6 +137,10 @@ pub fn compare(request: &Request, tell: &mut dyn FnMut(&str)) -> Result<Vec<Stri
     let total = there.len() + missing.len();
     if !there.is_empty() {
         tell(&format!("{} of {total} cells: measured before", there.len()));
+    }
+    if report.checks.is_empty() && !missing.is_empty() {
+        tell("measuring what a check costs");
+        report.checks = checks(SEED)?;
     }
     let mut done = there.len();
     let plans = missing.into_iter().map(|(scenario, method, rtt)| Drill {

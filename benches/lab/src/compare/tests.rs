@@ -1,6 +1,7 @@
 //! The comparison without gateways: what is planned, what stands in the files, what is run again.
 
 use super::*;
+use spindle_concentrator::checks::{Check, Side};
 use spindle_testbed::{Method, Moment, Strongswan};
 
 fn outcome(outage: Option<f64>) -> Outcome {
@@ -47,14 +48,15 @@ fn request(runs: u32, only: &[&str]) -> Request {
 
 #[test]
 fn a_cell_has_the_fields_of_schema_1_and_no_others() {
-    let report = Report { schema: 1, cells: vec![cell_of(&[Some(900.0), Some(700.0), Some(800.0)])] };
+    let report =
+        Report { cells: vec![cell_of(&[Some(900.0), Some(700.0), Some(800.0)])], ..Report::default() };
     let expected = serde_json::json!({"schema": 1, "cells": [{
         "method": "qcd-journal", "scenario": "crash", "rtt_ms": 20, "runs": 3, "recovered": 3,
         "outage_ms": {"median": 800.0, "p99": 900.0},
         "ready_to_recovered_ms": {"median": 300.0, "p99": 400.0},
         "round_trips": 3.0, "messages": 5.0, "packets_lost": 80.0,
         "bytes_per_sa": {"maker": 4 + 90 + "ab".len() + "net".len(), "taker": 32},
-    }]});
+    }], "checks": []});
     assert_eq!(serde_json::to_value(&report).expect("JSON"), expected);
 }
 
@@ -106,7 +108,13 @@ fn every_method_meets_every_scenario_that_is_about_it_and_only_narrows() {
 #[test]
 fn the_pages_show_every_cell_and_say_which_never_recovered() {
     let (good, bad) = (cell_of(&[Some(700.0), Some(800.0)]), Cell { rtt_ms: 100, ..cell_of(&[None]) });
-    let report = Report { schema: 1, cells: vec![bad, good] };
+    let check = Check {
+        method: spindle_concentrator::scenario::Method::Qcd,
+        side: Side::Taker,
+        what: "a hint".to_owned(),
+        us: 2.34,
+    };
+    let report = Report { schema: 1, cells: vec![bad, good], checks: vec![check] };
     let runs =
         Runs::from([(name("qcd-journal", "crash", 20), vec![outcome(Some(700.0)), outcome(Some(800.0))])]);
     let text = table(&report, &["qcd, storm, RTT 20 ms: no\nlog".to_owned()]);
@@ -117,6 +125,7 @@ fn the_pages_show_every_cell_and_say_which_never_recovered() {
     assert!(text.contains("0 of 1: the last one was ended, it never did | – | –"), "{text}");
     assert!(text.contains("- qcd, storm, RTT 20 ms: no\n") && !text.contains("log"), "{text}");
     assert!(text.contains("(run: `no_token_leaves_for_a_living_sa`)") && text.contains("(reasoned)"));
+    assert!(text.contains("| qcd | taker | a hint | 2.3 |"), "{text}");
     let html = page(&report, &runs);
     assert_eq!(html.matches("class=\"run\"").count(), 2, "a dot for each run");
     assert_eq!(html.matches("<details>").count(), 1, "a timeline where there are runs");
@@ -129,7 +138,7 @@ fn what_stands_in_the_file_is_not_run_again() {
     let folder = std::env::temp_dir().join(format!("spindle-{}-compare", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let json = folder.join("cells.json");
-    let report = Report { schema: 1, cells: vec![cell_of(&[Some(700.0); 3])] };
+    let report = Report { cells: vec![cell_of(&[Some(700.0); 3])], ..Report::default() };
     write(&json, &report).expect("a file");
     let mut told = Vec::new();
     let request = Request { json: json.clone(), ..request(3, &["qcd-journal/crash"]) };
