@@ -265,7 +265,7 @@ impl Stage {
     pub fn end(&mut self, crashes: [Option<Crash>; 2]) -> Result<Seen> {
         std::thread::sleep(AFTER);
         // Counted when the wire is silent: what is under way has no certain place.
-        let settle = self.round_trip + Duration::from_millis(50);
+        let settle = self.round_trip + Duration::from_millis(200);
         let logs = self.streams.each_mut().map(Option::take);
         let logs = logs.map(|stream| stream.map_or_else(StreamLog::default, |stream| stream.stop(settle)));
         let mut events = [Vec::new(), Vec::new()];
