@@ -95,14 +95,15 @@ pub(crate) fn attackers(method: &str) -> Row {
 pub(crate) fn claims(method: &str) -> &'static str {
     match method {
         "sir" => {
-            "the draft's page at tools.ietf.org (draft-detienne-ikev2-recovery-03) shows a link to an IPR disclosure; its \
-             holder, number and terms were not found"
+            "the draft's page at tools.ietf.org (draft-detienne-ikev2-recovery-03) shows a link to an IPR disclosure, and the \
+             working group's list spoke of one with an author of the draft, then at Cisco, in March 2010 (\"IPR statement for \
+             draft-detienne-ikev2-recovery\"); its number and terms were not found"
         }
         "qcd" | "qcd-journal" | "proactive" => {
             "nothing found for RFC 6290; the page of draft-nir-ike-qcd-00 shows no link to a disclosure, which proves nothing"
         }
-        "qcd-resumption" => "as qcd; RFC 5723 was not looked up",
-        _ => "RFC 7296 was not looked up",
+        "qcd-resumption" => "as qcd; disclosures on RFC 5723 were not looked up",
+        _ => "it needs nothing but IKEv2 itself; disclosures on RFC 7296 were not looked up",
     }
 }
 
