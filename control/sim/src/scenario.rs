@@ -277,6 +277,7 @@ impl Scenario {
                 retransmission: Retransmission { timeout: milliseconds(300), base: 1.5, tries: 5 },
                 rekey_time: soft(dice),
                 resumption: resumption[side],
+                redirect_to: Vec::new(),
                 start_action: starts[side],
                 children: vec![child],
             };
