@@ -4,9 +4,10 @@
 mod world;
 
 use spindle_ike::api::*;
-use spindle_ike::wire::{Message, Payload, notify};
+use spindle_ike::wire::{Message, Payload, exchange, notify};
 use std::net::IpAddr;
 use std::time::Duration;
+use world::peer::Peer;
 use world::{A, B, C, World, address, connection};
 
 const MS: Duration = Duration::from_millis(1);
@@ -459,6 +460,86 @@ fn a_half_open_ike_sa_is_redirected_in_ike_auth() {
     world.run(SECOND);
     assert_eq!((world.sas(A), world.sas(B)), (vec![], vec![]));
     assert!(matches!(exchanged(&world, A)[..], [Authority::Delete(_)]));
+}
+
+fn redirect_supported() -> Payload {
+    Payload::Notify(Notify {
+        kind: notify::REDIRECT_SUPPORTED,
+        protocol: 0,
+        spi: Vec::new(),
+        data: Vec::new(),
+    })
+}
+
+fn is_redirect(payload: &Payload) -> bool {
+    matches!(payload, Payload::Notify(n) if n.kind == notify::REDIRECT)
+}
+
+/// RFC 5685 section 6: the gateway MUST verify the client's AUTH before it redirects in the IKE_AUTH response.
+#[test]
+fn who_is_not_authenticated_is_not_redirected_in_ike_auth() {
+    for authentic in [true, false] {
+        let mut world = World::new(23);
+        let (mut peer, mut authenticating) = Peer::half_open_saying(&mut world, vec![redirect_supported()]);
+        take_down(&mut world, Some(address(C)));
+        for payload in &mut authenticating {
+            if let Payload::Authentication { data, .. } = payload
+                && !authentic
+            {
+                data[0] ^= 1;
+            }
+        }
+        let answer = peer.request(&mut world, exchange::IKE_AUTH, &authenticating);
+        assert_eq!(answer.iter().any(is_redirect), authentic, "{answer:?}");
+        assert!(!answer.iter().any(|p| matches!(p, Payload::Sa(_))), "no Child SA");
+        assert_eq!(redirected(&world), usize::from(authentic));
+        let holds =
+            |p: &Payload| matches!(p, Payload::Notify(n) if n.kind == notify::REDIRECT && n.data.len() == 6);
+        assert_eq!(answer.iter().any(holds), authentic, "without a nonce");
+    }
+}
+
+/// RFC 5685 section 10: only the original responder redirects, whatever the original initiator has announced.
+#[test]
+fn an_original_initiator_s_redirect_is_not_followed() {
+    let willing = ConnectionConfig { redirect_to: vec![address(C)], ..connection(B) };
+    let mut world = World::with(24, world::config(A), EndpointConfig::new(vec![willing]));
+    let (mut peer, authenticating) = Peer::half_open_saying(&mut world, vec![redirect_supported()]);
+    peer.request(&mut world, exchange::IKE_AUTH, &authenticating);
+    assert_eq!(world.sas(B)[0].state, "established");
+    let sent = world.recorded.len();
+    let answer = peer.request(
+        &mut world,
+        exchange::INFORMATIONAL,
+        &[Payload::Notify(redirect(vec![1, 4, 192, 0, 2, 3]))],
+    );
+    assert_eq!(answer, []);
+    world.run(SECOND);
+    assert_eq!(world.recorded.len(), sent + 1, "the answer and nothing else");
+    assert_eq!(world.reports(B, |r| matches!(r, Report::RedirectFollowed { .. })), 0);
+    assert_eq!(world.sas(B).len(), 1);
+}
+
+/// RFC 5685 section 9.2: the nonce MUST have 16 to 256 octets.
+#[test]
+fn a_first_request_with_a_short_nonce_is_not_answered() {
+    for (octets, answered) in [(8, false), (15, false), (16, true), (256, true)] {
+        let mut world = world(25);
+        take_down(&mut world, Some(address(C)));
+        let header = Header {
+            spis: IkeSpis { initiator: [7; 8], responder: [0; 8] },
+            next_payload: 0,
+            exchange: exchange::IKE_SA_INIT,
+            response: false,
+            initiator: true,
+            message_id: 0,
+        };
+        let payloads = vec![Payload::Nonce(vec![9; octets]), redirect_supported()];
+        let data = Message { header, payloads }.emit();
+        let (local, remote) = (world.sides[B].address, world.sides[A].address);
+        world.inject(B, Datagram { local, remote, data });
+        assert_eq!(world.recorded.len(), usize::from(answered), "{octets}");
+    }
 }
 
 /// Our own initiations end with the take-down, or as soon as they stand; none begins.
