@@ -218,6 +218,17 @@ fn only_an_original_initiator_that_said_so_is_redirected() {
         assert!(matches!(exchanged(&world, A)[..], [Authority::Delete(_)]));
         assert_eq!(world.recorded.len(), 2, "a Delete and its answer");
     }
+    // Nor where the original responder would go where it is sent, and has said so before.
+    let willing = |c| EndpointConfig::new(vec![ConnectionConfig { redirect_to: vec![address(C)], ..c }]);
+    let configs = [connection(A), connection(B), other_gateway()].map(willing);
+    let mut world = World::of(26, configs.into_iter().collect());
+    world.initiate(B);
+    world.run(SECOND);
+    take_down(&mut world, Some(address(C)));
+    world.run(SECOND);
+    assert_eq!((redirected(&world), followed(&world)), (0, 0));
+    assert!(matches!(exchanged(&world, A)[..], [Authority::Delete(_)]));
+    assert_eq!(notifies_sent(&world, B, notify::REDIRECT_SUPPORTED).len(), 1);
 }
 
 /// The right to redirect goes with the IKE SA through rekeys, whoever makes them.
@@ -452,6 +463,15 @@ fn a_half_open_ike_sa_is_redirected_in_ike_auth() {
             assert_eq!(world.sides[B].plane.inbound.len(), 0, "no Child SA was made");
         }
     }
+    // The client deletes it at once, though it does not get to the other gateway.
+    let mut world = world(27);
+    world.initiate(A);
+    world.run(15 * MS);
+    take_down(&mut world, Some(address(C)));
+    world.network = Box::new(|_, _, d| (d.remote.ip() == address(C)).then(Vec::new));
+    world.run(SECOND);
+    assert_eq!(world.sas(B), []);
+    assert!(matches!(exchanged(&world, B)[..], [Authority::Delete(_)]));
     // Where it cannot be redirected it is made, and deleted at once.
     let mut world = world_with(18, client(vec![]));
     world.initiate(A);
@@ -550,6 +570,7 @@ fn a_gateway_that_is_taken_down_begins_nothing() {
         world.initiate(B);
         world.run(delay * MS);
         take_down(&mut world, None);
+        assert_eq!(world.sas(B).is_empty(), delay < 20, "nothing authenticated is lost by it");
         world.run(60 * SECOND);
         assert_eq!((world.sas(A), world.sas(B)), (vec![], vec![]), "{delay}");
         let refused = world.at(B, |e, now| e.initiate(now, "peer", None, false));
