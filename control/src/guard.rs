@@ -92,8 +92,11 @@ impl Guard {
     /// The guard that this configuration needs.
     pub fn new(settings: &Settings) -> Guard {
         let locals = settings.local_addresses();
-        let outer: Vec<IpAddr> =
-            locals.iter().copied().chain(settings.connections.iter().filter_map(|c| c.remote)).collect();
+        let outer: Vec<IpAddr> = locals
+            .iter()
+            .copied()
+            .chain(settings.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied()))
+            .collect();
         let (local, remote) = settings.protected_ranges();
         let is_wide = |r: &AddressRange| outer.iter().any(|a| r.contains(*a));
         let any_wide = local.iter().chain(&remote).any(is_wide);

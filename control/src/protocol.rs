@@ -49,6 +49,15 @@ pub enum Request {
         /// How long to wait.
         timeout_ms: u64,
     },
+    /// Takes the gateway down: sends its peers elsewhere, and waits until their IKE SAs have ended. Result: [`TakenDown`].
+    TakeDown {
+        /// The gateway to which peers are redirected.
+        to: Option<std::net::IpAddr>,
+        /// How long a redirected peer has for that.
+        grace_ms: u64,
+        /// How long to wait.
+        timeout_ms: u64,
+    },
     /// Rekeys SAs, and waits until their successors are there. Result: [`Done`].
     Rekey {
         /// Connection's name.
@@ -91,6 +100,8 @@ pub struct Status {
     pub started_us: u64,
     /// When it became ready.
     pub ready_us: Option<u64>,
+    /// Is it taken down: are its peers sent away?
+    pub taken_down: bool,
     /// The processes.
     pub pids: Pids,
     /// IKE SAs.
@@ -293,6 +304,19 @@ pub struct Done {
     pub sas: usize,
 }
 
+/// What `take-down` brought about, since it was first said.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TakenDown {
+    /// For people.
+    pub done: String,
+    /// IKE SAs whose peers were told to go.
+    pub peers: usize,
+    /// Of these, redirected to another gateway, and acknowledged.
+    pub redirected: usize,
+    /// Of these, ended by a Delete that was exchanged.
+    pub deleted: usize,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,6 +392,7 @@ mod tests {
             former_spis: 0,
             started_us: 0,
             ready_us: None,
+            taken_down: false,
             pids,
             ike_sas: 0,
             child_sas: 0,
@@ -434,6 +459,8 @@ mod tests {
             detail: text(),
         };
         is_as_documented(&["events"], [event]);
+        let taken_down = TakenDown { done: text(), peers: 1, redirected: 1, deleted: 1 };
+        is_as_documented(&["take-down"], taken_down);
         is_as_documented(&["initiate", "terminate", "rekey"], Done { done: text(), sas: 1 });
     }
 }

@@ -184,6 +184,7 @@ impl Scenario {
             retransmission: Retransmission { timeout: Duration::from_secs(4), base: 1.8, tries: 5 },
             rekey_time: Duration::ZERO,
             resumption: self.resumption,
+            redirect_to: Vec::new(),
             start_action: StartAction::None,
             children: vec![ChildConfig {
                 name: "net".into(),

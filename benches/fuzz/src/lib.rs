@@ -71,6 +71,7 @@ pub fn connection(side: usize) -> ConnectionConfig {
         retransmission: Retransmission { timeout: Duration::from_secs(1), base: 1.5, tries: 4 },
         rekey_time: Duration::ZERO,
         resumption: true,
+        redirect_to: vec![address(side + 2)],
         start_action: StartAction::None,
         children: vec![ChildConfig {
             name: "net".into(),

@@ -1,7 +1,7 @@
 //! The scenarios by name: what each is, which methods it is about, and which play it is.
 
 use crate::drill::{Drill, Step};
-use crate::play::{Played, both, crash, link, secret, twice};
+use crate::play::{Played, both, crash, link, secret, take_down, twice};
 use spindle_testbed::{Method, Result, Settings, Stage, number};
 use std::fmt;
 
@@ -32,6 +32,8 @@ pub enum Scenario {
     NoQcdPeer,
     /// B is killed in a storm of unknown SPIs and forged notifications.
     Storm,
+    /// B is taken down as planned, and started again.
+    TakeDown,
 }
 
 impl fmt::Display for Scenario {
@@ -42,7 +44,7 @@ impl fmt::Display for Scenario {
 
 impl Scenario {
     /// All of them, the simplest first.
-    pub const ALL: [Scenario; 12] = [
+    pub const ALL: [Scenario; 13] = [
         Scenario::Crash,
         Scenario::SecretLost,
         Scenario::SecretRotated,
@@ -55,6 +57,7 @@ impl Scenario {
         Scenario::OneWayLoss,
         Scenario::NoQcdPeer,
         Scenario::Storm,
+        Scenario::TakeDown,
     ];
 
     /// As on the command line.
@@ -72,6 +75,7 @@ impl Scenario {
             Scenario::OneWayLoss => "one-way-loss",
             Scenario::NoQcdPeer => "no-qcd-peer",
             Scenario::Storm => "storm",
+            Scenario::TakeDown => "take-down",
         }
     }
 
@@ -102,6 +106,9 @@ impl Scenario {
             Scenario::Storm => {
                 "B is killed while unknown SPIs come to it, and 10,000 forged notifications a second to A"
             }
+            Scenario::TakeDown => {
+                "B is taken down as planned: its peer is told by a Delete; then B is started again"
+            }
         }
     }
 
@@ -113,6 +120,8 @@ impl Scenario {
             Scenario::NoQcdPeer => {
                 matches!(method, Method::Liveness | Method::InitialContact | Method::QcdJournal)
             }
+            // Nothing is lost that a token or SIR could tell of.
+            Scenario::TakeDown => matches!(method, Method::InitialContact | Method::QcdJournal),
             _ => true,
         }
     }
@@ -162,6 +171,7 @@ impl Scenario {
             Scenario::CrashInResumption => twice::in_exchange(drill, stage, number::IKE_SESSION_RESUME, step),
             Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
             Scenario::Storm => link::in_storm(drill, stage, step),
+            Scenario::TakeDown => take_down::and_back(drill, stage, step),
         }
     }
 }

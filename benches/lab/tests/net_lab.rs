@@ -138,6 +138,22 @@ fn a_crash_in_a_storm_of_spis_and_forged_notifications_is_recovered_by_its_token
     assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (1, 1));
 }
 
+/// The operator's way: the peer knows at once, and nobody shows a token, before or after.
+#[test]
+fn a_planned_take_down_shows_no_token_and_the_tunnel_is_back_with_the_gateway() {
+    for method in [Method::QcdJournal, Method::InitialContact] {
+        let outcome = run(Scenario::TakeDown, method);
+        assert_eq!(ended(&outcome, "deleted by the peer"), 1, "{method}");
+        assert_eq!(
+            (outcome.tokens_shown, outcome.token_octets, outcome.proofs),
+            (0, None, [0, 0]),
+            "{method}"
+        );
+        let expected = (method == Method::InitialContact).then_some(2);
+        assert_eq!(outcome.round_trips, expected, "{method}");
+    }
+}
+
 fn lab(arguments: &[&str]) -> (Option<i32>, String) {
     let output =
         Command::new(env!("CARGO_BIN_EXE_spindle-lab")).args(arguments).output().expect("spindle-lab");

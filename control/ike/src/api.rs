@@ -126,6 +126,9 @@ pub struct ConnectionConfig {
     pub rekey_time: Duration,
     /// Tickets are asked for, granted and used (RFC 5723).
     pub resumption: bool,
+    /// Further addresses of the peer, those of its other gateways: it may redirect us there, and nowhere else (RFC 5685).
+    /// Empty: redirects are neither announced nor followed.
+    pub redirect_to: Vec<IpAddr>,
     /// Starts the IKE SA.
     pub start_action: StartAction,
     /// The Child SAs, in order of policy.
@@ -387,6 +390,29 @@ pub enum Report {
         /// The IKE SA.
         ike: IkeSaId,
     },
+    /// We are taken down, and this IKE SA's peer was redirected: it has acknowledged that, or it was told in IKE_AUTH.
+    Redirected {
+        /// The IKE SA.
+        ike: IkeSaId,
+        /// The gateway to go to.
+        to: IpAddr,
+    },
+    /// The peer redirected us, as the connection allows: an IKE SA with its other gateway is being initiated.
+    RedirectFollowed {
+        /// Connection's name.
+        connection: String,
+        /// Who redirected us.
+        from: IpAddr,
+        /// To whom.
+        to: IpAddr,
+    },
+    /// A redirect that is not followed.
+    RedirectRefused {
+        /// Connection's name.
+        connection: String,
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 /// What comes out of the endpoint; carry these out in order.
@@ -506,6 +532,9 @@ pub enum Refused {
     /// A limit of [`EndpointConfig`] is reached.
     #[error("too many SAs")]
     TooMany,
+    /// After [`Endpoint::take_down`](crate::Endpoint::take_down).
+    #[error("the gateway is taken down; start it again to have new SAs")]
+    TakenDown,
 }
 
 /// One IKE SA as shown to people.

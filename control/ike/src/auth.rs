@@ -90,6 +90,9 @@ impl Endpoint {
         // Whoever answers nothing to a TICKET_REQUEST knows no tickets.
         sa.ticket_at = None;
         self.store_ticket(now, sa, payloads);
+        if self.follow_redirect_in_auth(now, sa, &auth.child, payloads) {
+            return;
+        }
         let setup = std::mem::take(&mut sa.setup);
         let (name, nonces) = (auth.child.profile.name.clone(), (&setup.nonce_i[..], &setup.nonce_r[..]));
         if self.complete_child(now, sa, auth.child, payloads, nonces, Sends::AtOnce).is_none() {
@@ -100,6 +103,7 @@ impl Endpoint {
             return self.close(now, sa, Authority::Superseded(Evidence(())));
         }
         self.settle_duplicates(now, sa);
+        self.send_away(now, sa);
     }
 
     /// An IKE_AUTH request on a half-open IKE SA.
@@ -147,6 +151,11 @@ impl Endpoint {
         self.store_tokens(sa, &request.payloads);
         let setup = std::mem::take(&mut sa.setup);
         let terms = Terms::first((&setup.nonce_i, &setup.nonce_r));
+        // RFC 5685 section 6: no Child SA, where the peer is to go elsewhere.
+        if let Some(redirect) = self.redirect_in_auth(now, sa) {
+            payloads.push(redirect);
+            return self.respond(sa, &request, &payloads);
+        }
         // RFC 7296 section 1.2, 2.21.2: if the Child SA fails, the IKE SA is still created.
         match self.accept_child(now, sa, &request.payloads, terms) {
             Ok((_, accepted)) => payloads.extend(accepted),
@@ -156,6 +165,7 @@ impl Endpoint {
         payloads.extend(self.answer_ticket_request(now, sa, &request.payloads));
         self.respond(sa, &request, &payloads);
         self.settle_duplicates(now, sa);
+        self.send_away(now, sa);
     }
 
     /// The connection whose peer this is: by addresses, identities, what was negotiated, and the key.

@@ -67,7 +67,9 @@ impl Endpoint {
             return Ok(());
         }
         let ends = Some((sa.local, sa.remote));
-        let beginning = Beginning { ends, cookie, supersedes: Some(old), ..Beginning::default() };
+        let redirected_from = sa.redirected_from;
+        let beginning =
+            Beginning { ends, cookie, supersedes: Some(old), redirected_from, ..Beginning::default() };
         self.start_ike(now, number, names, beginning)
     }
 
@@ -91,7 +93,7 @@ impl Endpoint {
     }
 
     /// `sa` is authenticated: the IKE SA whose place it takes ends. Without a word, for its peer has lost it; or by a
-    /// Delete, where the peer was heard on it meanwhile and so has not.
+    /// Delete, where the peer was heard on it meanwhile and so has not, or has redirected us to another gateway.
     pub(crate) fn end_superseded(&mut self, now: Time, sa: &mut IkeSa) {
         let Some(old) = sa.supersedes.take() else { return };
         self.with_sa(now, old, |e, old| {
@@ -99,7 +101,7 @@ impl Endpoint {
                 sa.enqueue(now, Task::CreateChild(name));
             }
             let superseded = Authority::Superseded(Evidence(()));
-            match e.last_heard(old) > sa.created {
+            match old.redirected || e.last_heard(old) > sa.created {
                 true => e.close(now, old, superseded),
                 false => old.end(superseded, false),
             }

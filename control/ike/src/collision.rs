@@ -201,6 +201,7 @@ impl Endpoint {
             (new.local, new.remote, new.elsewhere) = (old.local, old.remote, old.elsewhere);
         }
         self.report(Report::IkeRekeyed { old: old.id, new: new.id, spis: new.spis });
+        (new.redirected, new.leave_at) = (old.redirected, old.leave_at.take());
         self.move_children(old, new);
         move_tasks(old, new);
         self.supersede_successor(old, new);

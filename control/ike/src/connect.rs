@@ -7,8 +7,8 @@ use crate::exchange::{Purpose, Task};
 use crate::sa::{ChildState, Ending, IkeSa, State};
 use crate::ticket::Held;
 use spindle_abi::Time;
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::time::Duration;
@@ -48,6 +48,12 @@ impl Profile {
         self.children.iter().find(|c| c.name == name).cloned()
     }
 
+    /// Our end and the peer's to initiate from and to, where it is at this address.
+    pub(crate) fn ends_at(&self, address: IpAddr) -> (SocketAddr, SocketAddr) {
+        let port = if self.remote_port == NAT_PORT { NAT_PORT } else { 500 };
+        (SocketAddr::new(self.local, port), SocketAddr::new(address, self.remote_port))
+    }
+
     /// The children that start with the gateway.
     pub(crate) fn started(&self) -> BTreeSet<String> {
         let all = self.start_action == StartAction::Start;
@@ -73,6 +79,10 @@ pub(crate) struct Connection {
     waiting: BTreeSet<String>,
     /// For the next initiation: of the IKE SA that the peer lost.
     pub(crate) ticket: Option<Held>,
+    /// For the next initiation: the gateway that lost an IKE SA to which another one had redirected us, and that one.
+    redirected: Option<(IpAddr, IpAddr)>,
+    /// When redirects were followed lately.
+    pub(crate) redirects: VecDeque<Time>,
     /// Initiations that failed since the last success, and when the last one did.
     failures: u32,
     failed_at: Time,
@@ -89,6 +99,8 @@ pub(crate) struct Beginning {
     pub(crate) cookie: Option<Vec<u8>>,
     /// The IKE SA that ends once this one is authenticated.
     pub(crate) supersedes: Option<IkeSaId>,
+    /// The gateway that redirected us to these ends.
+    pub(crate) redirected_from: Option<IpAddr>,
 }
 
 /// Back-off after the first failed initiation; it doubles up to the other one.
@@ -119,6 +131,8 @@ impl Connection {
             retry_at: None,
             waiting: BTreeSet::new(),
             ticket: None,
+            redirected: None,
+            redirects: VecDeque::new(),
             failures: 0,
             failed_at: Time(0),
         }
@@ -126,10 +140,9 @@ impl Connection {
 
     /// Our port and the peer's address and port to initiate to.
     fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let port = if self.profile.remote_port == NAT_PORT { NAT_PORT } else { 500 };
-        let configured = self.profile.remote.map(|ip| (port, SocketAddr::new(ip, self.profile.remote_port)));
-        let (port, remote) = configured.or(self.last_seen)?;
-        Some((SocketAddr::new(self.profile.local, port), remote))
+        let configured = self.profile.remote.map(|address| self.profile.ends_at(address));
+        let seen = || self.last_seen.map(|(port, at)| (SocketAddr::new(self.profile.local, port), at));
+        configured.or_else(seen)
     }
 
     fn backoff(&self) -> Duration {
@@ -191,8 +204,16 @@ impl Endpoint {
         names: BTreeSet<String>,
         beginning: Beginning,
     ) -> Result<(), Refused> {
+        if self.taken_down.is_some() {
+            return Err(Refused::TakenDown);
+        }
         self.retry(number, None);
         let profile = self.connections[number].profile.clone();
+        let mut beginning = beginning;
+        if let (Some((to, from)), None) = (self.connections[number].redirected.take(), beginning.ends) {
+            beginning.ends = Some(profile.ends_at(to));
+            beginning.redirected_from = Some(from);
+        }
         let ends = beginning.ends.or_else(|| self.connections[number].ends());
         let ends = ends.ok_or_else(|| Refused::NoRemote(profile.name.clone()))?;
         if self.sas.len() >= self.config.max_ike_sas {
@@ -204,6 +225,7 @@ impl Endpoint {
         let mut sa = IkeSa::new(id, profile, spis, true, ends, now);
         sa.initial_contact = beginning.initial_contact;
         sa.supersedes = beginning.supersedes;
+        sa.redirected_from = beginning.redirected_from;
         sa.wanted = names;
         sa.wanted.extend(waiting);
         match self.take_ticket(now, number) {
@@ -268,8 +290,13 @@ impl Endpoint {
         let mut names = sa.wanted.clone();
         names.insert(auth.child.profile.name.clone());
         let (number, supersedes) = (sa.connection.number, sa.supersedes);
-        let ends = supersedes.and_then(|old| self.sas.get(&old)).map(|old| (old.local, old.remote));
-        let beginning = Beginning { ends, initial_contact: sa.initial_contact, supersedes, cookie: None };
+        let redirected_from = sa.redirected_from;
+        let ends = match redirected_from {
+            Some(_) => Some(sa.connection.ends_at(sa.remote.ip())),
+            None => supersedes.and_then(|old| self.sas.get(&old)).map(|old| (old.local, old.remote)),
+        };
+        let initial_contact = sa.initial_contact;
+        let beginning = Beginning { ends, initial_contact, supersedes, redirected_from, cookie: None };
         self.initiation_beside(sa).is_none() && self.start_ike(now, number, names, beginning).is_ok()
     }
 
@@ -337,6 +364,10 @@ impl Endpoint {
         self.leave_half_open(&mut sa);
         self.release_predecessor(now, &sa);
         self.keep_ticket(&mut sa, &ending.authority);
+        // A gateway that shows a token is there: the one that the peer sent us to, not the one of the configuration.
+        if let (Some(from), Authority::Token(_)) = (sa.redirected_from, &ending.authority) {
+            self.connections[sa.connection.number].redirected = Some((sa.remote.ip(), from));
+        }
         if let Some(hash) = sa.init_hash.take() {
             self.by_init.remove(&hash);
         }

@@ -13,6 +13,7 @@ use crate::cookie::CookieSecrets;
 use crate::random::Random;
 use crate::sa::{IkeSa, State};
 use crate::spi::{ChildSpis, Indices};
+use crate::take_down::TakenDown;
 use crate::ticket::NoTickets;
 use crate::tombstone::{MessageHash, Tombstones};
 use crate::wire::{self, Protection, View, exchange, notify};
@@ -67,6 +68,7 @@ pub struct Endpoint {
     pub(crate) lingering: VecDeque<(Time, Spi, u32)>,
     pub(crate) clear_errors: ClearErrors,
     pub(crate) shutting_down: bool,
+    pub(crate) taken_down: Option<TakenDown>,
 }
 
 impl Endpoint {
@@ -86,6 +88,9 @@ impl Endpoint {
         for (number, connection) in config.connections.iter().enumerate() {
             peers.entry(peer(connection)).or_default().push(number);
             by_addresses.entry((connection.remote, connection.local)).or_default().push(number);
+            for gateway in &connection.redirect_to {
+                by_addresses.entry((Some(*gateway), connection.local)).or_default().push(number);
+            }
             by_name.entry(connection.name.clone()).or_insert(number);
             policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
         }
@@ -120,6 +125,7 @@ impl Endpoint {
             lingering: VecDeque::new(),
             clear_errors: ClearErrors::default(),
             shutting_down: false,
+            taken_down: None,
         }
     }
 
@@ -248,6 +254,10 @@ impl Endpoint {
         }
         if is_due(sa.ticket_at) {
             self.want_ticket(now, sa);
+        }
+        if is_due(sa.leave_at) {
+            sa.leave_at = None;
+            self.close(now, sa, crate::take_down::LEAVES);
         }
         let due: Vec<ChildSaId> = sa.children.iter().filter(|c| is_due(c.rekey_at)).map(|c| c.id).collect();
         for id in due {

@@ -12,6 +12,7 @@ use crate::retransmit::{Due, Schedule};
 use crate::sa::{IkeSa, State};
 use crate::wire::{Delete, Payload, exchange};
 use spindle_abi::{Spi, Time};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// An exchange that waits for its turn.
@@ -36,6 +37,8 @@ pub(crate) enum Task {
     SendToken,
     /// For a ticket (RFC 5723 section 4.1).
     RequestTicket,
+    /// The peer is to go to another gateway (RFC 5685 section 5).
+    Redirect,
 }
 
 /// What an outstanding request is for, and what its response needs.
@@ -51,6 +54,8 @@ pub(crate) enum Purpose {
     Informational,
     /// Our QCD token: the response tells that it arrived.
     Token,
+    /// REDIRECT: the response tells that it arrived.
+    Redirect(IpAddr),
     /// The responder's AUTH is wrong; it is told (RFC 7296 section 2.21.2).
     RefuseResponder,
 }
@@ -129,6 +134,7 @@ impl Endpoint {
                     self.inform(now, sa, &payloads, Purpose::Informational);
                 }
                 Task::RequestTicket => self.request_ticket(now, sa),
+                Task::Redirect => self.redirect_peer(now, sa),
                 Task::SendToken => {
                     if let Some(token) = self.own_token(sa.spis, sa.remote) {
                         self.inform(now, sa, &[token], Purpose::Token);

@@ -43,6 +43,7 @@ impl Endpoint {
         answer.extend(self.answer_check_spi(sa, &request.payloads));
         answer.extend(self.answer_ticket_request(now, sa, &request.payloads));
         self.respond(sa, &request, &answer);
+        self.follow_redirect(now, sa, &request.payloads);
         if let Some(spi) = invalid {
             self.report(Report::InvalidSpi { ike: sa.id, spi, child: lost });
         }

@@ -10,6 +10,7 @@ use crate::connect::Profile;
 use crate::crypto::{Group, IkeKeys, IkeProposal, IkeSuite, PrivateKey, nat_detection_hash, select_ike};
 use crate::endpoint::{Endpoint, NAT_PORT, find_error, find_notify, notification, notifies};
 use crate::exchange::{Outstanding, Purpose};
+use crate::redirect;
 use crate::resume::Resumed;
 use crate::retransmit::Schedule;
 use crate::sa::{IkeSa, Nat, SaKeys, Setup};
@@ -65,7 +66,7 @@ impl Endpoint {
     }
 
     /// Sends the first request of an IKE SA, in clear. `payloads`: those of its exchange alone; NAT detection (RFC 7296
-    /// section 2.23, RFC 5723 section 4.3.2) and the announcement of SIR follow them.
+    /// section 2.23, RFC 5723 section 4.3.2) and the announcements of SIR and of redirects follow them.
     pub(crate) fn send_first_request(
         &mut self,
         sa: &mut IkeSa,
@@ -77,6 +78,8 @@ impl Endpoint {
     ) {
         payloads.extend(nat_detection(sa.spis, sa.local, sa.remote, sa.connection.force_encapsulation));
         payloads.extend(self.sir_announcement(&sa.connection.name));
+        payloads.extend(redirect::announcement(sa));
+        sa.redirectable = !sa.connection.redirect_to.is_empty();
         let header = Header {
             spis: sa.spis,
             next_payload: 0,
@@ -113,6 +116,12 @@ impl Endpoint {
         if let Some(agreed) = agree(sa, initiation, &message) {
             sa.round_trip = outstanding.schedule.round_trip(now);
             return self.finish_init(now, sa, datagram, octets, agreed);
+        }
+        if find_notify(&message.payloads, notify::REDIRECT).is_some() {
+            if !self.follow_redirect_in_clear(now, sa, &message.payloads) {
+                sa.outstanding = Some(outstanding);
+            }
+            return;
         }
         if restart(sa, initiation, &message.payloads, &mut *self.random) {
             let Purpose::Init(initiation) = outstanding.purpose else { return };
@@ -172,6 +181,9 @@ impl Endpoint {
                 self.answer(datagram, &response);
             }
             return;
+        }
+        if self.taken_down.is_some() {
+            return self.turn_away(datagram, view);
         }
         if octets.len() > MAX_REQUEST || !self.has_room_for(datagram.remote.ip()) {
             return;
@@ -248,6 +260,7 @@ impl Endpoint {
         payloads.extend(nat_detection(spis, sa.local, sa.remote, sa.connection.force_encapsulation));
         sa.sir = self.agrees_on_sir(&sa.connection.name, &message.payloads);
         payloads.extend(self.sir_announcement(&sa.connection.name).filter(|_| sa.sir));
+        sa.redirectable = redirect::is_supported(&message.payloads);
         let header = Header { spis, response: true, initiator: false, ..message.header };
         let response = Message { header, payloads }.emit();
         self.answer(datagram, &response);

@@ -176,6 +176,7 @@ impl Endpoint {
         new.state = State::Established;
         new.nat = sa.nat;
         (new.sir, new.round_trip) = (sa.sir, sa.round_trip);
+        (new.redirectable, new.redirected_from) = (sa.redirectable, sa.redirected_from);
         new.remote_id = sa.remote_id.clone();
         new.origin = sa.origin.clone();
         new.keys = Some(keys);

@@ -87,6 +87,13 @@ impl Endpoint {
             return;
         };
         let payloads = message.payloads;
+        if find_notify(&payloads, notify::REDIRECT).is_some() {
+            if !self.follow_redirect_in_clear(now, sa, &payloads) {
+                let purpose = Purpose::Resume(resumption);
+                sa.outstanding = Some(Outstanding { message_id, octets: request, purpose, schedule });
+            }
+            return;
+        }
         let refused = find_notify(&payloads, notify::TICKET_NACK).is_some();
         if refused || find_error(&payloads).is_some() {
             tracing::debug!(connection = sa.connection.name, "the peer takes no ticket");

@@ -116,6 +116,14 @@ pub(crate) struct IkeSa {
     pub(crate) lowest_nonce: Vec<u8>,
     /// The peer announced Safe IKE Recovery, and so did we.
     pub(crate) sir: bool,
+    /// The original initiator may be redirected (RFC 5685 section 3): it said so, be it the peer or us.
+    pub(crate) redirectable: bool,
+    /// As original initiator: the gateway that redirected us to this one.
+    pub(crate) redirected_from: Option<IpAddr>,
+    /// The peer redirected us elsewhere: it ends by a Delete as soon as the IKE SA there stands.
+    pub(crate) redirected: bool,
+    /// As a gateway that is taken down: when its Delete is due, whether the peer has gone or not.
+    pub(crate) leave_at: Option<Time>,
     /// How long an exchange took that needed no retransmission; the last one's.
     pub(crate) round_trip: Option<Duration>,
     /// The IKE SA that ends once this one is authenticated, for its peer is confirmed to have lost it.
@@ -207,6 +215,10 @@ impl IkeSa {
             lowest_nonce: Vec::new(),
             origin: Origin { ours: initiator, lowest_nonce: Vec::new() },
             sir: false,
+            redirectable: false,
+            redirected_from: None,
+            redirected: false,
+            leave_at: None,
             round_trip: None,
             supersedes: None,
             check: None,
@@ -373,8 +385,10 @@ impl IkeSa {
             _ => None,
         };
         let own = match self.state {
-            State::Established => [self.dpd_at, self.rekey_at, self.keepalive_at, self.ticket_at],
-            _ => [None; 4],
+            State::Established => {
+                [self.dpd_at, self.rekey_at, self.keepalive_at, self.ticket_at, self.leave_at]
+            }
+            _ => [None; 5],
         };
         own.into_iter().chain([outstanding, queue, children, self.expires]).flatten().min()
     }
@@ -460,6 +474,7 @@ mod tests {
             retransmission: Retransmission { timeout: Duration::from_secs(1), base: 1.5, tries: 4 },
             rekey_time: Duration::ZERO,
             resumption: false,
+            redirect_to: Vec::new(),
             start_action: StartAction::Trap,
             children: Vec::new(),
         };

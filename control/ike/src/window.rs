@@ -145,6 +145,7 @@ impl Endpoint {
                 self.tokens.acknowledged(sa.spis);
                 self.report(Report::TokenAcknowledged { ike: sa.id, spis: sa.spis });
             }
+            Purpose::Redirect(to) => self.report(Report::Redirected { ike: sa.id, to }),
             Purpose::RefuseResponder => sa.end(Authority::ProtocolError(Evidence(())), false),
         }
     }

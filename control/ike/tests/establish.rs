@@ -383,8 +383,7 @@ fn a_responder_that_crashed_before_ike_auth_is_reached_by_another_attempt() {
     let mut world = World::new(23);
     world.initiate(A);
     world.run(Duration::from_millis(25));
-    let [_, b] = World::new(24).sides;
-    world.sides[B] = b;
+    world.sides[B] = World::new(24).sides.swap_remove(B);
     world.run(Duration::from_millis(10));
     let waiting = world.sas(A)[0].id;
     assert!(matches!(world.sides[B].unmatched[..], [Unmatched::ProtectedRequest { .. }]));
@@ -468,10 +467,9 @@ fn a_start_in_the_same_instant_as_a_message_ends_with_one_of_each() {
 fn initial_contact_ends_the_ike_sa_of_an_earlier_life() {
     let mut world = World::established(19);
     let old = world.sas(B)[0].id;
-    let fresh = World::new(20);
+    let mut fresh = World::new(20);
     // A crashed and starts anew, B has not noticed.
-    let [a, _] = fresh.sides;
-    world.sides[A] = a;
+    world.sides[A] = fresh.sides.swap_remove(A);
     world.initiate(A);
     world.run(Duration::from_secs(1));
     world.assert_one_of_each();

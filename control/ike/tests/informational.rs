@@ -96,9 +96,7 @@ fn a_proof_deletes_silently_and_nothing_starts_by_itself() {
     world.send_esp(A);
     let sa = ike(&world, A);
     let proof = world.sides[A].endpoint.verify_token(sa.id, &token(B, sa.spis)).unwrap();
-    let fresh = World::new(33);
-    let [_, b] = fresh.sides;
-    world.sides[B] = b;
+    world.sides[B] = World::new(33).sides.swap_remove(B);
     world.recorded.clear();
     world.at(A, |e, now| e.delete_ike_sa(now, sa.id, proof));
     world.run(Duration::from_secs(10));

@@ -59,7 +59,8 @@ impl Answers {
     pub(crate) fn new(config: &Config, boot: &Boot, tokens: Rc<Tokens>, hash: SourceHash) -> Answers {
         let limits = config.limits;
         let requests = || Budget::new(limits.invalid_ike_spi_per_source, limits.invalid_ike_spi_total);
-        let configured = config.connections.iter().filter_map(|c| c.remote);
+        let configured =
+            config.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied());
         let pairs = boot.former.iter().flat_map(|r| [Some(r.parent), r.earlier_parent]).flatten();
         Answers {
             tokens,

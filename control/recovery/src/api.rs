@@ -342,7 +342,8 @@ pub enum Output {
 
 /// One thing that happened, for people and for timelines. `name` is one of: `ready`, `hint`, `probe`, `proof`,
 /// `token-sent`, `token-failed`, `ike-established`, `ike-rekeyed`, `ike-deleted`, `installed`, `child-deleted`,
-/// `initiating`, `initiation-failed`, `suspected`, `secret-rotated`, `maker-off`, of SIR `query`, `ack`, `nack`,
+/// `initiating`, `initiation-failed`, `suspected`, `redirected`, `redirect-followed`, `redirect-refused`, `taken-down`,
+/// `secret-rotated`, `maker-off`, of SIR `query`, `ack`, `nack`,
 /// `confirmation`, …
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {

@@ -23,6 +23,8 @@ use spindle_ike::random::Random;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use take_down::TakingDown;
+pub use take_down::{TakeDownRefused, TakeDownStatus};
 use zeroize::Zeroizing;
 
 /// Reports of tokens sent, per second; all are counted.
@@ -93,6 +95,7 @@ pub struct Gateway {
     boot_left: usize,
     dataplane_ready: bool,
     ready: bool,
+    taking_down: Option<TakingDown>,
     stopping: bool,
 }
 
@@ -174,6 +177,7 @@ impl Gateway {
             awaited: HashMap::new(),
             dataplane_ready: false,
             ready: false,
+            taking_down: None,
             stopping: false,
             config,
         };
@@ -234,7 +238,8 @@ impl Gateway {
             let left = second.saturating_sub(self.wall_clock.0);
             self.wall_clock.1.after(std::time::Duration::from_secs(left))
         });
-        let turns = !self.waiting.is_empty() || !self.unasked.is_empty();
+        let dismissing = self.taking_down.as_ref().is_some_and(TakingDown::has_more);
+        let turns = !self.waiting.is_empty() || !self.unasked.is_empty() || dismissing;
         let turn = turns.then(|| self.pace.room_at());
         let reconnect = self.reconnect.deadline(&self.pace);
         let sir = self.sir.as_ref().and_then(sir::Sir::deadline);
@@ -388,7 +393,7 @@ impl Gateway {
             }
             if let Some(due) = self.reconnect.next_due(now, &mut self.pace) {
                 self.initiate_due(now, &due);
-            } else if !self.tell_unasked(now) && !self.advance_rotation(now) {
+            } else if !self.tell_unasked(now) && !self.dismiss_next(now) && !self.advance_rotation(now) {
                 break;
             }
         }
@@ -407,6 +412,7 @@ impl Gateway {
                 self.tokens.given().reported(spis);
                 self.accepted = (!initiator).then_some(ike);
                 self.journal.ike_established(ike, spis, &connection, initiator);
+                self.taking_down.iter_mut().for_each(|taking_down| taking_down.told(ike));
                 self.reconnect_established(now, &connection, initiator);
                 self.sir.as_mut().into_iter().for_each(|sir| sir.created(now, &connection));
                 let role = if initiator { "initiator" } else { "responder" };
@@ -417,6 +423,7 @@ impl Gateway {
                 self.tokens.given().reported(spis);
                 let initiator = self.endpoint.spi_in_use(spis.initiator);
                 self.journal.ike_rekeyed(old, new, spis, initiator);
+                self.taking_down.iter_mut().for_each(|taking_down| taking_down.rekeyed(old, new));
                 let connection = self.journal.ike_sa(new).map(|row| row.connection.clone());
                 if let (Some(sir), Some(connection)) = (&mut self.sir, &connection) {
                     sir.forget(old);
@@ -426,6 +433,7 @@ impl Gateway {
             }
             Ike::IkeDeleted { ike, spis, connection, authority } => {
                 self.hints.forget(ike);
+                self.note_departure(ike, spis);
                 self.token_holder_ended(now, spis, &authority);
                 self.sir.as_mut().into_iter().for_each(|sir| sir.forget(ike));
                 self.journal.ike_deleted(ike, matches!(authority, Authority::Timeout(_)));
@@ -485,6 +493,21 @@ impl Gateway {
             Ike::SpiChecked { ike, spi, known } => self.spi_checked(now, ike, spi, known),
             Ike::SpiAnswered { ike, spi, known } => self.spi_answered(now, ike, spi, known),
             Ike::Suspected { ike } => self.report_ike("suspected", ike),
+            Ike::Redirected { ike, to } => self.peer_redirected(ike, to),
+            Ike::RedirectFollowed { connection, from, to } => {
+                self.stats.count(Counter::RedirectsFollowed);
+                self.report(
+                    "redirect-followed",
+                    Some(connection),
+                    None,
+                    None,
+                    format!("from {from} to {to}"),
+                );
+            }
+            Ike::RedirectRefused { connection, reason } => {
+                self.stats.count(Counter::RedirectsRefused);
+                self.report("redirect-refused", Some(connection), None, None, reason);
+            }
         }
     }
 
@@ -572,5 +595,6 @@ mod contact;
 mod heard;
 mod secrets;
 mod sir;
+mod take_down;
 #[cfg(test)]
 mod tests;

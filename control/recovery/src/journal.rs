@@ -103,6 +103,18 @@ impl Journal {
         may
     }
 
+    /// All IKE SAs, in the order of their making.
+    pub(crate) fn all(&self) -> Vec<IkeSaId> {
+        let mut all: Vec<IkeSaId> = self.ike_sas.keys().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// How many IKE SAs there are.
+    pub(crate) fn len(&self) -> usize {
+        self.ike_sas.len()
+    }
+
     /// The IKE SAs of a connection.
     pub(crate) fn of_connection(&self, connection: &str) -> impl Iterator<Item = (IkeSaId, &IkeRow)> {
         let ids = self.by_connection.get(connection).into_iter().flatten();

@@ -106,6 +106,12 @@ counters! {
     Reinitiated = "reinitiated",
     /// Initiations after a start, for peers that we had or may have had.
     InitiatedAfterStart = "initiated-after-start",
+    /// Peers that have acknowledged our REDIRECT, or were told in IKE_AUTH (RFC 5685).
+    PeersRedirected = "peers-redirected",
+    /// Redirects of ours by peers, followed.
+    RedirectsFollowed = "redirects-followed",
+    /// Redirects of ours by peers, not followed.
+    RedirectsRefused = "redirects-refused",
     /// Tickets granted (RFC 5723).
     TicketsGranted = "tickets-granted",
     /// Tickets by which a peer resumed.

@@ -42,6 +42,7 @@ pub(crate) fn connection(name: &str, remote: Option<&str>) -> ConnectionConfig {
         retransmission: Retransmission { timeout: Duration::from_millis(500), base: 1.8, tries: 5 },
         rekey_time: Duration::from_secs(4 * 3600),
         resumption: false,
+        redirect_to: Vec::new(),
         start_action: StartAction::Trap,
         children: vec![ChildConfig {
             name: "net".into(),

@@ -57,6 +57,8 @@ pub struct Summary {
     pub tokens_acknowledged: u64,
     /// Tokens that matched.
     pub proofs: u64,
+    /// Gateways taken down.
+    pub take_downs: u64,
     /// Losses that SIR confirmed.
     pub confirmations: u64,
     /// The attacker's packets.
@@ -96,6 +98,7 @@ impl Summary {
         self.rotations += other.rotations;
         self.generations_dropped += other.generations_dropped;
         self.tokens_acknowledged += other.tokens_acknowledged;
+        self.take_downs += other.take_downs;
         self.confirmations += other.confirmations;
         self.strikes += other.strikes;
         self.packets_sent += other.packets_sent;

@@ -54,6 +54,8 @@ pub(crate) enum Action {
     Terminate { side: usize },
     /// An operator's command: a new generation of the QCD secret.
     RotateSecret { side: usize },
+    /// An operator's command: no IKE SA begins here any more, and the peer is told. The gateway dies soon after.
+    TakeDown { side: usize },
     /// Nothing reaches a gateway for a while.
     CutOff { side: usize, for_: Duration },
 }
@@ -146,6 +148,22 @@ impl Scenario {
             for _ in 0..dice.one(&[1, 3, 6, 9]) {
                 self.actions.push((at, Action::RotateSecret { side }));
                 at = at.after(dice.between(Duration::ZERO, apart));
+            }
+        }
+        self.actions.sort_by_key(|(at, _)| *at);
+    }
+
+    /// A gateway is taken down, and a while later dies to start again; drawn from dice of their own too.
+    pub(crate) fn draw_take_downs(&mut self, dice: &mut Dice) {
+        for _ in 0..dice.one(&[0, 0, 0, 0, 0, 0, 0, 1]) {
+            let side = dice.below(2);
+            let at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
+            let dies = at.after(milliseconds(dice.one(&[1, 30, 200, 1500])));
+            // Before the calm, or it would stay down.
+            if dies < self.calm {
+                let (death, down) = (Death::Kill, milliseconds(dice.one(&[0, 300, 2000])));
+                self.actions.push((at, Action::TakeDown { side }));
+                self.actions.push((dies, Action::Crash { side, death, down, again: None }));
             }
         }
         self.actions.sort_by_key(|(at, _)| *at);
@@ -277,6 +295,7 @@ impl Scenario {
                 retransmission: Retransmission { timeout: milliseconds(300), base: 1.5, tries: 5 },
                 rekey_time: soft(dice),
                 resumption: resumption[side],
+                redirect_to: Vec::new(),
                 start_action: starts[side],
                 children: vec![child],
             };

@@ -112,6 +112,7 @@ impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> World {
         let mut scenario = Scenario::draw(&mut Dice::new(seed, 0));
         scenario.draw_rotations(&mut Dice::new(seed, 4));
+        scenario.draw_take_downs(&mut Dice::new(seed, 7));
         let sir = scenario.draw_sir(&mut Dice::new(seed, 6));
         let machine = |side: usize| {
             let random = Dice::new(seed, 10 + side as u64);
@@ -508,6 +509,7 @@ impl World {
             }
             Action::Rekey { side, .. }
             | Action::RotateSecret { side }
+            | Action::TakeDown { side }
             | Action::Initiate { side }
             | Action::Terminate { side } => {
                 let now = self.now;
@@ -522,6 +524,11 @@ impl World {
                     // So is a maker that is switched off.
                     Action::RotateSecret { .. } => {
                         let _ = gateway.rotate_secret(now);
+                        Ok(())
+                    }
+                    Action::TakeDown { .. } => {
+                        let _ = gateway.take_down(now, None, Duration::ZERO);
+                        self.summary.take_downs += 1;
                         Ok(())
                     }
                     Action::Initiate { .. } => gateway.initiate(now, CONNECTION, None),

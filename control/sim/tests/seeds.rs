@@ -55,7 +55,7 @@ fn play(hand: u64) {
         assert!(shown.iter().all(|count| *count >= 50), "{sum:#?}");
         // Where the restarted side initiates by itself, it needs no proof; few worlds have tickets.
         assert!(sum.proofs >= 25 && sum.resumed >= 5, "{sum:#?}");
-        assert!(sum.confirmations >= 10, "{sum:#?}");
+        assert!(sum.confirmations >= 10 && sum.take_downs >= 10, "{sum:#?}");
     }
 }
 

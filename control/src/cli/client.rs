@@ -27,7 +27,8 @@ pub(super) fn ask(run_dir: &Path, request: &Request) -> Result<serde_json::Value
         Request::Initiate { timeout_ms, .. }
         | Request::RotateSecret { timeout_ms }
         | Request::Terminate { timeout_ms, .. }
-        | Request::Rekey { timeout_ms, .. } => Duration::from_millis(*timeout_ms),
+        | Request::Rekey { timeout_ms, .. }
+        | Request::TakeDown { timeout_ms, .. } => Duration::from_millis(*timeout_ms),
         _ => Duration::ZERO,
     };
     let lost = |e: std::io::Error| Unsuccessful::failed(format!("{}: no answer: {e}", path.display()));

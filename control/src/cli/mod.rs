@@ -72,6 +72,18 @@ enum Verb {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Takes the gateway down for maintenance: no IKE SA begins here until it is started again, and every peer is sent to
+    /// another gateway (RFC 5685), where it lets itself be, or told to go by a Delete; waits until all have gone.
+    TakeDown {
+        /// The gateway to go to, which has our identity and key.
+        #[arg(long, value_name = "ADDRESS")]
+        to: Option<std::net::IpAddr>,
+        /// How long a redirected peer may take to get there, in seconds; then its IKE SA is deleted all the same.
+        #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+        grace: f64,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Rekeys the IKE SAs of a connection, or the Child SAs of one of its children, and waits for it.
     Rekey {
         /// CONNECTION or CONNECTION/CHILD.
@@ -121,8 +133,12 @@ struct Wait {
 
 impl Wait {
     fn timeout_ms(&self) -> u64 {
-        (self.timeout * 1000.0) as u64
+        milliseconds(self.timeout)
     }
+}
+
+fn milliseconds(seconds: f64) -> u64 {
+    (seconds * 1000.0) as u64
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -229,6 +245,10 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
         Verb::Terminate { name: Name { connection, child }, wait } => {
             let timeout_ms = wait.timeout_ms();
             ask(&wait.ask, Request::Terminate { connection, child, timeout_ms }, done)
+        }
+        Verb::TakeDown { to, grace, wait } => {
+            let (grace_ms, timeout_ms) = (milliseconds(grace), wait.timeout_ms());
+            ask(&wait.ask, Request::TakeDown { to, grace_ms, timeout_ms }, tables::taken_down)
         }
         Verb::Rekey { name, ike, child, wait } => {
             let timeout_ms = wait.timeout_ms();

@@ -1,6 +1,6 @@
 //! Answers as tables for people.
 
-use crate::protocol::{Connection, IkeSa, LoggedEvent, Secret, Stats, Status};
+use crate::protocol::{Connection, IkeSa, LoggedEvent, Secret, Stats, Status, TakenDown};
 use serde_json::{Result, Value, from_value};
 use std::fmt::Write;
 
@@ -43,6 +43,7 @@ pub(super) fn status(value: Value) -> Result<String> {
         cells(["incarnation", &s.incarnation.to_string()]),
         cells(["started", &when(s.started_us)]),
         cells(["ready", &ready]),
+        cells(["taken down", if s.taken_down { "yes: peers are sent away" } else { "no" }]),
         cells(["maker id", &s.maker_id]),
         cells(["tokens", if s.tokens { "may leave" } else { "stay here" }]),
         cells(["former SPIs", &s.former_spis.to_string()]),
@@ -154,6 +155,13 @@ pub(super) fn secret(value: Value) -> Result<String> {
     }
     let under_way = if secret.rotating { "a rotation is under way\n" } else { "" };
     Ok(table(&lines) + under_way)
+}
+
+pub(super) fn taken_down(value: Value) -> Result<String> {
+    let TakenDown { done, peers, redirected, deleted } = from_value(value)?;
+    Ok(format!(
+        "{done}: {peers} told to go, {redirected} of them redirected, {deleted} deleted by an exchange"
+    ))
 }
 
 pub(super) fn events(value: Value) -> Result<String> {

@@ -103,6 +103,7 @@ pub(super) fn connection(
         rekey_time: section
             .optional("rekey_time")
             .map_or(Ok(Duration::from_secs(4 * 3600)), |v| v.duration())?,
+        redirect_to: redirect_to(&section, local_address, remote_address)?,
         resumption: section.optional("resumption").map_or(Ok(false), |v| v.boolean())?,
         start_action,
         children,
@@ -110,6 +111,24 @@ pub(super) fn connection(
     let methods = section.optional("recovery").map(|value| super::methods(&value)).transpose()?;
     section.finish()?;
     Ok((config, methods))
+}
+
+/// Addresses of the peer's other gateways.
+fn redirect_to(section: &Section<'_>, local: IpAddr, remote: Option<IpAddr>) -> Result<Vec<IpAddr>> {
+    let Some(value) = section.optional("redirect_to") else { return Ok(Vec::new()) };
+    let mut gateways = Vec::new();
+    for entry in value.array(16)? {
+        let gateway = entry.address()?;
+        if gateway == local {
+            return Err(entry.error("is our own address (local.address); write another gateway of the peer"));
+        }
+        if Some(gateway) == remote || gateways.contains(&gateway) {
+            let fix = "names a gateway that is named already (remote.address is one); remove it here";
+            return Err(entry.error(fix));
+        }
+        gateways.push(gateway);
+    }
+    Ok(gateways)
 }
 
 fn check_name(name: &str, value: &Value<'_>) -> Result<()> {

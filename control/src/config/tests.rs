@@ -42,6 +42,7 @@ fn a_good_file_is_understood_and_its_defaults_filled_in() {
     assert_eq!(s.gateway.anchor, Path::new("/var/lib/spindle-anchor"));
     assert_eq!(s.gateway.ticket_lifetime, Duration::from_secs(3600));
     assert!(!s.connections[0].resumption, "it costs forward secrecy");
+    assert!(s.connections[0].redirect_to.is_empty(), "the peer sends us nowhere unless we say where");
     assert_eq!((s.gateway.ike_port, s.gateway.natt_port), (500, 4500));
     assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
     assert_eq!(s.recovery.limits, Limits::default());
@@ -237,6 +238,20 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
         ),
         ("start_action = \"start\"", "[recovery]\njournal = true\njournal = true", 18, "journal", "not TOML"),
         ("dpd_delay = \"2s\"", "resumption = \"yes\"", 8, "connections.ab.resumption", "true or false"),
+        (
+            "dpd_delay = \"2s\"",
+            "redirect_to = [\"192.0.2.9\", \"192.0.2.2\"]",
+            8,
+            "connections.ab.redirect_to[1]",
+            "another gateway of the peer",
+        ),
+        (
+            "dpd_delay = \"2s\"",
+            "redirect_to = [\"192.0.2.1\"]",
+            8,
+            "connections.ab.redirect_to",
+            "remote.address is one",
+        ),
         ("name = \"b\"", "name = \"b\"\nticket_lifetime = \"2d\"", 3, "gateway.ticket_lifetime", "24h"),
         ("start_action = \"start\"", "start_action = start", 16, "start_action", "not TOML"),
         ("start_action = \"start\"", "[connections.ab]\nencap = true", 16, "connections.ab", "not TOML"),

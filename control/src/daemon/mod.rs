@@ -15,6 +15,7 @@ mod safety;
 mod server;
 mod show;
 mod sockets;
+mod take_down;
 mod wait;
 
 use crate::config::Settings;
@@ -38,6 +39,7 @@ use spindle_recovery::store::{SmallFile, SmallFiles, StoreError};
 use spindle_ring::{Broken, ControlSide};
 use std::io;
 use std::time::Duration;
+use take_down::TakeDowns;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
@@ -128,6 +130,7 @@ struct Daemon<'a> {
     journal: Journal,
     files: Files,
     rotations: Rotations,
+    take_downs: TakeDowns,
     events: EventLog,
     waiters: Vec<Waiter>,
     stopping: Option<Time>,
@@ -221,6 +224,7 @@ impl<'a> Daemon<'a> {
             former_spis: boot.former.len(),
             started_us: start.started_us,
             ready_us: None,
+            taken_down: false,
             pids: Pids {
                 supervisor: start.supervisor,
                 dataplane: start.dataplane,
@@ -264,6 +268,7 @@ impl<'a> Daemon<'a> {
             journal,
             files,
             rotations: Rotations::default(),
+            take_downs: TakeDowns::default(),
             events: EventLog::new(),
             waiters: Vec::new(),
             stopping: None,
@@ -359,6 +364,7 @@ impl<'a> Daemon<'a> {
         }
         self.bridge.flush()?;
         self.end_rotations();
+        self.end_take_downs();
         if reported || self.waiters.iter().any(|w| w.deadline() <= now()) {
             self.settle();
         }
@@ -367,8 +373,8 @@ impl<'a> Daemon<'a> {
 
     fn deadline(&self) -> Option<Time> {
         let waiters = self.waiters.iter().map(Waiter::deadline);
-        let rotations = self.rotations.deadline();
-        self.gateway.deadline().into_iter().chain(waiters).chain(rotations).chain(self.stopping).min()
+        let others = self.rotations.deadline().into_iter().chain(self.take_downs.deadline());
+        self.gateway.deadline().into_iter().chain(waiters).chain(others).chain(self.stopping).min()
     }
 
     /// For the log, `spindle events` and those who wait.
@@ -419,6 +425,9 @@ impl<'a> Daemon<'a> {
                 begun.map(|_| Waiter::rekey(connection, child, &before, self.until(timeout_ms)))
             }
             Request::RotateSecret { timeout_ms } => return self.rotate_secret(timeout_ms, answer),
+            Request::TakeDown { to, grace_ms, timeout_ms } => {
+                return self.take_down(to, grace_ms, timeout_ms, answer);
+            }
             simple => {
                 // A caller that has gone needs no answer.
                 let _ = answer.send(self.show(&simple));
@@ -463,6 +472,7 @@ impl<'a> Daemon<'a> {
                     ike_sas: sas.len(),
                     child_sas: sas.iter().map(|s| s.children.len()).sum(),
                     tokens: self.status.tokens && self.gateway.is_token_maker(),
+                    taken_down: self.gateway.take_down_status().is_some(),
                     ..self.status.clone()
                 })
             }

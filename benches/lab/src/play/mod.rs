@@ -4,6 +4,7 @@ pub(crate) mod both;
 pub(crate) mod crash;
 pub(crate) mod link;
 pub(crate) mod secret;
+pub(crate) mod take_down;
 pub(crate) mod twice;
 
 use crate::drill::{Drill, Step};

@@ -136,6 +136,12 @@ pub mod notify {
     pub const ESP_TFC_PADDING_NOT_SUPPORTED: u16 = 16394;
     /// RFC 7296 section 1.3.1.
     pub const NON_FIRST_FRAGMENTS_ALSO: u16 = 16395;
+    /// RFC 5685 section 9.1.
+    pub const REDIRECT_SUPPORTED: u16 = 16406;
+    /// RFC 5685 section 9.2.
+    pub const REDIRECT: u16 = 16407;
+    /// RFC 5685 section 9.3.
+    pub const REDIRECTED_FROM: u16 = 16408;
     /// RFC 5723 section 7.
     pub const TICKET_LT_OPAQUE: u16 = 16409;
     /// RFC 5723 section 7.

@@ -19,6 +19,8 @@ use zeroize::Zeroizing;
 
 pub const A: usize = 0;
 pub const B: usize = 1;
+/// A third gateway, in the worlds that have one.
+pub const C: usize = 2;
 
 pub struct Seeded(pub ChaCha12Rng);
 
@@ -123,7 +125,7 @@ pub type Network = Box<dyn FnMut(usize, u64, &mut Datagram) -> Option<Fate>>;
 
 pub struct World {
     pub now: Time,
-    pub sides: [Side; 2],
+    pub sides: Vec<Side>,
     flights: VecDeque<(Time, u64, usize, Flight)>,
     sequence: u64,
     pub latency: Duration,
@@ -136,7 +138,7 @@ pub struct World {
     /// NAT keepalives: when, by whom.
     pub keepalives: Vec<(Time, usize)>,
     next_packet: Time,
-    pub delivered: [u64; 2],
+    pub delivered: [u64; 3],
     pub lost: u64,
     /// A NAT in front of A: its outer address.
     pub nat: Option<SocketAddr>,
@@ -185,6 +187,7 @@ pub fn connection(side: usize) -> ConnectionConfig {
         retransmission: Retransmission { timeout: Duration::from_secs(1), base: 1.5, tries: 4 },
         rekey_time: Duration::ZERO,
         resumption: false,
+        redirect_to: Vec::new(),
         start_action: StartAction::Trap,
         children: vec![child("net", side, 0)],
     }
@@ -200,8 +203,12 @@ impl World {
     }
 
     pub fn with(seed: u64, a: EndpointConfig, b: EndpointConfig) -> World {
+        World::of(seed, vec![a, b])
+    }
+
+    pub fn of(seed: u64, configs: Vec<EndpointConfig>) -> World {
         let mut number = 0;
-        let sides = [a, b].map(|config| {
+        let sides = configs.into_iter().map(|config| {
             let activities = Activities::default();
             let rng = ChaCha12Rng::seed_from_u64(seed.wrapping_mul(2).wrapping_add(number as u64));
             let side = Side {
@@ -222,7 +229,7 @@ impl World {
         });
         World {
             now: Time(1_000_000_000),
-            sides,
+            sides: sides.collect(),
             flights: VecDeque::new(),
             sequence: 0,
             latency: Duration::from_millis(10),
@@ -232,7 +239,7 @@ impl World {
             traffic: None,
             keepalives: Vec::new(),
             next_packet: Time(0),
-            delivered: [0; 2],
+            delivered: [0; 3],
             lost: 0,
             nat: None,
             mappings: BTreeMap::new(),
@@ -271,8 +278,8 @@ impl World {
         self.recorded.push((from, datagram.clone()));
         let fate = (self.network)(from, number, &mut datagram).unwrap_or_else(|| vec![self.latency]);
         for delay in fate {
-            let to = 1 - from;
             if let Some(received) = self.translate(from, &datagram) {
+                let to = self.side_at(received.local.ip(), from);
                 self.fly(to, delay, Flight::Ike(received));
             }
         }
@@ -291,6 +298,14 @@ impl World {
             }
         }
         Some(Datagram { local: destination, remote: source, data: sent.data.clone() })
+    }
+
+    /// Who has this address; in a world of two, the other one.
+    fn side_at(&self, address: IpAddr, from: usize) -> usize {
+        match self.sides.len() {
+            2 => 1 - from,
+            _ => self.sides.iter().position(|side| side.address.ip() == address).expect("an address here"),
+        }
     }
 
     fn fly(&mut self, to: usize, delay: Duration, flight: Flight) {
@@ -325,7 +340,7 @@ impl World {
             self.send_esp(A);
             self.send_esp(B);
         } else {
-            for side in [A, B] {
+            for side in 0..self.sides.len() {
                 if self.sides[side].endpoint.deadline().is_some_and(|d| d <= self.now) {
                     self.at(side, |e, now| e.tick(now));
                 }
@@ -351,7 +366,8 @@ impl World {
                 activity.packets += 1;
                 activity.last = self.now;
                 drop(activities);
-                self.fly(1 - from, self.latency, Flight::Esp(Box::new(sa)));
+                let to = self.side_at(sa.remote.ip(), from);
+                self.fly(to, self.latency, Flight::Esp(Box::new(sa)));
             }
             None => self.lost += 1,
         }

@@ -33,6 +33,11 @@ fn nonce_of(payloads: &[Payload]) -> Vec<u8> {
 impl Peer {
     /// IKE_SA_INIT alone, with Curve25519: the IKE SA is half-open.
     pub fn half_open(world: &mut World) -> (Peer, Vec<Payload>) {
+        Peer::half_open_saying(world, Vec::new())
+    }
+
+    /// With these payloads besides in IKE_SA_INIT.
+    pub fn half_open_saying(world: &mut World, more: Vec<Payload>) -> (Peer, Vec<Payload>) {
         world.network = Box::new(|_, _, _| Some(vec![]));
         let mut random = Seeded(ChaCha12Rng::seed_from_u64(77));
         let proposal = parse_ike("aes128gcm16-prfsha256-x25519").unwrap();
@@ -47,11 +52,12 @@ impl Peer {
             initiator: true,
             message_id: 0,
         };
-        let payloads = vec![
+        let mut payloads = vec![
             Payload::Sa(vec![proposal.to_wire(1, &[])]),
             Payload::KeyExchange { group: Group::X25519.id(), data: key.public().to_vec() },
             Payload::Nonce(nonce.clone()),
         ];
+        payloads.extend(more);
         let request = Message { header, payloads }.emit();
         world.recorded.clear();
         send(world, request.clone());

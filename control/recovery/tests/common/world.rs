@@ -162,6 +162,7 @@ fn config(setup: &Setup, side: usize) -> Config {
         retransmission: Retransmission { timeout: Duration::from_millis(500), base: 1.5, tries: 4 },
         rekey_time: Duration::ZERO,
         resumption: setup.resumption,
+        redirect_to: Vec::new(),
         start_action: StartAction::Trap,
         children: (0..setup.children).map(child).collect(),
     };
