@@ -57,7 +57,7 @@ pub use stage::{SIDES, Seen, Stage};
 pub use storm::{absorb_answers, storm};
 pub use testbed::{Options, Testbed, Wires};
 pub use timeline::{Counts, Crash, Exchange, Question, Recovery, Timeline};
-pub use topology::{Addresses, Network, Side, Topology};
+pub use topology::{Addresses, Layout, Member, Network, Side, Topology};
 pub use traffic::{
     Delivery, Host, Marker, Outage, Stream, StreamLog, Transfer, ping, tcp_transfer, udp_sweep,
 };

@@ -25,7 +25,7 @@ use crate::gateway::{Gateway, Settings, program_folder};
 use crate::leak::{InsideNetwork, Leak, leaks};
 use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show};
 use crate::pcap::Frame;
-use crate::topology::{Addresses, Side, Topology};
+use crate::topology::{Addresses, Layout, Member, Side, Topology};
 use crate::traffic::{self, Host, Marker, Stream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,6 +41,10 @@ pub struct Options {
     pub a: Settings,
     /// Gateway B's configuration.
     pub b: Settings,
+    /// What stands in the gateways' places.
+    pub layout: Layout,
+    /// The configuration of a pair's second gateway.
+    pub second: Settings,
     /// The folder of the gateways' programs; if `None`, that of this program, or `SPINDLE_BIN_DIR`.
     pub programs: Option<PathBuf>,
 }
@@ -52,6 +56,8 @@ impl Default for Options {
             link: Link::with_round_trip(Duration::ZERO),
             a: Settings::default(),
             b: Settings::default(),
+            layout: Layout::Plain,
+            second: Settings::default(),
             programs: None,
         }
     }
@@ -71,6 +77,7 @@ pub struct Wires {
 pub struct Testbed {
     // In this order they are dropped: processes, captures, delay box, namespaces, files.
     gateways: [Gateway; 2],
+    second: Option<Gateway>,
     captures: Option<[Capture; 2]>,
     delay: DelayBox,
     topology: Topology,
@@ -83,7 +90,7 @@ impl Testbed {
     /// Makes everything and starts the captures; the gateways are configured but not started.
     pub fn two_gateways(options: Options) -> Result<Testbed> {
         cleanup::prepare()?;
-        let topology = Topology::create(options.addresses)?;
+        let topology = Topology::with_layout(options.addresses, options.layout)?;
         let directory = std::env::temp_dir().join(unique_name(topology.number, "files"));
         let guard = Guard::directory(&directory);
         std::fs::create_dir_all(&directory).context(|| format!("making {}", directory.display()))?;
@@ -94,20 +101,23 @@ impl Testbed {
         let captures = Some([capture(Side::A)?, capture(Side::B)?]);
         let delay = DelayBox::start(&topology, options.link)?;
         let programs = options.programs.map_or_else(program_folder, Ok)?;
-        let gateway = |side: Side| {
-            Gateway::new(
-                side,
-                &topology.addresses,
-                topology.gateway(side),
-                &directory.join(side.letter().to_string()),
-                &programs,
-            )
+        let gateway = |side: Side, namespace, name: &str, settings| {
+            let directory = directory.join(name);
+            let gateway = Gateway::new(side, &topology.addresses, namespace, &directory, &programs)?;
+            gateway.configure(settings, &topology.addresses)?;
+            Ok(gateway)
         };
-        let gateways = [gateway(Side::A)?, gateway(Side::B)?];
-        gateways[0].configure(&options.a, &topology.addresses)?;
-        gateways[1].configure(&options.b, &topology.addresses)?;
+        let gateways = [
+            gateway(Side::A, topology.gateway(Side::A), "a", &options.a)?,
+            gateway(Side::B, topology.gateway(Side::B), "b", &options.b)?,
+        ];
+        let second = match options.layout {
+            Layout::Plain => None,
+            Layout::Pair => Some(gateway(Side::B, topology.member(Member::Second), "b2", &options.second)?),
+        };
         Ok(Testbed {
             gateways,
+            second,
             captures,
             delay,
             topology,
@@ -117,12 +127,12 @@ impl Testbed {
         })
     }
 
-    /// Starts both gateways and waits until both are ready.
+    /// Starts both gateways, or all three, and waits until they are ready.
     pub fn start(&mut self, patience: Duration) -> Result<()> {
-        for gateway in &mut self.gateways {
+        for gateway in self.gateways.iter_mut().chain(&mut self.second) {
             gateway.start()?;
         }
-        for gateway in &mut self.gateways {
+        for gateway in self.gateways.iter_mut().chain(&mut self.second) {
             gateway.wait_ready(patience)?;
         }
         Ok(())
@@ -136,6 +146,16 @@ impl Testbed {
     /// A gateway, to start, kill or stop it.
     pub fn gateway_mut(&mut self, side: Side) -> &mut Gateway {
         &mut self.gateways[side as usize]
+    }
+
+    /// A pair's second gateway.
+    pub fn second(&self) -> Option<&Gateway> {
+        self.second.as_ref()
+    }
+
+    /// A pair's second gateway, to start, kill or stop it.
+    pub fn second_mut(&mut self) -> Option<&mut Gateway> {
+        self.second.as_mut()
     }
 
     /// A host.
