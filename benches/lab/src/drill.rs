@@ -56,7 +56,8 @@ impl Drill {
 /// missed the exchange that it was meant for.
 pub fn drill(drill: &Drill, step: Step<'_>) -> Result<Outcome> {
     let settings = drill.scenario.settings(drill.method);
-    let mut stage = Stage::new([settings.clone(), settings.clone()], drill.round_trip, drill.interval)?;
+    let made = if drill.scenario.has_standby() { Stage::with_standby } else { Stage::new };
+    let mut stage = made([settings.clone(), settings.clone()], drill.round_trip, drill.interval)?;
     if drill.scenario.is_uncounted() {
         stage = stage.uncounted();
     }

@@ -54,7 +54,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// # Errors
-    /// If B was not killed within the exchange that it was to be killed in.
+    /// If B was not killed within the exchange that it was to be killed in, or if a token left while its IKE SA was alive.
     pub(crate) fn of(
         drill: &Drill,
         played: Played,
@@ -64,6 +64,10 @@ impl Outcome {
     ) -> Result<Outcome> {
         if let Some(awaited) = played.within {
             interrupted(&awaited, &played, &seen, addresses).map_err(Error::Subject)?;
+        }
+        if let Some(token) = broken_silence(&played.silent, &seen.wires[1]) {
+            let text = format!("a token of a living IKE SA left gateway B's side: {token:?}");
+            return Err(Error::Subject(text));
         }
         let between = |event: &&WireEvent| {
             [event.source, event.destination].iter().all(|at| at.is_some_and(|at| addresses.contains(&at)))
@@ -143,6 +147,15 @@ fn complete(played: &Played, mut timeline: Vec<Moment>) -> Vec<Moment> {
     timeline.extend(more);
     timeline.sort_by_key(|moment| moment.at_us);
     timeline
+}
+
+/// The first token in clear, to whomever, in these spans of time.
+fn broken_silence<'a>(spans: &[(u64, u64)], wire: &'a [WireEvent]) -> Option<&'a WireEvent> {
+    let within = |event: &&WireEvent| spans.iter().any(|(from, until)| (*from..*until).contains(&event.at));
+    let shows = |event: &&WireEvent| {
+        event.ike().is_some_and(|message| !message.protected && message.notify(number::QCD_TOKEN).is_some())
+    };
+    wire.iter().filter(within).find(shows)
 }
 
 /// B was killed within an exchange if its message was sent before, and reached nobody until B was started again.

@@ -1,7 +1,7 @@
 //! The scenarios by name: what each is, which methods it is about, and which play it is.
 
 use crate::drill::{Drill, Step};
-use crate::play::{Played, both, crash, link, secret, twice};
+use crate::play::{Played, both, crash, link, secret, standby, twice};
 use spindle_testbed::{Method, Result, Settings, Stage, number};
 use std::fmt;
 
@@ -32,6 +32,8 @@ pub enum Scenario {
     NoQcdPeer,
     /// B is killed in a storm of unknown SPIs and forged notifications.
     Storm,
+    /// B's machine dies, and another gateway takes its address over.
+    HotStandby,
 }
 
 impl fmt::Display for Scenario {
@@ -42,7 +44,7 @@ impl fmt::Display for Scenario {
 
 impl Scenario {
     /// All of them, the simplest first.
-    pub const ALL: [Scenario; 12] = [
+    pub const ALL: [Scenario; 13] = [
         Scenario::Crash,
         Scenario::SecretLost,
         Scenario::SecretRotated,
@@ -55,6 +57,7 @@ impl Scenario {
         Scenario::OneWayLoss,
         Scenario::NoQcdPeer,
         Scenario::Storm,
+        Scenario::HotStandby,
     ];
 
     /// As on the command line.
@@ -72,6 +75,7 @@ impl Scenario {
             Scenario::OneWayLoss => "one-way-loss",
             Scenario::NoQcdPeer => "no-qcd-peer",
             Scenario::Storm => "storm",
+            Scenario::HotStandby => "hot-standby",
         }
     }
 
@@ -102,6 +106,9 @@ impl Scenario {
             Scenario::Storm => {
                 "B is killed while unknown SPIs come to it, and 10,000 forged notifications a second to A"
             }
+            Scenario::HotStandby => {
+                "B's machine dies, keepalived gives its addresses to a standby with the same secret; forgers ask about what lives"
+            }
         }
     }
 
@@ -113,13 +120,20 @@ impl Scenario {
             Scenario::NoQcdPeer => {
                 matches!(method, Method::Liveness | Method::InitialContact | Method::QcdJournal)
             }
+            // A standby has no journal of what the other one held, and no ticket of its making; nor may it send
+            // INITIAL_CONTACT (RFC 7296 section 2.4).
+            Scenario::HotStandby => matches!(method, Method::Liveness | Method::Qcd | Method::Sir),
             _ => true,
         }
     }
 
     /// The method that is drilled where none is named.
     pub fn usual_method(self) -> Method {
-        if self == Scenario::CrashInResumption { Method::QcdResumption } else { Method::QcdJournal }
+        match self {
+            Scenario::CrashInResumption => Method::QcdResumption,
+            Scenario::HotStandby => Method::Qcd,
+            _ => Method::QcdJournal,
+        }
     }
 
     /// Both gateways' configuration.
@@ -136,6 +150,11 @@ impl Scenario {
     /// Is strongSwan in gateway A's place?
     pub(crate) fn has_strongswan(self) -> bool {
         self == Scenario::NoQcdPeer
+    }
+
+    /// Do two gateways stand in B's place?
+    pub(crate) fn has_standby(self) -> bool {
+        self == Scenario::HotStandby
     }
 
     /// Does it send a gateway what no capture shows, so that counters cannot be held against the wire?
@@ -157,6 +176,7 @@ impl Scenario {
             Scenario::CrashInResumption => twice::in_exchange(drill, stage, number::IKE_SESSION_RESUME, step),
             Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
             Scenario::Storm => link::in_storm(drill, stage, step),
+            Scenario::HotStandby => standby::takes_over(drill, stage, step),
         }
     }
 }

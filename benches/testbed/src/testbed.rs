@@ -3,7 +3,7 @@
 //! ```no_run
 //! # fn main() -> spindle_testbed::Result<()> {
 //! use spindle_testbed::{Options, Side, Testbed};
-//! use std::time::Duration;
+//! use std::time::{Duration, Instant};
 //!
 //! let mut testbed = Testbed::two_gateways(Options::default())?;
 //! testbed.start(Duration::from_secs(10))?;
@@ -22,13 +22,14 @@ use crate::delay::{DelayBox, Link};
 use crate::error::{Context, Error, Result};
 use crate::flood::Flood;
 use crate::gateway::{Gateway, Settings, program_folder};
+use crate::keepalived::Keepalived;
 use crate::leak::{InsideNetwork, Leak, leaks};
-use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show};
+use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show, now};
 use crate::pcap::Frame;
 use crate::topology::{Addresses, Layout, Member, Side, Topology};
 use crate::traffic::{self, Host, Marker, Stream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a testbed is made with.
 #[derive(Clone, PartialEq, Debug)]
@@ -76,6 +77,7 @@ pub struct Wires {
 #[derive(Debug)]
 pub struct Testbed {
     // In this order they are dropped: processes, captures, delay box, namespaces, files.
+    keepaliveds: [Option<Keepalived>; 2],
     gateways: [Gateway; 2],
     second: Option<Gateway>,
     captures: Option<[Capture; 2]>,
@@ -116,6 +118,7 @@ impl Testbed {
             Layout::Pair => Some(gateway(Side::B, topology.member(Member::Second), "b2", &options.second)?),
         };
         Ok(Testbed {
+            keepaliveds: [None, None],
             gateways,
             second,
             captures,
@@ -148,14 +151,58 @@ impl Testbed {
         &mut self.gateways[side as usize]
     }
 
-    /// A pair's second gateway.
-    pub fn second(&self) -> Option<&Gateway> {
-        self.second.as_ref()
+    /// One of the two gateways in B's place; without a pair there is but the first.
+    pub fn member(&self, member: Member) -> &Gateway {
+        match (&self.second, member) {
+            (Some(second), Member::Second) => second,
+            _ => self.gateway(Side::B),
+        }
     }
 
-    /// A pair's second gateway, to start, kill or stop it.
-    pub fn second_mut(&mut self) -> Option<&mut Gateway> {
-        self.second.as_mut()
+    /// The same, to start or stop it.
+    pub fn member_mut(&mut self, member: Member) -> &mut Gateway {
+        match (&mut self.second, member) {
+            (Some(second), Member::Second) => second,
+            _ => &mut self.gateways[Side::B as usize],
+        }
+    }
+
+    /// Starts keepalived beside one of a pair.
+    pub fn start_keepalived(&mut self, member: Member) -> Result<()> {
+        let keepalived = Keepalived::start(&self.topology, member, self.member(member).directory())?;
+        self.keepaliveds[member as usize] = Some(keepalived);
+        Ok(())
+    }
+
+    /// Waits until one of a pair holds the shared addresses.
+    pub fn wait_active(&self, member: Member, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while !self.topology.holds_shared_addresses(member)? {
+            if Instant::now() > deadline {
+                let log = self.member(member).directory().join("keepalived.log");
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let text = format!("{member:?} is not the active one after {patience:?}; keepalived:\n{log}");
+                return Err(Error::Subject(text));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// One of a pair dies with its machine: off the wires, then its processes; when, CLOCK_REALTIME in nanoseconds.
+    pub fn power_off(&mut self, member: Member) -> Result<u64> {
+        let killed = now();
+        self.topology.cut_off(member)?;
+        self.keepaliveds[member as usize] = None;
+        self.member_mut(member).kill_group()?;
+        // Its kernel, which lives on here, would bring them up again with the links.
+        self.topology.take_shared_addresses(member);
+        Ok(killed)
+    }
+
+    /// Ends both keepaliveds without a word; whoever holds the shared addresses keeps them.
+    pub fn end_keepaliveds(&mut self) {
+        self.keepaliveds = [None, None];
     }
 
     /// A host.

@@ -340,6 +340,43 @@ impl Topology {
         Ok(())
     }
 
+    /// Does one of a pair hold the shared addresses, both of them?
+    pub fn holds_shared_addresses(&self, member: Member) -> Result<bool> {
+        let (side, addresses) = (Side::B, self.member(member).ip("-brief address show")?);
+        let holds = |address: Ipv4Addr| addresses.contains(&format!(" {address}/"));
+        Ok(holds(self.addresses.gateway_inside(side)) && holds(self.addresses.gateway_outside(side)))
+    }
+
+    /// Takes one of a pair off both its wires.
+    pub fn cut_off(&self, member: Member) -> Result<()> {
+        for interface in [Side::B.inside_interface(), Side::B.outside_interface()] {
+            self.member(member).ip(&format!("link set {interface} down"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the shared addresses from one of a pair, if it holds them.
+    pub fn take_shared_addresses(&self, member: Member) {
+        let (side, gateway, addresses) = (Side::B, self.member(member), &self.addresses);
+        let inside = (addresses.gateway_inside(side), side.inside_interface());
+        let outside = (addresses.gateway_outside(side), side.outside_interface());
+        for (address, interface) in [inside, outside] {
+            drop(gateway.ip(&format!("addr del {address}/32 dev {interface}")));
+        }
+    }
+
+    /// Puts it back on them, with its own addresses alone.
+    pub fn join_again(&self, member: Member) -> Result<()> {
+        let (side, gateway) = (Side::B, self.member(member));
+        for interface in [side.inside_interface(), side.outside_interface()] {
+            gateway.ip(&format!("link set {interface} up"))?;
+        }
+        // Routes went with the links.
+        let (there, via) =
+            (self.addresses.inside(side.other()), self.addresses.gateway_outside(side.other()));
+        gateway.ip(&format!("route replace {there} via {via}")).map(drop)
+    }
+
     /// The hardware address of a gateway's outer interface; of a pair's first one.
     pub fn hardware_address(&self, side: Side) -> Result<[u8; 6]> {
         hardware_address(self.gateway(side), side)

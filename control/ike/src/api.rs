@@ -506,6 +506,9 @@ pub enum Refused {
     /// A limit of [`EndpointConfig`] is reached.
     #[error("too many SAs")]
     TooMany,
+    /// Our address is on another machine, or on none.
+    #[error("{0} is not on this machine now")]
+    Absent(IpAddr),
 }
 
 /// One IKE SA as shown to people.
