@@ -2,7 +2,7 @@
 
 use crate::outcome::Outcome;
 use crate::scenario::Scenario;
-use spindle_testbed::{Method, Result, Side, Stage};
+use spindle_testbed::{Method, Result, SIDES, Side, Stage};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,8 +56,7 @@ impl Drill {
 /// missed the exchange that it was meant for.
 pub fn drill(drill: &Drill, step: Step<'_>) -> Result<Outcome> {
     let settings = drill.scenario.settings(drill.method);
-    let made = if drill.scenario.has_standby() { Stage::with_standby } else { Stage::new };
-    let mut stage = made([settings.clone(), settings.clone()], drill.round_trip, drill.interval)?;
+    let mut stage = drill.scenario.stage([settings.clone(), settings.clone()], drill)?;
     if drill.scenario.is_uncounted() {
         stage = stage.uncounted();
     }
@@ -75,6 +74,7 @@ fn on(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Outcome> {
     let played = drill.scenario.play(drill, stage, step)?;
     let ike_sas = stage.ike_sas()?.map(|sas| sas.len());
     let addresses = [stage.address(Side::A), stage.address(Side::B)];
+    let ends = SIDES.map(|side| stage.testbed().topology().addresses.seen_at(side)).concat();
     let seen = stage.end(played.crashes)?;
-    Outcome::of(drill, played, seen, addresses, ike_sas)
+    Outcome::of(drill, played, seen, (addresses, &ends), ike_sas)
 }

@@ -9,7 +9,7 @@ use spindle_testbed::{
 };
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// What came of a drill.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -53,13 +53,15 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// `addresses` are the gateways' own, `ends` all by which B's wire knows them.
+    ///
     /// # Errors
     /// If B was not killed within the exchange that it was to be killed in, or if a token left while its IKE SA was alive.
     pub(crate) fn of(
         drill: &Drill,
         played: Played,
         seen: Seen,
-        addresses: [IpAddr; 2],
+        (addresses, ends): ([IpAddr; 2], &[Ipv4Addr]),
         ike_sas: [usize; 2],
     ) -> Result<Outcome> {
         if let Some(awaited) = played.within {
@@ -70,7 +72,8 @@ impl Outcome {
             return Err(Error::Subject(text));
         }
         let between = |event: &&WireEvent| {
-            [event.source, event.destination].iter().all(|at| at.is_some_and(|at| addresses.contains(&at)))
+            let ours = |at: Option<IpAddr>| ends.iter().any(|end| at == Some((*end).into()));
+            ours(event.source) && ours(event.destination)
         };
         let wire: Vec<WireEvent> = seen.wires[1].iter().filter(between).cloned().collect();
         let crash = played.from;

@@ -35,6 +35,8 @@ pub struct Settings {
     pub start_action: String,
     /// Our outer address, where it is not the side's.
     pub local: Option<Ipv4Addr>,
+    /// The peer's outer address, where it is not the other side's: `%any`.
+    pub remote: Option<String>,
     /// More lines for `[gateway]`.
     pub more_gateway: String,
     /// More lines for `[recovery]`.
@@ -74,6 +76,7 @@ impl Default for Settings {
             retransmit: Retransmit { timeout: Duration::from_secs(4), base: 1.8, tries: 5 },
             start_action: "trap".to_owned(),
             local: None,
+            remote: None,
             more_gateway: String::new(),
             more_recovery: String::new(),
             more_connection: String::new(),
@@ -87,7 +90,8 @@ impl Settings {
     pub fn text(&self, side: Side, addresses: &Addresses, directory: &Path) -> String {
         let (name, peer) = (side.letter(), side.other().letter());
         let here = self.local.unwrap_or(addresses.gateway_outside(side));
-        let there = addresses.gateway_outside(side.other());
+        let other = addresses.gateway_outside(side.other()).to_string();
+        let there = self.remote.as_ref().unwrap_or(&other);
         let (local_ts, remote_ts) = (addresses.inside(side), addresses.inside(side.other()));
         let directory = directory.display();
         let methods: Vec<String> = self.methods.iter().map(|method| format!("\"{method}\"")).collect();

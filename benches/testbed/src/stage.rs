@@ -94,6 +94,13 @@ impl Stage {
         Ok(Stage { keepalived: true, counted: [true, false], ..stage })
     }
 
+    /// A stage with gateway A behind a NAT, so that B awaits it at any address.
+    pub fn behind_nat(settings: [Settings; 2], round_trip: Duration, interval: Duration) -> Result<Stage> {
+        let [a, b] = settings;
+        let b = Settings { remote: Some("%any".to_owned()), ..b };
+        Stage::with(Options { a, b, layout: Layout::Nat, ..Options::default() }, round_trip, interval)
+    }
+
     fn with(options: Options, round_trip: Duration, interval: Duration) -> Result<Stage> {
         let testbed = Testbed::two_gateways(Options { link: Link::with_round_trip(round_trip), ..options })?;
         Ok(Stage {

@@ -98,7 +98,8 @@ impl Testbed {
         std::fs::create_dir_all(&directory).context(|| format!("making {}", directory.display()))?;
         let capture = |side: Side| {
             let path = directory.join(format!("outer-{}.pcap", side.letter()));
-            Capture::start(topology.delay_box(), &side.box_interface(), &path)
+            let (namespace, interface) = topology.wire(side);
+            Capture::start(namespace, &interface, &path)
         };
         let captures = Some([capture(Side::A)?, capture(Side::B)?]);
         let delay = DelayBox::start(&topology, options.link)?;
@@ -114,7 +115,7 @@ impl Testbed {
             gateway(Side::B, topology.gateway(Side::B), "b", &options.b)?,
         ];
         let second = match options.layout {
-            Layout::Plain => None,
+            Layout::Plain | Layout::Nat => None,
             Layout::Pair => Some(gateway(Side::B, topology.member(Member::Second), "b2", &options.second)?),
         };
         Ok(Testbed {

@@ -10,6 +10,9 @@
 //! `ip_forward=1` and a route to the other side's inside network: a kernel that is let would forward cleartext, and
 //! only the gateway's own care prevents that. No interface's offloads are touched.
 //!
+//! With [`Layout::Nat`] a NAT stands between gateway A and the box: A is 198.51.100.1 then, and B sees 192.0.2.1, until the
+//! mapping moves to 192.0.2.5. What is called A's wire is the one before the NAT.
+//!
 //! With [`Layout::Pair`] two gateways stand in B's place, each on a switch per side and with addresses of its own. Those
 //! that B has above are nobody's until one of the two is given them, or takes them (keepalived does):
 //!
@@ -21,7 +24,7 @@
 //! ```
 
 use crate::cleanup::{self, unique_name};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::namespace::Namespace;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -64,12 +67,19 @@ pub struct Addresses {
     pub inside_b: Network,
     /// The network between the gateways.
     pub outside: Network,
+    /// The network between gateway A and its NAT, where there is one: A is `.1`, the NAT `.254`.
+    pub behind_nat: Option<Network>,
 }
 
 impl Default for Addresses {
     fn default() -> Self {
         let network = |a, b, c| Network { address: Ipv4Addr::new(a, b, c, 0), prefix: 24 };
-        Addresses { inside_a: network(10, 1, 0), inside_b: network(10, 2, 0), outside: network(192, 0, 2) }
+        Addresses {
+            inside_a: network(10, 1, 0),
+            inside_b: network(10, 2, 0),
+            outside: network(192, 0, 2),
+            behind_nat: None,
+        }
     }
 }
 
@@ -81,6 +91,8 @@ pub enum Layout {
     Plain,
     /// Two gateways in B's place.
     Pair,
+    /// Gateway A behind a NAT.
+    Nat,
 }
 
 /// One of the two gateways in B's place, where there are two.
@@ -183,10 +195,24 @@ impl Addresses {
 
     /// The gateway's outer address.
     pub fn gateway_outside(&self, side: Side) -> Ipv4Addr {
-        self.outside.host(match side {
-            Side::A => 1,
-            Side::B => 2,
-        })
+        match (side, self.behind_nat) {
+            (Side::A, Some(network)) => network.host(1),
+            (Side::A, None) => self.outside.host(1),
+            (Side::B, _) => self.outside.host(2),
+        }
+    }
+
+    /// Where the other gateway may see it: its outer address, or those of its NAT, the first one first.
+    pub fn seen_at(&self, side: Side) -> Vec<Ipv4Addr> {
+        match (side, self.behind_nat) {
+            (Side::A, Some(_)) => vec![self.outside.host(1), self.outside.host(5)],
+            _ => vec![self.gateway_outside(side)],
+        }
+    }
+
+    /// The network of a gateway's outer interface.
+    fn outside_of(&self, side: Side) -> Network {
+        self.behind_nat.filter(|_| side == Side::A).unwrap_or(self.outside)
     }
 }
 
@@ -201,6 +227,7 @@ pub struct Topology {
     gateways: [Namespace; 2],
     delay_box: Namespace,
     pair: Option<Pair>,
+    nat: Option<Namespace>,
 }
 
 /// What a pair has besides.
@@ -218,6 +245,10 @@ impl Topology {
 
     /// The same in another layout.
     pub fn with_layout(addresses: Addresses, layout: Layout) -> Result<Topology> {
+        let mut addresses = addresses;
+        if layout == Layout::Nat {
+            addresses.behind_nat = Some(Network { address: Ipv4Addr::new(198, 51, 100, 0), prefix: 24 });
+        }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         cleanup::prepare()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -229,12 +260,14 @@ impl Topology {
             gateways: [namespace("gateway-a")?, namespace("gateway-b")?],
             delay_box: namespace("box")?,
             pair: match layout {
-                Layout::Plain => None,
+                Layout::Plain | Layout::Nat => None,
                 Layout::Pair => Some(Pair { second: namespace("gateway-b2")?, switch: namespace("switch")? }),
             },
+            nat: if layout == Layout::Nat { Some(namespace("nat")?) } else { None },
         };
         topology.delay_box.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         topology.connect(Side::A)?;
+        topology.connect_nat()?;
         match &topology.pair {
             None => topology.connect(Side::B)?,
             Some(pair) => topology.connect_pair(pair)?,
@@ -247,7 +280,13 @@ impl Topology {
         let (on_host, inside) = (side.host_interface(), side.inside_interface());
         let (outside, on_box) = (side.outside_interface(), side.box_interface());
         join((host, &on_host), (gateway, &inside))?;
-        join((gateway, &outside), (&self.delay_box, &on_box))?;
+        match &self.nat {
+            Some(nat) if side == Side::A => {
+                join((gateway, &outside), (nat, NAT_INSIDE))?;
+                join((nat, NAT_OUTSIDE), (&self.delay_box, &on_box))?;
+            }
+            _ => join((gateway, &outside), (&self.delay_box, &on_box))?,
+        }
         self.give_host_its_address(side)?;
         self.equip(gateway, side, addresses.gateway_outside(side), addresses.gateway_inside(side))
     }
@@ -297,8 +336,17 @@ impl Topology {
         let (here, there) = (addresses.inside(side), addresses.inside(side.other()));
         let (inside, outside) = (side.inside_interface(), side.outside_interface());
         gateway.ip(&format!("addr add {inside_address}/{} dev {inside}", here.prefix))?;
-        gateway.ip(&format!("addr add {outside_address}/{} dev {outside}", addresses.outside.prefix))?;
-        gateway.ip(&format!("route add {there} via {}", addresses.gateway_outside(side.other())))?;
+        gateway
+            .ip(&format!("addr add {outside_address}/{} dev {outside}", addresses.outside_of(side).prefix))?;
+        let next = match addresses.behind_nat.filter(|_| side == Side::A) {
+            Some(network) => {
+                let nat = network.host(NAT_HOST);
+                gateway.ip(&format!("route add {} via {nat}", addresses.outside))?;
+                nat
+            }
+            None => addresses.seen_at(side.other())[0],
+        };
+        gateway.ip(&format!("route add {there} via {next}"))?;
         // As open as a router can be: what the gateway lets through by mistake must become visible.
         for (setting, value) in
             [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")]
@@ -387,11 +435,59 @@ impl Topology {
         hardware_address(self.member(member), Side::B)
     }
 
+    /// The end, in another namespace, of the wire on a gateway's outer interface.
+    pub fn wire(&self, side: Side) -> (&Namespace, String) {
+        match &self.nat {
+            Some(nat) if side == Side::A => (nat, NAT_INSIDE.to_owned()),
+            _ => (&self.delay_box, side.box_interface()),
+        }
+    }
+
+    fn connect_nat(&self) -> Result<()> {
+        let (Some(nat), Some(inner)) = (&self.nat, self.addresses.behind_nat) else { return Ok(()) };
+        nat.sysctl("ipv4/ip_forward", "1")?;
+        nat.ip(&format!("addr add {}/{} dev {NAT_INSIDE}", inner.host(NAT_HOST), inner.prefix))?;
+        for address in self.addresses.seen_at(Side::A) {
+            nat.ip(&format!("addr add {address}/{} dev {NAT_OUTSIDE}", self.addresses.outside.prefix))?;
+        }
+        self.map(self.addresses.seen_at(Side::A)[0], None)
+    }
+
+    /// The NAT forgets what it has mapped, and maps gateway A to another address and other ports from now on. What comes to
+    /// the former ones is dropped.
+    pub fn move_mapping(&self) -> Result<()> {
+        let Some(nat) = &self.nat else {
+            return Err(Error::Machine("this testbed has no NAT".to_owned()));
+        };
+        self.map(self.addresses.seen_at(Side::A)[1], Some("20000-29999"))?;
+        nat.run("conntrack -F").map(drop)
+    }
+
+    fn map(&self, to: Ipv4Addr, ports: Option<&str>) -> Result<()> {
+        let Some(nat) = &self.nat else { return Ok(()) };
+        let ports = ports.map_or_else(String::new, |ports| format!(":{ports}"));
+        let rules = format!(
+            "table ip nat\ndelete table ip nat\ntable ip nat {{\n\tchain mapped {{\n\t\ttype nat hook postrouting priority 100\n\
+             \t\toifname \"{NAT_OUTSIDE}\" meta l4proto udp snat to {to}{ports}\n\t}}\n\
+             \tchain unmapped {{\n\t\ttype filter hook input priority 0\n\t\tiifname \"{NAT_OUTSIDE}\" meta l4proto udp drop\n\t}}\n}}\n"
+        );
+        let file = std::env::temp_dir().join(unique_name(self.number, "nat"));
+        std::fs::write(&file, rules).context(|| format!("writing {}", file.display()))?;
+        let done = nat.run(&format!("nft -f {}", file.display()));
+        drop(std::fs::remove_file(&file));
+        done.map(drop)
+    }
+
     /// The namespace of the delay box.
     pub fn delay_box(&self) -> &Namespace {
         &self.delay_box
     }
 }
+
+/// The NAT's interfaces, and its number behind it.
+const NAT_INSIDE: &str = "nat-in";
+const NAT_OUTSIDE: &str = "nat-out";
+const NAT_HOST: u32 = 254;
 
 /// Joins two namespaces by a veth pair, both ends up.
 fn join(one: (&Namespace, &str), other: (&Namespace, &str)) -> Result<()> {

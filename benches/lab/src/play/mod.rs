@@ -3,6 +3,7 @@
 pub(crate) mod both;
 pub(crate) mod crash;
 pub(crate) mod link;
+pub(crate) mod nat;
 pub(crate) mod secret;
 pub(crate) mod standby;
 pub(crate) mod twice;

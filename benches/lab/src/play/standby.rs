@@ -20,8 +20,16 @@ pub(crate) fn takes_over(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Re
     let began = now();
     ask(stage, Member::Second, step)?;
     let crash = stage.fail_over(step)?;
-    let mut played =
-        Played { silent: vec![(began, crash.killed)], ..Played::crash_of_b(crash, crash.killed) };
+    let mut played = Played {
+        // No gateway is started again: another one goes on.
+        crashes: [None, None],
+        silent: vec![(began, crash.killed)],
+        moments: vec![
+            (crash.killed, "the active gateway's machine dies"),
+            (crash.ready, "the standby has its addresses"),
+        ],
+        ..Played::crash_of_b(crash, crash.killed)
+    };
     played.await_recovery(drill, stage, &[Side::A], step)?;
     if played.failure.is_some() {
         return Ok(played);
