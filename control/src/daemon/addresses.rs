@@ -49,14 +49,12 @@ impl Addresses {
 
     /// Looks again if the kernel has told something; those that are here now, if that is another answer.
     pub(super) fn changed(&mut self) -> Option<&[IpAddr]> {
-        let mut told = false;
-        let mut message = [0; 4096];
-        loop {
-            match recv(self.bell.get_ref(), &mut message, RecvFlags::empty()) {
-                // Told more than the queue held: that is news as well.
-                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => told = true,
-                Err(_) => break,
-            }
+        let (mut told, mut message) = (false, [0; 4096]);
+        // Told more than the queue held: that is news as well.
+        while let Ok(_) | Err(Errno::NOBUFS | Errno::INTR) =
+            recv(self.bell.get_ref(), &mut message, RecvFlags::empty())
+        {
+            told = true;
         }
         if !told {
             return None;
