@@ -58,7 +58,9 @@ pub fn check(settings: &Settings) -> Result<(), String> {
     rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).map_err(|e| {
         format!("this kernel offers no AF_XDP sockets ({e}); run one with CONFIG_XDP_SOCKETS=y, Linux 5.11 or later")
     })?;
-    for connection in &settings.connections {
+    // A cluster's addresses come and go.
+    let fixed = settings.gateway.cluster.is_none();
+    for connection in settings.connections.iter().filter(|_| fixed) {
         UdpSocket::bind((connection.local, 0)).map_err(|e| {
             let problem = format!(
                 "{} is not an address of this machine ({e}); add it with `ip address add`, or correct it",

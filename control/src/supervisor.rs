@@ -151,9 +151,6 @@ impl Round {
         let gateway = &settings.gateway;
         let mut dataplane = programs.child(&programs.dataplane);
         dataplane.args(["--inside", &gateway.inside, "--outside", &gateway.outside]);
-        for address in settings.local_addresses() {
-            dataplane.args(["--local", &address.to_string()]);
-        }
         dataplane.args(["--polling", gateway.polling.name(), "--xdp-mode", gateway.xdp_mode.name()]);
         dataplane.args(["--nat-port", &gateway.natt_port.to_string()]);
         if let Some(core) = gateway.core {

@@ -62,9 +62,6 @@ struct Arguments {
     /// The unprotected side's interface.
     #[arg(long)]
     outside: String,
-    /// An address that ESP is received on; this host's others are added.
-    #[arg(long, required = true, num_args = 1..)]
-    local: Vec<Ipv4Addr>,
     /// The UDP port on which ESP comes in UDP.
     #[arg(long, default_value_t = NAT_PORT)]
     nat_port: u16,
@@ -122,8 +119,6 @@ struct Dataplane {
     network: Network,
     handle: rtnetlink::Handle,
     shared: Arc<Shared>,
-    /// What `--local` says.
-    given: Vec<Ipv4Addr>,
     xdp_counters: usize,
     requests: mpsc::Receiver<IpAddr>,
     notifications: Notifications,
@@ -151,7 +146,7 @@ impl Dataplane {
             bail!("--inside and --outside are the same interface; they must be two");
         }
         let host = network::local_addresses(&handle).await?;
-        let local = union(&arguments.local, &host);
+        let local = each_once(&host);
         // The kernel makes a map with millions of buckets, which takes as long as all the rest; so it goes on beside it.
         let (addresses, nat_port) = (local.clone(), arguments.nat_port);
         let loading = std::thread::spawn(move || Steer::load(&addresses, nat_port, MAX_SPIS));
@@ -232,7 +227,6 @@ impl Dataplane {
             network,
             handle,
             shared,
-            given: arguments.local.clone(),
             xdp_counters,
             requests,
             notifications: Box::pin(notifications.filter_map(|(message, _)| {
@@ -278,7 +272,7 @@ impl Dataplane {
     }
 
     async fn addresses_changed(&mut self) -> Result<()> {
-        let local = union(&self.given, &network::local_addresses(&self.handle).await?);
+        let local = each_once(&network::local_addresses(&self.handle).await?);
         self.steer.set_local_addresses(&local)?;
         self.network.tell_addresses(local);
         Ok(())
@@ -303,9 +297,9 @@ fn protect_process() -> Result<()> {
     Ok(())
 }
 
-/// The given addresses and this host's, each once.
-fn union(given: &[Ipv4Addr], host: &[(u32, Ipv4Addr)]) -> Vec<Ipv4Addr> {
-    let mut all: Vec<_> = given.iter().copied().chain(host.iter().map(|(_, a)| *a)).collect();
+/// This host's addresses.
+fn each_once(host: &[(u32, Ipv4Addr)]) -> Vec<Ipv4Addr> {
+    let mut all: Vec<_> = host.iter().map(|(_, address)| *address).collect();
     all.sort();
     all.dedup();
     all

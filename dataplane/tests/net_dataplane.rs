@@ -13,7 +13,7 @@ use spindle_testbed::{
     tcp_transfer, udp_sweep,
 };
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,6 @@ impl Gateway {
         assert!(namespace.command("nft").arg(guard).status().unwrap().success());
         let fds = AttachmentFds::create(1).unwrap();
         let mut command = command(namespace, &side.inside_interface(), &side.outside_interface());
-        command.arg("--local").arg(topology.addresses.gateway_outside(side).to_string());
         let started = Instant::now();
         let child = fds.give(spindle_ring::Side::Dataplane, &mut command).spawn().unwrap();
         let control = fds.control_side().unwrap();
@@ -362,7 +361,6 @@ fn what_cannot_start_says_why_and_exits_with_2() {
     let namespace = topology.gateway(Side::A);
     let run = |inside: &str, outside: &str, attached: bool| -> Output {
         let mut command = command(namespace, inside, outside);
-        command.arg("--local").arg(Ipv4Addr::new(192, 0, 2, 1).to_string());
         let fds = AttachmentFds::create(1).unwrap();
         if attached {
             fds.give(spindle_ring::Side::Dataplane, &mut command);

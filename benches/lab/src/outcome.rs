@@ -9,7 +9,7 @@ use spindle_testbed::{
 };
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// What came of a drill.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -53,20 +53,27 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// `addresses` are the gateways' own, `ends` all by which B's wire knows them.
+    ///
     /// # Errors
-    /// If B was not killed within the exchange that it was to be killed in.
+    /// If B was not killed within the exchange that it was to be killed in, or if a token left while its IKE SA was alive.
     pub(crate) fn of(
         drill: &Drill,
         played: Played,
         seen: Seen,
-        addresses: [IpAddr; 2],
+        (addresses, ends): ([IpAddr; 2], &[Ipv4Addr]),
         ike_sas: [usize; 2],
     ) -> Result<Outcome> {
         if let Some(awaited) = played.within {
             interrupted(&awaited, &played, &seen, addresses).map_err(Error::Subject)?;
         }
+        if let Some(token) = broken_silence(&played.silent, &seen.wires[1]) {
+            let text = format!("a token of a living IKE SA left gateway B's side: {token:?}");
+            return Err(Error::Subject(text));
+        }
         let between = |event: &&WireEvent| {
-            [event.source, event.destination].iter().all(|at| at.is_some_and(|at| addresses.contains(&at)))
+            let ours = |at: Option<IpAddr>| ends.iter().any(|end| at == Some((*end).into()));
+            ours(event.source) && ours(event.destination)
         };
         let wire: Vec<WireEvent> = seen.wires[1].iter().filter(between).cloned().collect();
         let crash = played.from;
@@ -143,6 +150,15 @@ fn complete(played: &Played, mut timeline: Vec<Moment>) -> Vec<Moment> {
     timeline.extend(more);
     timeline.sort_by_key(|moment| moment.at_us);
     timeline
+}
+
+/// The first token in clear, to whomever, in these spans of time.
+fn broken_silence<'a>(spans: &[(u64, u64)], wire: &'a [WireEvent]) -> Option<&'a WireEvent> {
+    let within = |event: &&WireEvent| spans.iter().any(|(from, until)| (*from..*until).contains(&event.at));
+    let shows = |event: &&WireEvent| {
+        event.ike().is_some_and(|message| !message.protected && message.notify(number::QCD_TOKEN).is_some())
+    };
+    wire.iter().filter(within).find(shows)
 }
 
 /// B was killed within an exchange if its message was sent before, and reached nobody until B was started again.

@@ -1,7 +1,7 @@
 //! The scenarios by name: what each is, which methods it is about, and which play it is.
 
 use crate::drill::{Drill, Step};
-use crate::play::{Played, both, crash, link, secret, take_down, twice};
+use crate::play::{Played, both, crash, link, nat, secret, standby, take_down, twice};
 use spindle_testbed::{Method, Result, Settings, Stage, number};
 use std::fmt;
 
@@ -34,6 +34,14 @@ pub enum Scenario {
     Storm,
     /// B is taken down as planned, and started again.
     TakeDown,
+    /// B's machine dies, and another gateway takes its address over.
+    HotStandby,
+    /// B is killed and started again, its peer behind a NAT.
+    BehindNat,
+    /// The same, and meanwhile the NAT has mapped the peer elsewhere.
+    NatMoved,
+    /// Nobody crashes; the NAT maps the peer elsewhere.
+    NatRebinds,
 }
 
 impl fmt::Display for Scenario {
@@ -44,7 +52,7 @@ impl fmt::Display for Scenario {
 
 impl Scenario {
     /// All of them, the simplest first.
-    pub const ALL: [Scenario; 13] = [
+    pub const ALL: [Scenario; 17] = [
         Scenario::Crash,
         Scenario::SecretLost,
         Scenario::SecretRotated,
@@ -58,6 +66,10 @@ impl Scenario {
         Scenario::NoQcdPeer,
         Scenario::Storm,
         Scenario::TakeDown,
+        Scenario::HotStandby,
+        Scenario::BehindNat,
+        Scenario::NatMoved,
+        Scenario::NatRebinds,
     ];
 
     /// As on the command line.
@@ -76,6 +88,10 @@ impl Scenario {
             Scenario::NoQcdPeer => "no-qcd-peer",
             Scenario::Storm => "storm",
             Scenario::TakeDown => "take-down",
+            Scenario::HotStandby => "hot-standby",
+            Scenario::BehindNat => "behind-nat",
+            Scenario::NatMoved => "nat-moved",
+            Scenario::NatRebinds => "nat-rebinds",
         }
     }
 
@@ -109,6 +125,16 @@ impl Scenario {
             Scenario::TakeDown => {
                 "B is taken down as planned: its peer is told by a Delete; then B is started again"
             }
+            Scenario::HotStandby => {
+                "B's machine dies, keepalived gives its addresses to a standby with the same secret; forgers ask about what lives"
+            }
+            Scenario::BehindNat => "B is killed and started again, and A is behind a NAT",
+            Scenario::NatMoved => {
+                "B is killed, and meanwhile the NAT maps A to another address and port: what B's journal has is stale"
+            }
+            Scenario::NatRebinds => {
+                "no crash: the NAT maps A to another address and port, both hosts send; the IKE SA stays"
+            }
         }
     }
 
@@ -122,13 +148,25 @@ impl Scenario {
             }
             // Nothing is lost that a token or SIR could tell of.
             Scenario::TakeDown => matches!(method, Method::InitialContact | Method::QcdJournal),
+            // A standby has no journal of what the other one held, and no ticket of its making; nor may it send
+            // INITIAL_CONTACT (RFC 7296 section 2.4).
+            Scenario::HotStandby => matches!(method, Method::Liveness | Method::Qcd | Method::Sir),
+            // Nobody can initiate to where a NAT has no mapping any more, nor tell it unasked.
+            Scenario::NatMoved => !matches!(method, Method::InitialContact | Method::Proactive),
+            // It says nothing of crashes; what brings B's way back is A's liveness check.
+            Scenario::NatRebinds => method == Method::Liveness,
             _ => true,
         }
     }
 
     /// The method that is drilled where none is named.
     pub fn usual_method(self) -> Method {
-        if self == Scenario::CrashInResumption { Method::QcdResumption } else { Method::QcdJournal }
+        match self {
+            Scenario::CrashInResumption => Method::QcdResumption,
+            Scenario::HotStandby => Method::Qcd,
+            Scenario::NatRebinds => Method::Liveness,
+            _ => Method::QcdJournal,
+        }
     }
 
     /// Both gateways' configuration.
@@ -152,6 +190,16 @@ impl Scenario {
         self == Scenario::Storm
     }
 
+    /// Makes the stage for it, both gateways with these settings.
+    pub(crate) fn stage(self, settings: [Settings; 2], drill: &Drill) -> Result<Stage> {
+        let stage = match self {
+            Scenario::HotStandby => Stage::with_standby,
+            Scenario::BehindNat | Scenario::NatMoved | Scenario::NatRebinds => Stage::behind_nat,
+            _ => Stage::new,
+        };
+        stage(settings, drill.round_trip, drill.interval)
+    }
+
     /// Does it send a gateway what no capture shows, so that counters cannot be held against the wire?
     pub(crate) fn is_uncounted(self) -> bool {
         self == Scenario::Storm
@@ -172,6 +220,10 @@ impl Scenario {
             Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
             Scenario::Storm => link::in_storm(drill, stage, step),
             Scenario::TakeDown => take_down::and_back(drill, stage, step),
+            Scenario::HotStandby => standby::takes_over(drill, stage, step),
+            Scenario::BehindNat => crash::once(drill, stage, step),
+            Scenario::NatMoved => nat::moves_in_a_crash(drill, stage, step),
+            Scenario::NatRebinds => nat::moves(drill, stage, step),
         }
     }
 }

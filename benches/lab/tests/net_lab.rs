@@ -154,6 +154,61 @@ fn a_planned_take_down_shows_no_token_and_the_tunnel_is_back_with_the_gateway() 
     }
 }
 
+/// RFC 6290 section 6: the standby makes the same tokens, of an IKE SA that it never had. Section 9.2: asked about one that is
+/// alive on the other it is silent; the drill itself demands that, before the fail-over and after the return.
+#[test]
+fn a_standby_brings_the_tunnel_back_by_the_token_of_the_one_that_died() {
+    let outcome = run(Scenario::HotStandby, Method::Qcd);
+    assert_eq!((outcome.round_trips, outcome.messages), (Some(4), Some(7)));
+    assert_eq!((ended(&outcome, "token"), outcome.proofs[0], outcome.tokens_shown), (1, 1, 1));
+}
+
+/// Without tokens the standby is no help: A's own liveness check has to time out.
+#[test]
+fn behind_a_standby_without_tokens_liveness_decides() {
+    let outcome = run(Scenario::HotStandby, Method::Liveness);
+    assert_eq!((ended(&outcome, "timeout"), outcome.tokens_shown), (1, 0));
+}
+
+/// RFC 7296 section 2.23: the token goes to where the question came from, through the NAT's mapping.
+#[test]
+fn a_crash_is_told_through_a_nat_as_without_one() {
+    for method in [Method::Qcd, Method::QcdJournal, Method::Proactive, Method::InitialContact] {
+        let outcome = run(Scenario::BehindNat, method);
+        let tokens = u64::from(method.shows_tokens());
+        assert_eq!(
+            (outcome.round_trips, outcome.proofs[0]),
+            (method.promised_round_trips().map(u64::from), tokens)
+        );
+    }
+}
+
+/// RFC 6290 section 8.2 with an address in the journal at which nobody is any more: ESP on a former SPI from elsewhere is
+/// answered there too, within its budget.
+#[test]
+fn a_taker_that_its_nat_has_moved_since_the_crash_is_told_where_it_is() {
+    for method in [Method::Qcd, Method::QcdJournal] {
+        let outcome = run(Scenario::NatMoved, method);
+        assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (1, 1), "{method}");
+        assert_eq!(outcome.round_trips, method.promised_round_trips().map(u64::from), "{method}");
+    }
+}
+
+/// RFC 7296 section 2.23: a peer behind a NAT is followed by its authenticated messages. The drill demands the IKE SA of
+/// before.
+#[test]
+fn a_mapping_that_moves_under_traffic_ends_no_ike_sa_and_packets_pass_again_both_ways() {
+    let plan =
+        Drill { patience: Duration::from_secs(60), ..Drill::new(Scenario::NatRebinds, Method::Liveness) };
+    let outcome = drill(&plan, &mut |step| eprintln!("{step}")).unwrap_or_else(|error| panic!("{error}"));
+    eprintln!("{outcome}");
+    assert!(outcome.recovered, "{:?}", outcome.failure);
+    assert!(outcome.deleted.iter().all(|ended| ended.is_empty()), "{:?}", outcome.deleted);
+    let again = outcome.timeline.iter().find(|moment| moment.what == "packets of host B arrive again");
+    // By A's liveness check, which a silence of a second starts; sooner, the mapping would not have moved.
+    assert!(again.is_some_and(|moment| moment.at_us > 500_000), "{again:?}");
+}
+
 fn lab(arguments: &[&str]) -> (Option<i32>, String) {
     let output =
         Command::new(env!("CARGO_BIN_EXE_spindle-lab")).args(arguments).output().expect("spindle-lab");

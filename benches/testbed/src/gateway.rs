@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +33,10 @@ pub struct Settings {
     pub retransmit: Retransmit,
     /// `none`, `trap` or `start`, of the Child SA.
     pub start_action: String,
+    /// Our outer address, where it is not the side's.
+    pub local: Option<Ipv4Addr>,
+    /// The peer's outer address, where it is not the other side's: `%any`.
+    pub remote: Option<String>,
     /// More lines for `[gateway]`.
     pub more_gateway: String,
     /// More lines for `[recovery]`.
@@ -70,6 +75,8 @@ impl Default for Settings {
             dpd_delay: Duration::from_secs(30),
             retransmit: Retransmit { timeout: Duration::from_secs(4), base: 1.8, tries: 5 },
             start_action: "trap".to_owned(),
+            local: None,
+            remote: None,
             more_gateway: String::new(),
             more_recovery: String::new(),
             more_connection: String::new(),
@@ -82,7 +89,9 @@ impl Settings {
     /// The configuration file of one side; its own files lie in `directory`.
     pub fn text(&self, side: Side, addresses: &Addresses, directory: &Path) -> String {
         let (name, peer) = (side.letter(), side.other().letter());
-        let (here, there) = (addresses.gateway_outside(side), addresses.gateway_outside(side.other()));
+        let here = self.local.unwrap_or(addresses.gateway_outside(side));
+        let other = addresses.gateway_outside(side.other()).to_string();
+        let there = self.remote.as_ref().unwrap_or(&other);
         let (local_ts, remote_ts) = (addresses.inside(side), addresses.inside(side.other()));
         let directory = directory.display();
         let methods: Vec<String> = self.methods.iter().map(|method| format!("\"{method}\"")).collect();

@@ -24,6 +24,7 @@ mod event;
 mod flood;
 mod frame;
 mod gateway;
+mod keepalived;
 mod leak;
 mod method;
 mod moments;
@@ -47,6 +48,7 @@ pub use error::{Error, Result};
 pub use event::{IkeMessage, Kind, Notify, WireEvent, number, wire_events};
 pub use flood::Flood;
 pub use gateway::{Background, Gateway, GatewayEvent, Retransmit, Settings, programs};
+pub use keepalived::Keepalived;
 pub use leak::{InsideNetwork, Leak, Place, leaks};
 pub use method::Method;
 pub use moments::{Moment, moments};
@@ -58,7 +60,7 @@ pub use storm::{absorb_answers, storm};
 pub use strongswan::Strongswan;
 pub use testbed::{Options, Testbed, Wires};
 pub use timeline::{Counts, Crash, Exchange, Question, Recovery, Timeline};
-pub use topology::{Addresses, Network, Side, Topology};
+pub use topology::{Addresses, Layout, Member, Network, Side, Topology};
 pub use traffic::{
     Delivery, Host, Marker, Outage, Stream, StreamLog, Transfer, ping, tcp_transfer, udp_sweep,
 };

@@ -18,7 +18,7 @@ use crate::pcap::Frame;
 use crate::strongswan::{Charon, Peer, Strongswan};
 use crate::testbed::{Options, Testbed, Wires};
 use crate::timeline::Crash;
-use crate::topology::Side;
+use crate::topology::{Layout, Member, Side};
 use crate::traffic::{Delivery, Stream, StreamLog};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -31,6 +31,9 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 const BEFORE: Duration = Duration::from_secs(1);
 /// How long it flows on after the recovery, and after both gateways were stopped.
 const AFTER: Duration = Duration::from_millis(300);
+
+/// The file with the secret of a pair, in the testbed's folder.
+const SHARED_SECRET: &str = "pair-secret";
 
 /// Both sides, in the order of every array of two here.
 pub const SIDES: [Side; 2] = [Side::A, Side::B];
@@ -45,8 +48,11 @@ pub struct Stage {
     /// What stands in the gateways' places, if anything: as it is to be, and as it runs since it was ready.
     strongswan: [Option<Peer>; 2],
     charon: [Option<(Charon, u64)>; 2],
-    /// Whether what the gateways count is held against their wires at the end.
-    counted: bool,
+    /// Who of a pair with keepalived stands for gateway B; the first one until it fell.
+    active: Member,
+    keepalived: bool,
+    /// Whether what the gateways count is held against their wires at the end, by side.
+    counted: [bool; 2],
 }
 
 /// What was seen, by side. Times are CLOCK_REALTIME in nanoseconds.
@@ -68,8 +74,34 @@ impl Stage {
     /// A stage with these configurations, A's and B's; nothing runs yet. The hosts send each `interval`.
     pub fn new(settings: [Settings; 2], round_trip: Duration, interval: Duration) -> Result<Stage> {
         let [a, b] = settings;
-        let link = Link::with_round_trip(round_trip);
-        let testbed = Testbed::two_gateways(Options { link, a, b, ..Options::default() })?;
+        Stage::with(Options { a, b, ..Options::default() }, round_trip, interval)
+    }
+
+    /// A stage with two gateways of the same configuration in B's place, between which keepalived moves the addresses.
+    /// Who takes over has not seen what its wire saw before, so B's counters are not held against that.
+    pub fn with_standby(settings: [Settings; 2], round_trip: Duration, interval: Duration) -> Result<Stage> {
+        let [a, b] = settings;
+        let b = Settings {
+            more_gateway: format!("{}\ncluster = \"pair\"", b.more_gateway),
+            // Beside the folders of both.
+            more_recovery: format!("secret_file = \"../{SHARED_SECRET}\"\n{}", b.more_recovery),
+            ..b
+        };
+        let options = Options { a, second: b.clone(), b, layout: Layout::Pair, ..Options::default() };
+        let stage = Stage::with(options, round_trip, interval)?;
+        write_shared_secret(&stage.testbed.directory().join(SHARED_SECRET))?;
+        Ok(Stage { keepalived: true, counted: [true, false], ..stage })
+    }
+
+    /// A stage with gateway A behind a NAT, so that B awaits it at any address.
+    pub fn behind_nat(settings: [Settings; 2], round_trip: Duration, interval: Duration) -> Result<Stage> {
+        let [a, b] = settings;
+        let b = Settings { remote: Some("%any".to_owned()), ..b };
+        Stage::with(Options { a, b, layout: Layout::Nat, ..Options::default() }, round_trip, interval)
+    }
+
+    fn with(options: Options, round_trip: Duration, interval: Duration) -> Result<Stage> {
+        let testbed = Testbed::two_gateways(Options { link: Link::with_round_trip(round_trip), ..options })?;
         Ok(Stage {
             testbed,
             interval,
@@ -77,14 +109,16 @@ impl Stage {
             streams: [None, None],
             strongswan: [None, None],
             charon: [None, None],
-            counted: true,
+            active: Member::First,
+            keepalived: false,
+            counted: [true; 2],
         })
     }
 
     /// For plays in which a gateway is sent what no capture shows.
     #[must_use]
     pub fn uncounted(self) -> Stage {
-        Stage { counted: false, ..self }
+        Stage { counted: [false; 2], ..self }
     }
 
     /// With strongSwan in gateway A's place, with a gateway B of these settings, as impatient as liveness is here.
@@ -118,6 +152,12 @@ impl Stage {
         step("starting both gateways");
         if self.strongswan[0].is_none() {
             self.testbed.start(START_PATIENCE)?;
+            if self.keepalived {
+                step("starting keepalived beside both of the pair");
+                self.testbed.start_keepalived(Member::First)?;
+                self.testbed.wait_active(Member::First, START_PATIENCE)?;
+                self.testbed.start_keepalived(Member::Second)?;
+            }
             self.testbed.gateway(Side::A).initiate()?;
         } else {
             match &self.strongswan[1] {
@@ -131,18 +171,57 @@ impl Stage {
             let a = self.charon[0].as_ref().map_or(Ok(()), |(charon, _)| charon.initiate());
             a.map_err(strange)?;
         }
-        for &from in senders {
-            let stream = self.testbed.stream(from, self.interval)?;
-            let arrived = stream.wait_delivery_since(0, Duration::from_secs(5)).is_some();
-            self.streams[from as usize] = Some(stream);
-            if !arrived {
-                let what = format!("no packet of host {} passed the tunnel within 5 s", upper(from));
-                return Err(self.subject(&what));
-            }
-        }
+        senders.iter().try_for_each(|&from| self.send(from))?;
         step("packets flow");
         std::thread::sleep(BEFORE);
         Ok(())
+    }
+
+    /// Lets a host send until packets of it have arrived, and from then on.
+    pub fn send(&mut self, from: Side) -> Result<()> {
+        let stream = self.testbed.stream(from, self.interval)?;
+        let arrived = stream.wait_delivery_since(0, Duration::from_secs(5)).is_some();
+        self.streams[from as usize] = Some(stream);
+        if arrived {
+            return Ok(());
+        }
+        let what = format!("no packet of host {} passed the tunnel within 5 s", upper(from));
+        Err(self.subject(&what))
+    }
+
+    /// The active one of the pair dies with its machine, and its keepalived; the other one takes over. The death and the
+    /// moment at which the other gateway found the address on its machine, as a crash and its end.
+    pub fn fail_over(&mut self, step: &mut dyn FnMut(&str)) -> Result<Crash> {
+        step("the active gateway's machine dies");
+        let killed = self.testbed.power_off(Member::First)?;
+        self.active = Member::Second;
+        self.testbed.wait_active(Member::Second, START_PATIENCE)?;
+        let ready = self.testbed.member_mut(Member::Second).wait_event("address-came", START_PATIENCE)?;
+        step("the other one has the address");
+        Ok(Crash {
+            gateway: self.address(Side::B),
+            killed,
+            started: ready,
+            ready,
+            round_trip: self.round_trip,
+        })
+    }
+
+    /// The one that died comes back, with nothing but its disk.
+    pub fn come_back(&mut self, step: &mut dyn FnMut(&str)) -> Result<()> {
+        step("the machine that died is back");
+        self.testbed.topology().join_again(Member::First)?;
+        self.testbed.member_mut(Member::First).start()?;
+        self.testbed.member_mut(Member::First).wait_ready(START_PATIENCE)?;
+        self.testbed.start_keepalived(Member::First)
+    }
+
+    /// The gateway that stands for a side.
+    fn gateway(&self, side: Side) -> &Gateway {
+        match side {
+            Side::A => self.testbed.gateway(Side::A),
+            Side::B => self.testbed.member(self.active),
+        }
     }
 
     /// The testbed.
@@ -217,7 +296,7 @@ impl Stage {
     /// Each gateway's established IKE SAs, by their SPIs and with the number of installed Child SAs.
     pub fn ike_sas(&self) -> Result<[Vec<(String, usize)>; 2]> {
         let of = |side| -> Result<Vec<(String, usize)>> {
-            let list = self.testbed.gateway(side).json("list-sas")?;
+            let list = self.gateway(side).json("list-sas")?;
             let is = |value: &serde_json::Value, state: &str| value["state"] == state;
             let all = list.as_array().map_or(&[][..], Vec::as_slice);
             let established = all.iter().filter(|ike| is(ike, "established")).map(|ike| {
@@ -271,7 +350,7 @@ impl Stage {
         let mut events = [Vec::new(), Vec::new()];
         let mut accounts = [None, None];
         for side in self.gateways() {
-            let gateway = self.testbed.gateway(side);
+            let gateway = self.gateway(side);
             events[side as usize] = gateway.events()?;
             accounts[side as usize] = Some(Account::take(gateway)?);
             let file = gateway.directory().join("events.json");
@@ -291,7 +370,7 @@ impl Stage {
         }
         let wires = [wire_events(&wires.a), wire_events(&wires.b)];
         let mut contradictions = Vec::new();
-        for side in SIDES.into_iter().filter(|_| self.counted) {
+        for side in SIDES.into_iter().filter(|side| self.counted[*side as usize]) {
             let (at, name) = (side as usize, upper(side));
             let Some(account) = &accounts[at] else { continue };
             let received = &logs[side.other() as usize];
@@ -331,8 +410,12 @@ impl Stage {
     /// Stops both gateways while host A sends, since nothing may pass in clear then either.
     fn stop_gateways(&mut self) -> Result<()> {
         let stream = self.testbed.stream(Side::A, self.interval)?;
+        self.testbed.end_keepaliveds();
         for side in SIDES {
             self.testbed.gateway_mut(side).stop()?;
+        }
+        if self.keepalived {
+            self.testbed.member_mut(Member::Second).stop()?;
         }
         self.charon = [None, None];
         std::thread::sleep(AFTER);
@@ -343,7 +426,7 @@ impl Stage {
     /// What went wrong, with the ends of both logs.
     pub fn subject(&self, what: &str) -> Error {
         let log = |side: Side| {
-            let text = self.testbed.gateway(side).log();
+            let text = self.gateway(side).log();
             let lines: Vec<&str> = text.lines().collect();
             lines[lines.len().saturating_sub(12)..].join("\n")
         };
@@ -361,7 +444,7 @@ impl Stage {
             Ok(())
         };
         for side in SIDES {
-            let (gateway, letter): (&Gateway, char) = (self.testbed.gateway(side), side.letter());
+            let (gateway, letter): (&Gateway, char) = (self.gateway(side), side.letter());
             let capture = format!("outer-{letter}.pcap");
             keep(&self.testbed.directory().join(&capture), &capture)?;
             keep(&gateway.config(), &format!("{letter}.toml"))?;
@@ -372,6 +455,17 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// What an operator brings to both members of a cluster.
+fn write_shared_secret(file: &Path) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let what = || format!("writing {}", file.display());
+    let secret: String = rand::random::<[u8; 32]>().iter().map(|octet| format!("{octet:02x}")).collect();
+    let mut opened =
+        std::fs::File::options().create_new(true).write(true).mode(0o600).open(file).context(what)?;
+    writeln!(opened, "spindle-qcd-secret 2\n{secret} spis 0 -").context(what)
 }
 
 /// An error of strongSwan's.

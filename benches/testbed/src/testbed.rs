@@ -3,7 +3,7 @@
 //! ```no_run
 //! # fn main() -> spindle_testbed::Result<()> {
 //! use spindle_testbed::{Options, Side, Testbed};
-//! use std::time::Duration;
+//! use std::time::{Duration, Instant};
 //!
 //! let mut testbed = Testbed::two_gateways(Options::default())?;
 //! testbed.start(Duration::from_secs(10))?;
@@ -22,13 +22,14 @@ use crate::delay::{DelayBox, Link};
 use crate::error::{Context, Error, Result};
 use crate::flood::Flood;
 use crate::gateway::{Gateway, Settings, program_folder};
+use crate::keepalived::Keepalived;
 use crate::leak::{InsideNetwork, Leak, leaks};
-use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show};
+use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show, now};
 use crate::pcap::Frame;
-use crate::topology::{Addresses, Side, Topology};
+use crate::topology::{Addresses, Layout, Member, Side, Topology};
 use crate::traffic::{self, Host, Marker, Stream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a testbed is made with.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,6 +42,10 @@ pub struct Options {
     pub a: Settings,
     /// Gateway B's configuration.
     pub b: Settings,
+    /// What stands in the gateways' places.
+    pub layout: Layout,
+    /// The configuration of a pair's second gateway.
+    pub second: Settings,
     /// The folder of the gateways' programs; if `None`, that of this program, or `SPINDLE_BIN_DIR`.
     pub programs: Option<PathBuf>,
 }
@@ -52,6 +57,8 @@ impl Default for Options {
             link: Link::with_round_trip(Duration::ZERO),
             a: Settings::default(),
             b: Settings::default(),
+            layout: Layout::Plain,
+            second: Settings::default(),
             programs: None,
         }
     }
@@ -70,7 +77,9 @@ pub struct Wires {
 #[derive(Debug)]
 pub struct Testbed {
     // In this order they are dropped: processes, captures, delay box, namespaces, files.
+    keepaliveds: [Option<Keepalived>; 2],
     gateways: [Gateway; 2],
+    second: Option<Gateway>,
     captures: Option<[Capture; 2]>,
     delay: DelayBox,
     topology: Topology,
@@ -83,31 +92,36 @@ impl Testbed {
     /// Makes everything and starts the captures; the gateways are configured but not started.
     pub fn two_gateways(options: Options) -> Result<Testbed> {
         cleanup::prepare()?;
-        let topology = Topology::create(options.addresses)?;
+        let topology = Topology::with_layout(options.addresses, options.layout)?;
         let directory = std::env::temp_dir().join(unique_name(topology.number, "files"));
         let guard = Guard::directory(&directory);
         std::fs::create_dir_all(&directory).context(|| format!("making {}", directory.display()))?;
         let capture = |side: Side| {
             let path = directory.join(format!("outer-{}.pcap", side.letter()));
-            Capture::start(topology.delay_box(), &side.box_interface(), &path)
+            let (namespace, interface) = topology.wire(side);
+            Capture::start(namespace, &interface, &path)
         };
         let captures = Some([capture(Side::A)?, capture(Side::B)?]);
         let delay = DelayBox::start(&topology, options.link)?;
         let programs = options.programs.map_or_else(program_folder, Ok)?;
-        let gateway = |side: Side| {
-            Gateway::new(
-                side,
-                &topology.addresses,
-                topology.gateway(side),
-                &directory.join(side.letter().to_string()),
-                &programs,
-            )
+        let gateway = |side: Side, namespace, name: &str, settings| {
+            let directory = directory.join(name);
+            let gateway = Gateway::new(side, &topology.addresses, namespace, &directory, &programs)?;
+            gateway.configure(settings, &topology.addresses)?;
+            Ok(gateway)
         };
-        let gateways = [gateway(Side::A)?, gateway(Side::B)?];
-        gateways[0].configure(&options.a, &topology.addresses)?;
-        gateways[1].configure(&options.b, &topology.addresses)?;
+        let gateways = [
+            gateway(Side::A, topology.gateway(Side::A), "a", &options.a)?,
+            gateway(Side::B, topology.gateway(Side::B), "b", &options.b)?,
+        ];
+        let second = match options.layout {
+            Layout::Plain | Layout::Nat => None,
+            Layout::Pair => Some(gateway(Side::B, topology.member(Member::Second), "b2", &options.second)?),
+        };
         Ok(Testbed {
+            keepaliveds: [None, None],
             gateways,
+            second,
             captures,
             delay,
             topology,
@@ -117,12 +131,12 @@ impl Testbed {
         })
     }
 
-    /// Starts both gateways and waits until both are ready.
+    /// Starts both gateways, or all three, and waits until they are ready.
     pub fn start(&mut self, patience: Duration) -> Result<()> {
-        for gateway in &mut self.gateways {
+        for gateway in self.gateways.iter_mut().chain(&mut self.second) {
             gateway.start()?;
         }
-        for gateway in &mut self.gateways {
+        for gateway in self.gateways.iter_mut().chain(&mut self.second) {
             gateway.wait_ready(patience)?;
         }
         Ok(())
@@ -136,6 +150,60 @@ impl Testbed {
     /// A gateway, to start, kill or stop it.
     pub fn gateway_mut(&mut self, side: Side) -> &mut Gateway {
         &mut self.gateways[side as usize]
+    }
+
+    /// One of the two gateways in B's place; without a pair there is but the first.
+    pub fn member(&self, member: Member) -> &Gateway {
+        match (&self.second, member) {
+            (Some(second), Member::Second) => second,
+            _ => self.gateway(Side::B),
+        }
+    }
+
+    /// The same, to start or stop it.
+    pub fn member_mut(&mut self, member: Member) -> &mut Gateway {
+        match (&mut self.second, member) {
+            (Some(second), Member::Second) => second,
+            _ => &mut self.gateways[Side::B as usize],
+        }
+    }
+
+    /// Starts keepalived beside one of a pair.
+    pub fn start_keepalived(&mut self, member: Member) -> Result<()> {
+        let keepalived = Keepalived::start(&self.topology, member, self.member(member).directory())?;
+        self.keepaliveds[member as usize] = Some(keepalived);
+        Ok(())
+    }
+
+    /// Waits until one of a pair holds the shared addresses.
+    pub fn wait_active(&self, member: Member, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while !self.topology.holds_shared_addresses(member)? {
+            if Instant::now() > deadline {
+                let log = self.member(member).directory().join("keepalived.log");
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let text = format!("{member:?} is not the active one after {patience:?}; keepalived:\n{log}");
+                return Err(Error::Subject(text));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// One of a pair dies with its machine: off the wires, then its processes; when, CLOCK_REALTIME in nanoseconds.
+    pub fn power_off(&mut self, member: Member) -> Result<u64> {
+        let killed = now();
+        self.topology.cut_off(member)?;
+        self.keepaliveds[member as usize] = None;
+        self.member_mut(member).kill_group()?;
+        // Its kernel, which lives on here, would bring them up again with the links.
+        self.topology.take_shared_addresses(member);
+        Ok(killed)
+    }
+
+    /// Ends both keepaliveds without a word; whoever holds the shared addresses keeps them.
+    pub fn end_keepaliveds(&mut self) {
+        self.keepaliveds = [None, None];
     }
 
     /// A host.

@@ -9,9 +9,22 @@
 //! The delay box bridges, so the outer side is one subnet and ARP passes through it. Both gateways have
 //! `ip_forward=1` and a route to the other side's inside network: a kernel that is let would forward cleartext, and
 //! only the gateway's own care prevents that. No interface's offloads are touched.
+//!
+//! With [`Layout::Nat`] a NAT stands between gateway A and the box: A is 198.51.100.1 then, and B sees 192.0.2.1, until the
+//! mapping moves to 192.0.2.5. What is called A's wire is the one before the NAT.
+//!
+//! With [`Layout::Pair`] two gateways stand in B's place, each on a switch per side and with addresses of its own. Those
+//! that B has above are nobody's until one of the two is given them, or takes them (keepalived does):
+//!
+//! ```text
+//!                      ┌────────┐ b-out  gateway-b   b-in ┌────────┐
+//!  box  box-b ═════════╡ switch ╞═ 192.0.2.3   10.2.0.3 ══╡ switch ╞═══════ b-host  host-b
+//!                      │        │ b-out  gateway-b2  b-in │        │
+//!                      └────────┴═ 192.0.2.4   10.2.0.4 ══┴────────┘
+//! ```
 
 use crate::cleanup::{self, unique_name};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::namespace::Namespace;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -54,12 +67,53 @@ pub struct Addresses {
     pub inside_b: Network,
     /// The network between the gateways.
     pub outside: Network,
+    /// The network between gateway A and its NAT, where there is one: A is `.1`, the NAT `.254`.
+    pub behind_nat: Option<Network>,
 }
 
 impl Default for Addresses {
     fn default() -> Self {
         let network = |a, b, c| Network { address: Ipv4Addr::new(a, b, c, 0), prefix: 24 };
-        Addresses { inside_a: network(10, 1, 0), inside_b: network(10, 2, 0), outside: network(192, 0, 2) }
+        Addresses {
+            inside_a: network(10, 1, 0),
+            inside_b: network(10, 2, 0),
+            outside: network(192, 0, 2),
+            behind_nat: None,
+        }
+    }
+}
+
+/// What stands in the places of the two gateways.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Layout {
+    /// A gateway in each.
+    #[default]
+    Plain,
+    /// Two gateways in B's place.
+    Pair,
+    /// Gateway A behind a NAT.
+    Nat,
+}
+
+/// One of the two gateways in B's place, where there are two.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Member {
+    /// What is gateway B where there is but one.
+    First,
+    /// The other one.
+    Second,
+}
+
+impl Member {
+    /// Both.
+    pub const BOTH: [Member; 2] = [Member::First, Member::Second];
+
+    /// Its number in both networks: what hosts and gateways have goes before.
+    fn number(self) -> u32 {
+        match self {
+            Member::First => 3,
+            Member::Second => 4,
+        }
     }
 }
 
@@ -129,16 +183,40 @@ impl Addresses {
         self.inside(side).host(1)
     }
 
+    /// What one of a pair has outside, whoever holds what is [`Addresses::gateway_outside`] of B.
+    pub fn member_outside(&self, member: Member) -> Ipv4Addr {
+        self.outside.host(member.number())
+    }
+
+    /// What one of a pair has inside.
+    pub fn member_inside(&self, member: Member) -> Ipv4Addr {
+        self.inside_b.host(member.number())
+    }
+
     /// The gateway's outer address.
     pub fn gateway_outside(&self, side: Side) -> Ipv4Addr {
-        self.outside.host(match side {
-            Side::A => 1,
-            Side::B => 2,
-        })
+        match (side, self.behind_nat) {
+            (Side::A, Some(network)) => network.host(1),
+            (Side::A, None) => self.outside.host(1),
+            (Side::B, _) => self.outside.host(2),
+        }
+    }
+
+    /// Where the other gateway may see it: its outer address, or those of its NAT, the first one first.
+    pub fn seen_at(&self, side: Side) -> Vec<Ipv4Addr> {
+        match (side, self.behind_nat) {
+            (Side::A, Some(_)) => vec![self.outside.host(1), self.outside.host(5)],
+            _ => vec![self.gateway_outside(side)],
+        }
+    }
+
+    /// The network of a gateway's outer interface.
+    fn outside_of(&self, side: Side) -> Network {
+        self.behind_nat.filter(|_| side == Side::A).unwrap_or(self.outside)
     }
 }
 
-/// The five namespaces; all are removed on drop.
+/// The namespaces; all are removed on drop.
 #[derive(Debug)]
 pub struct Topology {
     /// The number of this topology in this process; part of every name.
@@ -148,11 +226,29 @@ pub struct Topology {
     hosts: [Namespace; 2],
     gateways: [Namespace; 2],
     delay_box: Namespace,
+    pair: Option<Pair>,
+    nat: Option<Namespace>,
+}
+
+/// What a pair has besides.
+#[derive(Debug)]
+struct Pair {
+    second: Namespace,
+    switch: Namespace,
 }
 
 impl Topology {
     /// Makes the namespaces, links, addresses and routes. Nothing passes the delay box before one is started.
     pub fn create(addresses: Addresses) -> Result<Topology> {
+        Topology::with_layout(addresses, Layout::Plain)
+    }
+
+    /// The same in another layout.
+    pub fn with_layout(addresses: Addresses, layout: Layout) -> Result<Topology> {
+        let mut addresses = addresses;
+        if layout == Layout::Nat {
+            addresses.behind_nat = Some(Network { address: Ipv4Addr::new(198, 51, 100, 0), prefix: 24 });
+        }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         cleanup::prepare()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -163,36 +259,94 @@ impl Topology {
             hosts: [namespace("host-a")?, namespace("host-b")?],
             gateways: [namespace("gateway-a")?, namespace("gateway-b")?],
             delay_box: namespace("box")?,
+            pair: match layout {
+                Layout::Plain | Layout::Nat => None,
+                Layout::Pair => Some(Pair { second: namespace("gateway-b2")?, switch: namespace("switch")? }),
+            },
+            nat: if layout == Layout::Nat { Some(namespace("nat")?) } else { None },
         };
         topology.delay_box.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         topology.connect(Side::A)?;
-        topology.connect(Side::B)?;
+        topology.connect_nat()?;
+        match &topology.pair {
+            None => topology.connect(Side::B)?,
+            Some(pair) => topology.connect_pair(pair)?,
+        }
         Ok(topology)
     }
 
     fn connect(&self, side: Side) -> Result<()> {
-        let (host, gateway, delay_box) = (self.host(side), self.gateway(side), &self.delay_box);
+        let (host, gateway, addresses) = (self.host(side), self.gateway(side), &self.addresses);
         let (on_host, inside) = (side.host_interface(), side.inside_interface());
         let (outside, on_box) = (side.outside_interface(), side.box_interface());
+        join((host, &on_host), (gateway, &inside))?;
+        match &self.nat {
+            Some(nat) if side == Side::A => {
+                join((gateway, &outside), (nat, NAT_INSIDE))?;
+                join((nat, NAT_OUTSIDE), (&self.delay_box, &on_box))?;
+            }
+            _ => join((gateway, &outside), (&self.delay_box, &on_box))?,
+        }
+        self.give_host_its_address(side)?;
+        self.equip(gateway, side, addresses.gateway_outside(side), addresses.gateway_inside(side))
+    }
+
+    /// The same for B's side with two gateways: a switch (of two bridges) instead of each veth pair.
+    fn connect_pair(&self, pair: &Pair) -> Result<()> {
+        let (side, switch) = (Side::B, &pair.switch);
+        switch.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+        for bridge in ["outside", "inside"] {
+            switch.ip(&format!("link add {bridge} type bridge"))?;
+            switch.ip(&format!("link set {bridge} up"))?;
+        }
+        let plug = |port: (&Namespace, &str), plug: &str, bridge: &str| {
+            join(port, (switch, plug))?;
+            switch.ip(&format!("link set {plug} master {bridge}")).map(drop)
+        };
+        plug((&self.delay_box, &side.box_interface()), "out-box", "outside")?;
+        plug((self.host(side), &side.host_interface()), "in-host", "inside")?;
+        self.give_host_its_address(side)?;
+        for (number, member) in Member::BOTH.into_iter().enumerate() {
+            let gateway = self.member(member);
+            plug((gateway, &side.outside_interface()), &format!("out-{number}"), "outside")?;
+            plug((gateway, &side.inside_interface()), &format!("in-{number}"), "inside")?;
+            let (outside, inside) =
+                (self.addresses.member_outside(member), self.addresses.member_inside(member));
+            self.equip(gateway, side, outside, inside)?;
+        }
+        Ok(())
+    }
+
+    fn give_host_its_address(&self, side: Side) -> Result<()> {
+        let (host, addresses) = (self.host(side), &self.addresses);
+        let (on_host, prefix) = (side.host_interface(), addresses.inside(side).prefix);
+        host.ip(&format!("addr add {}/{prefix} dev {on_host}", addresses.host(side)))?;
+        host.ip(&format!("route add default via {}", addresses.gateway_inside(side))).map(drop)
+    }
+
+    /// Addresses, routes and settings of a gateway whose interfaces are there.
+    fn equip(
+        &self,
+        gateway: &Namespace,
+        side: Side,
+        outside_address: Ipv4Addr,
+        inside_address: Ipv4Addr,
+    ) -> Result<()> {
         let addresses = &self.addresses;
         let (here, there) = (addresses.inside(side), addresses.inside(side.other()));
-
-        host.ip(&format!("link add {on_host} type veth peer name {inside} netns {}", gateway.name()))?;
-        gateway.ip(&format!("link add {outside} type veth peer name {on_box} netns {}", delay_box.name()))?;
-        host.ip(&format!("addr add {}/{} dev {on_host}", addresses.host(side), here.prefix))?;
-        gateway.ip(&format!("addr add {}/{} dev {inside}", addresses.gateway_inside(side), here.prefix))?;
-        gateway.ip(&format!(
-            "addr add {}/{} dev {outside}",
-            addresses.gateway_outside(side),
-            addresses.outside.prefix
-        ))?;
-        for (namespace, interface) in
-            [(host, &on_host), (gateway, &inside), (gateway, &outside), (delay_box, &on_box)]
-        {
-            namespace.ip(&format!("link set {interface} up"))?;
-        }
-        host.ip(&format!("route add default via {}", addresses.gateway_inside(side)))?;
-        gateway.ip(&format!("route add {there} via {}", addresses.gateway_outside(side.other())))?;
+        let (inside, outside) = (side.inside_interface(), side.outside_interface());
+        gateway.ip(&format!("addr add {inside_address}/{} dev {inside}", here.prefix))?;
+        gateway
+            .ip(&format!("addr add {outside_address}/{} dev {outside}", addresses.outside_of(side).prefix))?;
+        let next = match addresses.behind_nat.filter(|_| side == Side::A) {
+            Some(network) => {
+                let nat = network.host(NAT_HOST);
+                gateway.ip(&format!("route add {} via {nat}", addresses.outside))?;
+                nat
+            }
+            None => addresses.seen_at(side.other())[0],
+        };
+        gateway.ip(&format!("route add {there} via {next}"))?;
         // As open as a router can be: what the gateway lets through by mistake must become visible.
         for (setting, value) in
             [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")]
@@ -215,19 +369,139 @@ impl Topology {
         &self.gateways[side as usize]
     }
 
-    /// The hardware address of a gateway's outer interface.
+    /// The namespace of one of the two gateways in B's place; without a pair there is but the first.
+    pub fn member(&self, member: Member) -> &Namespace {
+        match (&self.pair, member) {
+            (Some(pair), Member::Second) => &pair.second,
+            _ => self.gateway(Side::B),
+        }
+    }
+
+    /// Gives one of a pair the addresses that both may have, outside and inside; the other one must not hold them.
+    pub fn give_shared_addresses(&self, member: Member) -> Result<()> {
+        let (side, gateway, addresses) = (Side::B, self.member(member), &self.addresses);
+        let inside = (addresses.gateway_inside(side), side.inside_interface());
+        let outside = (addresses.gateway_outside(side), side.outside_interface());
+        for (address, interface) in [inside, outside] {
+            gateway.ip(&format!("addr add {address}/32 dev {interface}"))?;
+        }
+        Ok(())
+    }
+
+    /// Does one of a pair hold the shared addresses, both of them?
+    pub fn holds_shared_addresses(&self, member: Member) -> Result<bool> {
+        let (side, addresses) = (Side::B, self.member(member).ip("-brief address show")?);
+        let holds = |address: Ipv4Addr| addresses.contains(&format!(" {address}/"));
+        Ok(holds(self.addresses.gateway_inside(side)) && holds(self.addresses.gateway_outside(side)))
+    }
+
+    /// Takes one of a pair off both its wires.
+    pub fn cut_off(&self, member: Member) -> Result<()> {
+        for interface in [Side::B.inside_interface(), Side::B.outside_interface()] {
+            self.member(member).ip(&format!("link set {interface} down"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the shared addresses from one of a pair, if it holds them.
+    pub fn take_shared_addresses(&self, member: Member) {
+        let (side, gateway, addresses) = (Side::B, self.member(member), &self.addresses);
+        let inside = (addresses.gateway_inside(side), side.inside_interface());
+        let outside = (addresses.gateway_outside(side), side.outside_interface());
+        for (address, interface) in [inside, outside] {
+            drop(gateway.ip(&format!("addr del {address}/32 dev {interface}")));
+        }
+    }
+
+    /// Puts it back on them, with its own addresses alone.
+    pub fn join_again(&self, member: Member) -> Result<()> {
+        let (side, gateway) = (Side::B, self.member(member));
+        for interface in [side.inside_interface(), side.outside_interface()] {
+            gateway.ip(&format!("link set {interface} up"))?;
+        }
+        // Routes went with the links.
+        let (there, via) =
+            (self.addresses.inside(side.other()), self.addresses.gateway_outside(side.other()));
+        gateway.ip(&format!("route replace {there} via {via}")).map(drop)
+    }
+
+    /// The hardware address of a gateway's outer interface; of a pair's first one.
     pub fn hardware_address(&self, side: Side) -> Result<[u8; 6]> {
-        let text =
-            self.gateway(side).run(&format!("cat /sys/class/net/{}/address", side.outside_interface()))?;
-        let octets = text.trim().split(':').map_while(|octet| u8::from_str_radix(octet, 16).ok());
-        octets
-            .collect::<Vec<_>>()
-            .try_into()
-            .map_err(|_| Error::Machine(format!("`{}` is no hardware address", text.trim())))
+        hardware_address(self.gateway(side), side)
+    }
+
+    /// The hardware address of the outer interface of one of a pair.
+    pub fn member_hardware_address(&self, member: Member) -> Result<[u8; 6]> {
+        hardware_address(self.member(member), Side::B)
+    }
+
+    /// The end, in another namespace, of the wire on a gateway's outer interface.
+    pub fn wire(&self, side: Side) -> (&Namespace, String) {
+        match &self.nat {
+            Some(nat) if side == Side::A => (nat, NAT_INSIDE.to_owned()),
+            _ => (&self.delay_box, side.box_interface()),
+        }
+    }
+
+    fn connect_nat(&self) -> Result<()> {
+        let (Some(nat), Some(inner)) = (&self.nat, self.addresses.behind_nat) else { return Ok(()) };
+        nat.sysctl("ipv4/ip_forward", "1")?;
+        nat.ip(&format!("addr add {}/{} dev {NAT_INSIDE}", inner.host(NAT_HOST), inner.prefix))?;
+        for address in self.addresses.seen_at(Side::A) {
+            nat.ip(&format!("addr add {address}/{} dev {NAT_OUTSIDE}", self.addresses.outside.prefix))?;
+        }
+        self.map(self.addresses.seen_at(Side::A)[0], None)
+    }
+
+    /// The NAT forgets what it has mapped, and maps gateway A to another address and other ports from now on. What comes to
+    /// the former ones is dropped.
+    pub fn move_mapping(&self) -> Result<()> {
+        let Some(nat) = &self.nat else {
+            return Err(Error::Machine("this testbed has no NAT".to_owned()));
+        };
+        self.map(self.addresses.seen_at(Side::A)[1], Some("20000-29999"))?;
+        nat.run("conntrack -F").map(drop)
+    }
+
+    fn map(&self, to: Ipv4Addr, ports: Option<&str>) -> Result<()> {
+        let Some(nat) = &self.nat else { return Ok(()) };
+        let ports = ports.map_or_else(String::new, |ports| format!(":{ports}"));
+        let rules = format!(
+            "table ip nat\ndelete table ip nat\ntable ip nat {{\n\tchain mapped {{\n\t\ttype nat hook postrouting priority 100\n\
+             \t\toifname \"{NAT_OUTSIDE}\" meta l4proto udp snat to {to}{ports}\n\t}}\n\
+             \tchain unmapped {{\n\t\ttype filter hook input priority 0\n\t\tiifname \"{NAT_OUTSIDE}\" meta l4proto udp drop\n\t}}\n}}\n"
+        );
+        let file = std::env::temp_dir().join(unique_name(self.number, "nat"));
+        std::fs::write(&file, rules).context(|| format!("writing {}", file.display()))?;
+        let done = nat.run(&format!("nft -f {}", file.display()));
+        drop(std::fs::remove_file(&file));
+        done.map(drop)
     }
 
     /// The namespace of the delay box.
     pub fn delay_box(&self) -> &Namespace {
         &self.delay_box
     }
+}
+
+/// The NAT's interfaces, and its number behind it.
+const NAT_INSIDE: &str = "nat-in";
+const NAT_OUTSIDE: &str = "nat-out";
+const NAT_HOST: u32 = 254;
+
+/// Joins two namespaces by a veth pair, both ends up.
+fn join(one: (&Namespace, &str), other: (&Namespace, &str)) -> Result<()> {
+    let ((namespace, name), (peer, peers_name)) = (one, other);
+    namespace.ip(&format!("link add {name} type veth peer name {peers_name} netns {}", peer.name()))?;
+    namespace.ip(&format!("link set {name} up"))?;
+    peer.ip(&format!("link set {peers_name} up")).map(drop)
+}
+
+fn hardware_address(gateway: &Namespace, side: Side) -> Result<[u8; 6]> {
+    let text = gateway.run(&format!("cat /sys/class/net/{}/address", side.outside_interface()))?;
+    let octets = text.trim().split(':').map_while(|octet| u8::from_str_radix(octet, 16).ok());
+    octets
+        .collect::<Vec<_>>()
+        .try_into()
+        .map_err(|_| Error::Machine(format!("`{}` is no hardware address", text.trim())))
 }

@@ -125,3 +125,21 @@ fn an_interrupted_testbed_leaves_nothing_behind_and_a_killed_one_goes_at_the_nex
         }
     }
 }
+
+#[test]
+fn whoever_of_a_pair_is_given_the_shared_addresses_is_on_the_way() {
+    for member in Member::BOTH {
+        let options = Options { layout: Layout::Pair, ..Options::default() };
+        let mut testbed = Testbed::two_gateways(options).expect("root and network namespaces");
+        testbed.topology().give_shared_addresses(member).expect("the addresses are free");
+        assert_eq!(testbed.ping(Side::A, 3).expect("ping runs").len(), 3, "{member:?}");
+        let wires = testbed.finish().expect("whole captures");
+        let mac = testbed.topology().member_hardware_address(member).expect("it has one");
+        let inside = testbed.topology().addresses.inside_b;
+        let clear = wires.b.iter().filter(|frame| frame.octets.get(12..14) == Some(&[8, 0]));
+        let source = |octets: &[u8]| octets[26..30].try_into().map(std::net::Ipv4Addr::from_octets);
+        let answers = clear.filter(|frame| source(&frame.octets).is_ok_and(|from| inside.contains(from)));
+        let macs: Vec<&[u8]> = answers.map(|frame| &frame.octets[6..12]).collect();
+        assert_eq!(macs, [&mac[..]; 3], "{member:?}");
+    }
+}

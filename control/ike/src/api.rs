@@ -535,6 +535,9 @@ pub enum Refused {
     /// After [`Endpoint::take_down`](crate::Endpoint::take_down).
     #[error("the gateway is taken down; start it again to have new SAs")]
     TakenDown,
+    /// Our address is on another machine, or on none.
+    #[error("{0} is not on this machine now")]
+    Absent(IpAddr),
 }
 
 /// One IKE SA as shown to people.

@@ -156,12 +156,12 @@ pub(crate) fn backoff(more: u32) -> Duration {
 }
 
 impl Endpoint {
-    /// Starts what is configured with [`StartAction::Start`].
-    pub fn start(&mut self, now: Time) {
+    /// Starts what is configured with [`StartAction::Start`], at these addresses of ours.
+    pub fn start(&mut self, now: Time, at: impl Fn(IpAddr) -> bool) {
         for number in 0..self.connections.len() {
             let profile = &self.connections[number].profile;
             let names = profile.started();
-            if !names.is_empty() && profile.remote.is_some() {
+            if !names.is_empty() && profile.remote.is_some() && at(profile.local) {
                 let _ = self.want(now, number, names, false);
             }
         }
@@ -179,6 +179,9 @@ impl Endpoint {
             return Ok(());
         }
         let connection = &self.connections[number];
+        if self.absent.contains(&connection.profile.local) {
+            return Err(Refused::Absent(connection.profile.local));
+        }
         let find = |usable: &dyn Fn(&IkeSa) -> bool| {
             connection.sas.iter().rev().find(|id| self.sas.get(id).is_some_and(usable)).copied()
         };

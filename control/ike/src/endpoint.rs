@@ -67,6 +67,8 @@ pub struct Endpoint {
     /// Inbound SAs that a successor replaced, still receiving for a while.
     pub(crate) lingering: VecDeque<(Time, Spi, u32)>,
     pub(crate) clear_errors: ClearErrors,
+    /// Configured addresses of ours that are not on this machine.
+    pub(crate) absent: BTreeSet<IpAddr>,
     pub(crate) shutting_down: bool,
     pub(crate) taken_down: Option<TakenDown>,
 }
@@ -124,6 +126,7 @@ impl Endpoint {
             recent_outbound: VecDeque::new(),
             lingering: VecDeque::new(),
             clear_errors: ClearErrors::default(),
+            absent: BTreeSet::new(),
             shutting_down: false,
             taken_down: None,
         }

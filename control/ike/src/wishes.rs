@@ -6,7 +6,7 @@ use crate::exchange::Task;
 use crate::sa::{ChildState, IkeSa};
 use spindle_abi::{Spi, Time};
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 impl Endpoint {
@@ -221,6 +221,22 @@ impl Endpoint {
             Authority::Local(_) => e.close(now, sa, authority),
             authority => sa.end(authority, false),
         });
+    }
+
+    /// An address of ours is on another machine from now on: what stands at it ends without a word, for nothing could be
+    /// said from there, and nothing begins until [`Endpoint::address_came`].
+    pub fn address_left(&mut self, now: Time, address: IpAddr) {
+        self.absent.insert(address);
+        let at_it = |sa: &&IkeSa| sa.local.ip() == address;
+        let ids: Vec<IkeSaId> = self.sas.values().filter(at_it).map(|sa| sa.id).collect();
+        for id in ids {
+            self.with_sa(now, id, |_, sa| sa.end(Authority::Local("its address left this machine"), false));
+        }
+    }
+
+    /// An address of ours is on this machine again.
+    pub fn address_came(&mut self, address: IpAddr) {
+        self.absent.remove(&address);
     }
 
     /// All IKE SAs, for people.

@@ -39,8 +39,8 @@ pub(crate) struct Answers {
     incarnation: u64,
     /// The address that serves each connection.
     serving: HashMap<String, IpAddr>,
-    /// These addresses.
-    locals: HashSet<IpAddr>,
+    /// Those of these addresses that are on this machine.
+    here: HashSet<IpAddr>,
     /// Addresses of configured peers and of those in the journal.
     known: HashSet<IpAddr>,
     /// IKE SAs of earlier incarnations.
@@ -67,7 +67,7 @@ impl Answers {
             anchor_matches: boot.anchor_matches,
             incarnation: boot.incarnation,
             serving: config.connections.iter().map(|c| (c.name.clone(), c.local)).collect(),
-            locals: config.connections.iter().map(|c| c.local).collect(),
+            here: config.connections.iter().map(|c| c.local).collect(),
             known: configured.chain(boot.former.iter().map(|r| r.remote.ip())).collect(),
             former_pairs: pairs.collect(),
             hash,
@@ -90,9 +90,23 @@ impl Answers {
         }
     }
 
-    /// Does this address of ours serve a connection?
+    /// Does this address serve a connection, and is it on this machine?
     pub(crate) fn serves(&self, local: IpAddr) -> bool {
-        self.locals.contains(&local)
+        self.here.contains(&local)
+    }
+
+    /// All such addresses.
+    pub(crate) fn addresses(&self) -> HashSet<IpAddr> {
+        self.here.clone()
+    }
+
+    /// An address that serves a connection came to this machine, or left it.
+    pub(crate) fn serve(&mut self, local: IpAddr, here: bool) {
+        if here {
+            self.here.insert(local);
+        } else {
+            self.here.remove(&local);
+        }
     }
 
     /// To an IKE message with a protected payload and IKE SPIs of no IKE SA here: INVALID_IKE_SPI with tokens;
@@ -247,7 +261,7 @@ impl Answers {
                 trigger,
                 spis,
                 in_use,
-                address_serves: self.serving.get(&record.connection) == Some(&here),
+                address_serves: self.serves(here) && self.serving.get(&record.connection) == Some(&here),
                 anchor_matches: self.anchor_matches,
                 within_budget: true,
             });

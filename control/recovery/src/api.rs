@@ -4,7 +4,7 @@
 use spindle_abi::{Command, Event, Spi, Time};
 use spindle_ike::api::{ConnectionConfig, Datagram, IkeSpis};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
 
 /// One generation of the QCD secret: 32 random octets (RFC 6290 section 5.1). Redacted in Debug.
@@ -308,6 +308,9 @@ pub enum Input {
     Datagram(Datagram),
     /// From a ring.
     Event(Event),
+    /// Which addresses are on this machine, where a cluster moves them; without such word all of the connections' are.
+    /// Due whenever that changes, and before anything else.
+    Addresses(Vec<IpAddr>),
     /// Of [`Output::Secrets`]: the generations that are on disk now, newest first; `None` if it could not be written.
     Secrets(Option<Vec<Generation>>),
 }

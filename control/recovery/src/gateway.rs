@@ -189,7 +189,9 @@ impl Gateway {
     /// Takes a datagram or an event.
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
+            Input::Datagram(datagram) if self.is_elsewhere(datagram.local.ip()) => {}
             Input::Datagram(datagram) => self.endpoint.handle(now, datagram),
+            Input::Addresses(here) => self.addresses(now, &here),
             Input::Event(event) => self.event(now, event),
             Input::Secrets(generations) => self.secrets_written(now, generations),
         }
@@ -370,8 +372,9 @@ impl Gateway {
         }
         self.ready = true;
         self.report("ready", None, None, None, format!("incarnation {}", self.incarnation));
-        self.contact_peers(now);
-        self.endpoint.start(now);
+        let here = self.answers.addresses();
+        self.contact_peers(now, |at| here.contains(&at));
+        self.endpoint.start(now, |at| here.contains(&at));
     }
 
     /// Carries out all that the endpoint wants, and what follows from it.
@@ -436,7 +439,10 @@ impl Gateway {
                 self.note_departure(ike, spis);
                 self.token_holder_ended(now, spis, &authority);
                 self.sir.as_mut().into_iter().for_each(|sir| sir.forget(ike));
-                self.journal.ike_deleted(ike, matches!(authority, Authority::Timeout(_)));
+                // By a timeout, or without the address from which to tell it.
+                let untold =
+                    matches!(authority, Authority::Timeout(_)) || !self.serves_connection(&connection);
+                self.journal.ike_deleted(ike, untold);
                 self.report("ike-deleted", Some(connection), Some(spis), None, reason(&authority));
             }
             Ike::InitiationFailed { connection, reason } => {
@@ -591,6 +597,7 @@ fn reason(authority: &Authority) -> String {
     }
 }
 
+mod addresses;
 mod contact;
 mod heard;
 mod secrets;

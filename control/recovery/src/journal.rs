@@ -134,9 +134,9 @@ impl Journal {
         self.ike_sas.insert(new, IkeRow { spis, connection, initiator, children, rebuilt: None });
     }
 
-    /// `timed_out`: the peer was not told and did not tell.
-    pub(crate) fn ike_deleted(&mut self, ike: IkeSaId, timed_out: bool) {
-        if timed_out {
+    /// `untold`: the peer was not told and did not tell.
+    pub(crate) fn ike_deleted(&mut self, ike: IkeSaId, untold: bool) {
+        if untold {
             self.timed_out.push(ike);
         }
         let Some(row) = self.ike_sas.remove(&ike) else { return };

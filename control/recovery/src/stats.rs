@@ -30,6 +30,8 @@ counters! {
     RebuiltTooSoon = "child-sas-rebuilt-too-soon",
     /// ESP on SPIs that were unknown to the dataplane and are not to control.
     KnownSpi = "known-spi-events",
+    /// Datagrams and ESP at addresses that serve no connection, or that another member of the cluster has.
+    Elsewhere = "elsewhere",
     /// Unmatched requests over the budget even of plain answers.
     RequestsUnanswered = "requests-over-budget",
     /// Unmatched messages that are never answered: responses, IKE_SA_INIT, IKE_SESSION_RESUME.

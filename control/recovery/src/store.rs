@@ -125,30 +125,27 @@ impl AnchorVerdict {
         matches!(self, AnchorVerdict::Fresh | AnchorVerdict::Matches)
     }
 
-    /// What to tell the operator, loudly; `None` if all is well.
-    pub fn warning(self) -> Option<&'static str> {
-        Some(match self {
+    /// What to tell the operator, loudly; `None` if all is well. `shared`: is the secret a cluster's?
+    pub fn warning(self, shared: bool) -> Option<String> {
+        let what = match self {
             AnchorVerdict::Fresh | AnchorVerdict::Matches => return None,
             AnchorVerdict::Missing => {
-                "the anchor file is missing beside an existing state directory: it was copied, or the anchor was \
-                 lost. No QCD token leaves until the next start; a new secret was made and peers find this crash \
-                 by liveness checks"
+                "the anchor file is missing beside an existing state directory: it was copied, or the anchor was lost"
             }
-            AnchorVerdict::Damaged => {
-                "the anchor file is damaged. No QCD token leaves until the next start; a new secret was made and \
-                 peers find this crash by liveness checks"
-            }
+            AnchorVerdict::Damaged => "the anchor file is damaged",
             AnchorVerdict::Foreign => {
-                "the state directory is a copy: the anchor file names another one. No QCD token leaves until the \
-                 next start; a new secret was made. If another gateway runs with the original, each keeps its own \
-                 directory from here on"
+                "the state directory is a copy: the anchor file names another one. If another gateway runs with the \
+                 original, each keeps its own directory from here on"
             }
             AnchorVerdict::RolledBack => {
                 "the state directory was rolled back (a snapshot was restored): the anchor file has seen later \
-                 incarnations. No QCD token leaves until the next start; a new secret was made and peers find this \
-                 crash by liveness checks"
+                 incarnations"
             }
-        })
+        };
+        let secret = if shared { "the cluster's secret was left as it is" } else { "a new secret was made" };
+        Some(format!(
+            "{what}. No QCD token leaves until the next start; {secret}, and peers find this crash by liveness checks"
+        ))
     }
 }
 
@@ -168,6 +165,8 @@ pub struct Store {
     database: Database,
     /// Of the tickets that are sealed from here on, in seconds.
     ticket_lifetime: u64,
+    /// Is the secret a cluster's?
+    secret_shared: bool,
 }
 
 impl std::fmt::Debug for Store {
@@ -183,12 +182,22 @@ impl Store {
             backend.set_len(0).map_err(redb::Error::Io)?;
         }
         let database = Database::builder().set_cache_size(CACHE).create_with_backend(backend);
-        Ok(Store { database: database.map_err(redb::Error::from)?, ticket_lifetime: 3600 })
+        Ok(Store {
+            database: database.map_err(redb::Error::from)?,
+            ticket_lifetime: 3600,
+            secret_shared: false,
+        })
     }
 
     /// How long tickets live: their key stays as long after its incarnation. Call it before [`Store::boot`].
     pub fn set_ticket_lifetime(&mut self, lifetime: std::time::Duration) {
         self.ticket_lifetime = lifetime.as_secs();
+    }
+
+    /// The secret is a cluster's, brought here by the operator: it is never made nor replaced, whatever the anchor says,
+    /// but where the operator asks for a new one. Call it before [`Store::boot`].
+    pub fn share_secret(&mut self) {
+        self.secret_shared = true;
     }
 
     /// Begins an incarnation, all that must be on disk before its first message included. `wall_clock`: seconds
@@ -207,12 +216,16 @@ impl Store {
         let anchor = read(files, SmallFile::Anchor)?.map(|octets| Anchor::decode(&octets));
         let verdict = AnchorVerdict::of(state, anchor);
 
-        // 1. The secret. A copied one may be another gateway's too: never used again here.
+        // 1. The secret. A copied one may be another gateway's too: never used again here. A cluster's is the other
+        // members' too: no token leaves in this incarnation, and the file stays as it is.
+        let stays = verdict.allows_tokens() || self.secret_shared;
         let secrets = match read(files, SmallFile::Secret)? {
-            Some(octets) if verdict.allows_tokens() && !renew_secret => {
+            Some(octets) if stays && !renew_secret => {
                 decode_secrets(&octets).map_err(StoreError::SecretMalformed)?
             }
-            None if state.is_some() && !renew_secret => return Err(StoreError::SecretMissing),
+            None if (state.is_some() || self.secret_shared) && !renew_secret => {
+                return Err(StoreError::SecretMissing);
+            }
             _ => write_secrets(files, random, Some((method, wall_clock.0)), Vec::new())?,
         };
 

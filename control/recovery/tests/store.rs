@@ -108,7 +108,7 @@ fn a_copied_or_rolled_back_state_yields_no_token_and_a_new_secret() {
     let (store, elsewhere) = boot(&copy.snapshot(), &mut random).unwrap();
     drop(store);
     assert_eq!(elsewhere.anchor, AnchorVerdict::Missing);
-    assert!(!elsewhere.boot.anchor_matches && elsewhere.anchor.warning().is_some());
+    assert!(!elsewhere.boot.anchor_matches && elsewhere.anchor.warning(false).is_some());
     assert_ne!(secrets(&elsewhere), secrets(&third));
 
     // Restored here, where the anchor has seen more.
@@ -127,6 +127,48 @@ fn a_copied_or_rolled_back_state_yields_no_token_and_a_new_secret() {
     // A state that has run elsewhere and came back.
     disk.set_file(SmallFile::Anchor, old_anchor.as_deref());
     assert_eq!(boot(&disk, &mut random).unwrap().1.anchor, AnchorVerdict::RolledBack);
+}
+
+/// RFC 6290 section 6: the secret is the other members' too, so no state of this one's is a reason to replace it. No token
+/// leaves while the anchor does not match.
+#[test]
+fn a_cluster_s_secret_is_never_written_whatever_the_anchor_says() {
+    let (disk, mut random) = (Disk::default(), Seeded::new(7));
+    drop(boot(&disk, &mut random).unwrap());
+    let shared = disk.file(SmallFile::Secret).unwrap();
+    let (own, other) = (disk.file(SmallFile::Anchor).unwrap(), Disk::default());
+    drop(boot(&other, &mut random).unwrap());
+    let foreign = other.file(SmallFile::Anchor).unwrap();
+    let start = |disk: &Disk, random: &mut Seeded| {
+        let mut store = Store::open(disk.clone())?;
+        store.share_secret();
+        store.boot(&mut disk.clone(), random, NOW, false, TokenMethod::Spis)
+    };
+    drop(start(&disk, &mut random).unwrap());
+    for (anchor, verdict) in [
+        (None, AnchorVerdict::Missing),
+        (Some(&foreign[..]), AnchorVerdict::Foreign),
+        (Some(&b"torn"[..]), AnchorVerdict::Damaged),
+    ] {
+        disk.set_file(SmallFile::Anchor, anchor);
+        let booted = start(&disk, &mut random).unwrap();
+        assert_eq!(booted.anchor, verdict);
+        assert!(!booted.boot.anchor_matches, "{verdict:?}");
+        assert!(
+            booted.anchor.warning(true).is_some_and(|text| text.contains("left as it is")),
+            "{verdict:?}"
+        );
+        assert!(disk.file(SmallFile::Secret).as_ref() == Some(&shared), "{verdict:?}: it was written");
+        assert!(start(&disk, &mut random).unwrap().boot.anchor_matches, "the next start is its own again");
+    }
+    disk.set_file(SmallFile::Anchor, Some(&own));
+    assert_eq!(start(&disk, &mut random).unwrap().anchor, AnchorVerdict::Foreign);
+    assert!(disk.file(SmallFile::Secret).as_ref() == Some(&shared), "it was written");
+    // Nor is one made where it is missing, in an empty directory either.
+    for disk in [&disk, &Disk::default()] {
+        disk.set_file(SmallFile::Secret, None);
+        assert!(matches!(start(disk, &mut random), Err(StoreError::SecretMissing)));
+    }
 }
 
 /// RFC 6290 section 5.1: a new secret, and up to three earlier ones.

@@ -6,6 +6,7 @@
 //! journal's commits have a thread of their own. Everything that must be on disk before the first message is there
 //! when [`Store::boot`] returns, and only then does the gateway exist.
 
+mod addresses;
 mod bridge;
 pub mod disk;
 mod events;
@@ -20,6 +21,7 @@ mod wait;
 
 use crate::config::Settings;
 use crate::protocol::{Pids, Request, Response, Stats, Status};
+use addresses::Addresses;
 use bridge::Bridge;
 use disk::{Files, Journal};
 use events::EventLog;
@@ -124,6 +126,8 @@ struct Daemon<'a> {
     gateway: Gateway,
     bridge: Bridge,
     activity: Box<dyn ActivityReader>,
+    /// Where a cluster moves them.
+    addresses: Option<Addresses>,
     sockets: Sockets,
     datagrams: Receiver<Datagram>,
     requests: Receiver<Asked>,
@@ -153,8 +157,11 @@ impl<'a> Daemon<'a> {
         store.set_ticket_lifetime(settings.gateway.ticket_lifetime);
         tracing::debug!("the database is open");
         let mut files = Files::new(settings);
-        if settings.recovery.secret_file.is_some() && !start.new_secret {
-            shared_secret_is_there(settings, &mut files)?;
+        if settings.recovery.secret_file.is_some() {
+            store.share_secret();
+            if !start.new_secret {
+                shared_secret_is_there(settings, &mut files)?;
+            }
         }
         let clock = (wall_clock_us() / 1_000_000, now());
         let method = settings.recovery.token_method;
@@ -167,7 +174,7 @@ impl<'a> Daemon<'a> {
                 _ => refused(e),
             },
         )?;
-        if let Some(warning) = booted.anchor.warning() {
+        if let Some(warning) = booted.anchor.warning(settings.recovery.secret_file.is_some()) {
             tracing::error!("{}: {warning}", settings.gateway.anchor.display());
         }
         if booted.skipped > 0 {
@@ -193,8 +200,11 @@ impl<'a> Daemon<'a> {
         }
 
         let ports = [settings.gateway.ike_port, settings.gateway.natt_port];
+        let moved = settings.gateway.cluster.is_some();
+        let addresses = moved.then(|| Addresses::follow(settings.local_addresses())).transpose();
+        let addresses = addresses.map_err(|e| Failure::Failed(format!("cannot follow addresses: {e}")))?;
         let (sockets, datagrams) =
-            Sockets::bind(&settings.local_addresses(), ports).map_err(|(socket, e)| {
+            Sockets::bind(&settings.local_addresses(), ports, moved).map_err(|(socket, e)| {
                 let fix = match e.kind() {
                     io::ErrorKind::AddrInUse => {
                         "another IKE daemon has it; stop that one (`ss -ulpn` shows it)"
@@ -254,7 +264,11 @@ impl<'a> Daemon<'a> {
             ticket_lifetime: settings.gateway.ticket_lifetime,
         };
         let activity = Box::new(bridge.activity());
-        let gateway = Gateway::new(config, boot, Box::new(bridge.activity()), Box::new(SystemRandom), now());
+        let mut gateway =
+            Gateway::new(config, boot, Box::new(bridge.activity()), Box::new(SystemRandom), now());
+        if let Some(addresses) = &addresses {
+            gateway.handle(now(), Input::Addresses(addresses.here().to_vec()));
+        }
         tracing::debug!("the gateway is made");
         let mut daemon = Daemon {
             settings,
@@ -262,6 +276,7 @@ impl<'a> Daemon<'a> {
             gateway,
             bridge,
             activity,
+            addresses,
             sockets,
             datagrams,
             requests,
@@ -308,6 +323,12 @@ impl<'a> Daemon<'a> {
                 _ = terminate.recv() => self.stop(),
                 _ = interrupt.recv() => self.stop(),
                 ready = bell.readable() => ready.map_err(failed)?.clear_ready(),
+                () = async {
+                    match &self.addresses {
+                        Some(addresses) => addresses.wait().await,
+                        None => std::future::pending().await,
+                    }
+                } => self.note_addresses(),
                 datagram = self.datagrams.recv(), if self.status.ready && self.bridge.has_room() => {
                     if let Some(datagram) = datagram {
                         self.gateway.handle(now(), Input::Datagram(datagram));
@@ -325,6 +346,8 @@ impl<'a> Daemon<'a> {
 
     /// Takes what has come, lets the gateway work, and carries out what it wants. Is there more?
     fn work(&mut self, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        // Before what came to them.
+        self.note_addresses();
         let mut more = self.bridge.events(events)?;
         for event in events.drain(..) {
             self.gateway.handle(now(), Input::Event(event));
@@ -369,6 +392,12 @@ impl<'a> Daemon<'a> {
             self.settle();
         }
         Ok(more)
+    }
+
+    fn note_addresses(&mut self) {
+        if let Some(here) = self.addresses.as_mut().and_then(Addresses::changed) {
+            self.gateway.handle(now(), Input::Addresses(here.to_vec()));
+        }
     }
 
     fn deadline(&self) -> Option<Time> {

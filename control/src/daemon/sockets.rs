@@ -6,7 +6,7 @@
 
 use super::messages::{Messages, Way};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use spindle_ike::api::Datagram;
 use std::collections::HashMap;
 use std::io;
@@ -43,10 +43,12 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Binds `ports` (for IKE, and for IKE and ESP in UDP) on every address. The error names address and port.
+    /// Binds `ports` (for IKE, and for IKE and ESP in UDP) on every address, on those that are not on this machine too if
+    /// they are `moved`: then they serve as long as they are here. The error names address and port.
     pub(super) fn bind(
         addresses: &[IpAddr],
         ports: [u16; 2],
+        moved: bool,
     ) -> Result<(Sockets, mpsc::Receiver<Datagram>), (SocketAddr, io::Error)> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let counts = Arc::new(Counts::default());
@@ -54,7 +56,7 @@ impl Sockets {
         for address in addresses {
             for (port, known_as) in ports.into_iter().zip([IKE, NATT]) {
                 let real = SocketAddr::new(*address, port);
-                let socket = Arc::new(bind(real).map_err(|e| (real, e))?);
+                let socket = Arc::new(bind(real, moved).map_err(|e| (real, e))?);
                 let local = SocketAddr::new(*address, known_as);
                 tokio::spawn(receive(socket.clone(), local, sender.clone(), counts.clone()));
                 sockets.insert(local, socket);
@@ -101,9 +103,18 @@ fn message(local: SocketAddr, data: &[u8]) -> &[u8] {
     if local.port() == NATT { data.get(4..).unwrap_or(&[]) } else { data }
 }
 
-fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
+fn bind(address: SocketAddr, moved: bool) -> io::Result<UdpSocket> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    if moved {
+        match address {
+            SocketAddr::V4(_) => rustix::net::sockopt::set_ip_freebind(&socket, true)?,
+            SocketAddr::V6(_) => rustix::net::sockopt::set_ipv6_freebind(&socket, true)?,
+        }
+    }
+    rustix::net::bind(&socket, &address)?;
+    let socket = std::net::UdpSocket::from(socket);
     // Beyond the system's limit only for the privileged; less is no failure.
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, KERNEL_QUEUE);
     UdpSocket::from_std(socket)
@@ -148,7 +159,7 @@ mod tests {
     #[tokio::test]
     async fn a_datagram_leaves_a_socket_that_was_just_bound() {
         let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (sockets, _datagrams) = Sockets::bind(&["127.0.0.1".parse().unwrap()], [0, 0]).unwrap();
+        let (sockets, _datagrams) = Sockets::bind(&["127.0.0.1".parse().unwrap()], [0, 0], false).unwrap();
         let local = SocketAddr::new("127.0.0.1".parse().unwrap(), IKE);
         sockets.send(&Datagram { local, remote: peer.local_addr().unwrap(), data: b"message".to_vec() });
         let mut buffer = [0; 16];
@@ -156,5 +167,19 @@ mod tests {
         assert_eq!(peer.recv(&mut buffer).unwrap(), 7);
         let count = |name: &str| sockets.stats().find(|(n, _)| *n == name).map(|(_, value)| value);
         assert_eq!((count("datagrams_sent"), count("datagrams_not_sent")), (Some(1), Some(0)));
+    }
+
+    /// RFC 6290 section 9.2: nothing is said from an address that another member of the cluster has.
+    #[tokio::test]
+    async fn nothing_leaves_from_an_address_that_is_not_here() {
+        let elsewhere = "192.0.2.77".parse().unwrap();
+        let refused = Sockets::bind(&[elsewhere], [0, 0], false);
+        assert!(refused.is_err_and(|(_, e)| e.kind() == io::ErrorKind::AddrNotAvailable));
+        let (sockets, _datagrams) = Sockets::bind(&[elsewhere], [0, 0], true).unwrap();
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let local = SocketAddr::new(elsewhere, IKE);
+        sockets.send(&Datagram { local, remote: peer, data: b"message".to_vec() });
+        let count = |name: &str| sockets.stats().find(|(n, _)| *n == name).map(|(_, value)| value);
+        assert_eq!((count("datagrams_sent"), count("datagrams_not_sent")), (Some(0), Some(1)));
     }
 }

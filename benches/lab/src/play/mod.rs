@@ -3,7 +3,9 @@
 pub(crate) mod both;
 pub(crate) mod crash;
 pub(crate) mod link;
+pub(crate) mod nat;
 pub(crate) mod secret;
+pub(crate) mod standby;
 pub(crate) mod take_down;
 pub(crate) mod twice;
 
@@ -27,6 +29,8 @@ pub(crate) struct Played {
     pub(crate) within: Option<Awaited>,
     /// When that exchange began to be waited for.
     pub(crate) watched: u64,
+    /// From when to when no token may be in clear on B's wire, for the IKE SA is alive.
+    pub(crate) silent: Vec<(u64, u64)>,
     /// More moments for the timeline.
     pub(crate) moments: Vec<(u64, &'static str)>,
     /// Why it is no recovery.
@@ -46,6 +50,7 @@ impl Played {
             has_round_trips: true,
             within: None,
             watched: began,
+            silent: Vec::new(),
             moments: Vec::new(),
             failure: None,
         }

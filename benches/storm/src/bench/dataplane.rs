@@ -115,8 +115,6 @@ impl Dataplane {
         let mut command = field.topology.gateway(Side::B).command(program);
         command
             .args(["--inside", &Side::B.inside_interface(), "--outside", &Side::B.outside_interface()])
-            .args(["--local", &field.topology.addresses.gateway_outside(Side::B).to_string()])
-            .args(["--local", &field.topology.addresses.gateway_inside(Side::B).to_string()])
             .args(["--polling", "busy", "--core", &WORKER_CORE.to_string()])
             .stdin(Stdio::null())
             .stdout(std::io::stderr()); // its log

@@ -11,6 +11,7 @@ use crate::stats::Counter;
 use spindle_abi::{Spi, Time};
 use spindle_ike::api::{ConnectionConfig, StartAction};
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// So long a method that is preferred to initiating ourselves has to bring the peer back.
@@ -19,13 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PEERS_TURN: Duration = Duration::from_secs(1);
 
 impl Gateway {
-    /// We have just become ready.
-    pub(super) fn contact_peers(&mut self, now: Time) {
+    /// We have just become ready, or these addresses of ours have come to this machine.
+    pub(super) fn contact_peers(&mut self, now: Time, at: impl Fn(IpAddr) -> bool) {
         let mut lost: BTreeMap<&str, Vec<&JournalRecord>> = BTreeMap::new();
         for record in self.former.records() {
             lost.entry(&record.connection).or_default().push(record);
         }
-        for connection in &self.config.connections {
+        for connection in self.config.connections.iter().filter(|c| at(c.local)) {
             let methods = self.config.methods_of(&connection.name);
             let Some(place) = methods.iter().position(|m| *m == Method::InitialContact) else { continue };
             let records = lost.get(connection.name.as_str()).map_or(&[][..], Vec::as_slice);
@@ -53,7 +54,8 @@ impl Gateway {
         }
         if self.config.proactive {
             let mut told = HashSet::new();
-            let of_each = self.former.records().filter(|record| told.insert(record.parent));
+            let records = self.former.records().filter(|record| at(record.local.ip()));
+            let of_each = records.filter(|record| told.insert(record.parent));
             let mut spis: Vec<Spi> = of_each.map(|record| record.spi).collect();
             spis.sort_unstable();
             self.unasked.extend(spis);

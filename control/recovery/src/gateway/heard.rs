@@ -14,6 +14,9 @@ use std::net::SocketAddr;
 
 impl Gateway {
     pub(super) fn esp_without_sa(&mut self, now: Time, report: &SpiReport) {
+        if self.is_elsewhere(report.destination.ip()) {
+            return;
+        }
         if self.journal.is_current(report.spi) {
             return;
         }

@@ -42,6 +42,8 @@ pub struct Setup {
     pub own_methods: [Vec<Method>; 2],
     pub proactive: bool,
     pub replicated: bool,
+    /// The maker id of both members of a cluster that each side then is, with a secret that is shared.
+    pub cluster: Option<&'static str>,
     /// Child SAs, `net` first, then `net1` and so on.
     pub children: u8,
     /// One way.
@@ -65,6 +67,7 @@ impl Default for Setup {
             own_methods: Default::default(),
             proactive: false,
             replicated: false,
+            cluster: None,
             children: 1,
             delay: Duration::from_millis(10),
             encapsulation: false,
@@ -124,7 +127,7 @@ pub struct World {
     random: Seeded,
 }
 
-fn address(side: usize) -> IpAddr {
+pub fn address(side: usize) -> IpAddr {
     IpAddr::from([192, 0, 2, 1 + side as u8])
 }
 
@@ -173,12 +176,12 @@ fn config(setup: &Setup, side: usize) -> Config {
         methods: setup.methods.clone(),
         connection_methods: own.into_iter().map(|methods| ("site".into(), methods)).collect(),
         proactive: setup.proactive,
-        replicated: setup.replicated,
+        replicated: setup.replicated || setup.cluster.is_some(),
         token_maker: true,
         token_taker: true,
         token_method: setup.token_method,
         secret_rotation: setup.secret_rotation,
-        secret_shared: false,
+        secret_shared: setup.cluster.is_some(),
         journal: setup.journal,
         limits: Limits::default(),
         cookie_threshold: 64,
@@ -231,12 +234,37 @@ impl World {
     }
 
     pub fn start(&mut self, side: usize) {
+        self.start_with(side, None);
+    }
+
+    /// Another member of the cluster, which never had an SA, starts in the place of a side that is down: a disk of its
+    /// own, the secret of the one before, and these addresses.
+    pub fn start_standby(&mut self, side: usize, here: &[IpAddr]) {
+        let disk = Disk::default();
+        disk.set_file(SmallFile::Secret, self.sides[side].disk.file(SmallFile::Secret).as_deref());
+        self.sides[side].disk = disk;
+        self.start_with(side, Some(here));
+    }
+
+    /// Addresses came or left.
+    pub fn addresses(&mut self, side: usize, here: &[IpAddr]) {
+        self.input(side, Input::Addresses(here.to_vec()));
+    }
+
+    fn start_with(&mut self, side: usize, here: Option<&[IpAddr]>) {
         let mut store = Store::open(self.sides[side].disk.clone()).unwrap();
         let wall = (self.wall(), self.now);
         let mut random = Seeded::new(self.random.next());
         let method = self.setup.token_method;
         let disk = &mut self.sides[side].disk.clone();
-        let booted = store.boot(disk, &mut random, wall, false, method).unwrap();
+        // The first member's start makes the secret, as an operator would.
+        if self.setup.cluster.is_some() && disk.file(SmallFile::Secret).is_some() {
+            store.share_secret();
+        }
+        let mut booted = store.boot(disk, &mut random, wall, false, method).unwrap();
+        if let Some(cluster) = self.setup.cluster {
+            booted.boot.maker_id = cluster.into();
+        }
         let activity = Activity::default();
         let reader = Box::new(Reader(activity.clone()));
         let config = config(&self.setup, side);
@@ -244,6 +272,7 @@ impl World {
         let (states, inbound, outbound) = Default::default();
         let running = Running { gateway, store, states, inbound, outbound, activity, acquired: None };
         self.sides[side].running = Some(running);
+        here.into_iter().for_each(|here| self.addresses(side, here));
         self.tell(side, Event::Ready);
     }
 
@@ -355,10 +384,12 @@ impl World {
     /// The tokens of a pair, computed anew from what is on a side's disk.
     pub fn tokens_of(&self, side: usize, spis: IkeSpis, taker: IpAddr) -> Vec<Vec<u8>> {
         let file = |file| self.sides[side].disk.file(file).unwrap();
-        let id = Anchor::decode(&file(SmallFile::Anchor)).unwrap().id;
+        let own = || Anchor::decode(&file(SmallFile::Anchor)).unwrap().id.to_vec();
+        let id = self.setup.cluster.map_or_else(own, Vec::from);
         let token = |generation: &Generation| {
             let mut mac: Hmac<Sha256> = Hmac::new_from_slice(generation.secret.0.as_slice()).unwrap();
-            for part in [&b"qcd1"[..], &16u64.to_be_bytes(), &id, &spis.initiator, &spis.responder] {
+            let length = (id.len() as u64).to_be_bytes();
+            for part in [&b"qcd1"[..], &length, &id, &spis.initiator, &spis.responder] {
                 mac.update(part);
             }
             if generation.method == TokenMethod::SpisAndAddress {
