@@ -126,6 +126,8 @@ impl Endpoint {
             encapsulated,
             replaces: child.replaces,
         };
+        // Most IKE SAs have one.
+        sa.children.reserve_exact(1);
         sa.children.push(child);
         if sends == Sends::AtOnce {
             self.switch_outbound(sa, id);
@@ -197,6 +199,12 @@ impl Endpoint {
         if let Some(spi) = lost.flatten() {
             self.release_child_spi(spi);
         }
+    }
+
+    /// For simulations: this side loses an IKE SA without a word.
+    #[doc(hidden)]
+    pub fn lose_ike_sa(&mut self, now: Time, ike: IkeSaId) {
+        self.with_sa(now, ike, |_, sa| sa.end(Authority::Local("lost"), false));
     }
 
     /// The end of a Child SA that no IKE SA has any more.

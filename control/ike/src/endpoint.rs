@@ -11,7 +11,7 @@ use crate::auth::peer;
 use crate::connect::Connection;
 use crate::cookie::CookieSecrets;
 use crate::random::Random;
-use crate::sa::{IkeSa, State};
+use crate::sa::{IkeSa, IkeSas, State};
 use crate::spi::{ChildSpis, Indices};
 use crate::take_down::TakenDown;
 use crate::ticket::NoTickets;
@@ -26,6 +26,7 @@ pub(crate) const NAT_PORT: u16 = 4500;
 
 /// All IKE SAs of a gateway. Datagrams, the dataplane's events, wishes and the time go in; [`Output`]s come out.
 pub struct Endpoint {
+    /// The connections have their own.
     pub(crate) config: EndpointConfig,
     pub(crate) connections: Vec<Connection>,
     /// When connections are initiated again, by number.
@@ -44,7 +45,7 @@ pub struct Endpoint {
     pub(crate) random: Box<dyn Random>,
     outputs: VecDeque<Output>,
     next_id: u64,
-    pub(crate) sas: BTreeMap<IkeSaId, IkeSa>,
+    pub(crate) sas: IkeSas,
     /// By our own SPI, in whichever position it is.
     by_spi: BTreeMap<IkeSpi, IkeSaId>,
     /// By the peer's address and port.
@@ -76,18 +77,17 @@ pub struct Endpoint {
 impl Endpoint {
     /// Without any SA.
     pub fn new(
-        config: EndpointConfig,
+        mut config: EndpointConfig,
         tokens: Box<dyn TokenMaker>,
         activity: Box<dyn ActivityReader>,
         random: Box<dyn Random>,
     ) -> Endpoint {
-        let connections: Vec<Connection> =
-            config.connections.iter().enumerate().map(|(number, c)| Connection::new(number, c)).collect();
         let mut policies = BTreeMap::new();
         let mut peers: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_addresses: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_name = HashMap::new();
-        for (number, connection) in config.connections.iter().enumerate() {
+        let configured = std::mem::take(&mut config.connections);
+        for (number, connection) in configured.iter().enumerate() {
             peers.entry(peer(connection)).or_default().push(number);
             by_addresses.entry((connection.remote, connection.local)).or_default().push(number);
             for gateway in &connection.redirect_to {
@@ -96,9 +96,10 @@ impl Endpoint {
             by_name.entry(connection.name.clone()).or_insert(number);
             policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
         }
+        let connections = configured.into_iter().enumerate();
         Endpoint {
             config,
-            connections,
+            connections: connections.map(|(number, config)| Connection::new(number, config)).collect(),
             retries: BTreeSet::new(),
             policies,
             peers,
@@ -110,7 +111,7 @@ impl Endpoint {
             random,
             outputs: VecDeque::new(),
             next_id: 1,
-            sas: BTreeMap::new(),
+            sas: IkeSas::default(),
             by_spi: BTreeMap::new(),
             by_remote: BTreeSet::new(),
             by_init: BTreeMap::new(),
@@ -296,7 +297,7 @@ impl Endpoint {
     }
 
     /// Puts an IKE SA, new or taken out, into the table: starts its next exchange, or buries it.
-    pub(crate) fn insert_sa(&mut self, now: Time, mut sa: IkeSa) {
+    pub(crate) fn insert_sa(&mut self, now: Time, mut sa: Box<IkeSa>) {
         self.start_next(now, &mut sa);
         if let Some(at) = sa.scheduled.take() {
             self.timers.remove(&(at, sa.id));
@@ -321,7 +322,7 @@ impl Endpoint {
         }
         self.by_spi.insert(sa.own_spi(), sa.id);
         self.connections[sa.connection.number].sas.insert(sa.id);
-        self.sas.insert(sa.id, sa);
+        self.sas.insert(sa);
     }
 
     /// Our own SPI names it no more.

@@ -6,6 +6,7 @@ use crate::connect::{ChildProfile, Profile};
 use crate::crypto::IkeKeys;
 use crate::exchange::{Outstanding, Purpose, Task};
 use crate::resume::Resumed;
+use crate::retransmit::Schedule;
 use crate::ticket::Ticket;
 use crate::tombstone::{LastResponse, MessageHash};
 use crate::wire::{OpeningKey, SealingKey};
@@ -148,6 +149,8 @@ pub(crate) struct IkeSa {
     pub(crate) queue: Vec<(Time, Task)>,
     /// Children to be created once it is established.
     pub(crate) wanted: BTreeSet<String>,
+    /// When a packet last came that waits for it.
+    pub(crate) awaited: Option<Time>,
     /// INITIAL_CONTACT may be sent although it was before in this incarnation.
     pub(crate) initial_contact: bool,
     pub(crate) children: Vec<ChildSa>,
@@ -184,6 +187,48 @@ pub(crate) struct IkeSa {
     pub(crate) scheduled: Option<Time>,
 }
 
+/// While packets wait IKE_AUTH is first sent again after four round trips, at least the first of these; where none was
+/// measured, after the second.
+const AUTH_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
+
+/// IKE SAs by their handles. Each has a place of its own, as it is taken out while one of its handlers runs.
+#[derive(Default)]
+pub(crate) struct IkeSas(BTreeMap<IkeSaId, Box<IkeSa>>);
+
+impl IkeSas {
+    pub(crate) fn get(&self, id: &IkeSaId) -> Option<&IkeSa> {
+        self.0.get(id).map(|sa| &**sa)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: &IkeSaId) -> Option<&mut IkeSa> {
+        self.0.get_mut(id).map(|sa| &mut **sa)
+    }
+
+    pub(crate) fn insert(&mut self, sa: Box<IkeSa>) {
+        self.0.insert(sa.id, sa);
+    }
+
+    pub(crate) fn remove(&mut self, id: &IkeSaId) -> Option<Box<IkeSa>> {
+        self.0.remove(id)
+    }
+
+    pub(crate) fn contains_key(&self, id: &IkeSaId) -> bool {
+        self.0.contains_key(id)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &IkeSaId> {
+        self.0.keys()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &IkeSa> {
+        self.0.values().map(|sa| &**sa)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// RFC 6290 section 4.5: at least four tokens; as many are kept of one peer.
 pub(crate) const TOKENS: usize = 4;
 
@@ -196,8 +241,8 @@ impl IkeSa {
         initiator: bool,
         (local, remote): (SocketAddr, SocketAddr),
         now: Time,
-    ) -> IkeSa {
-        IkeSa {
+    ) -> Box<IkeSa> {
+        Box::new(IkeSa {
             id,
             connection,
             spis,
@@ -232,6 +277,7 @@ impl IkeSa {
             last_response: None,
             queue: Vec::new(),
             wanted: BTreeSet::new(),
+            awaited: None,
             initial_contact: false,
             children: Vec::new(),
             recent_outbound: Vec::new(),
@@ -251,7 +297,7 @@ impl IkeSa {
             refusal: None,
             noted_remote: None,
             scheduled: None,
-        }
+        })
     }
 
     /// The SPI that we chose.
@@ -284,6 +330,18 @@ impl IkeSa {
         if let Some(outstanding) = self.outstanding.as_mut().filter(|o| o.purpose.is_first()) {
             let soon = outstanding.schedule.sent().after(again_after);
             outstanding.schedule.hasten(soon.max(now));
+        }
+    }
+
+    /// Packets wait for it: its IKE_AUTH request is sent again sooner than scheduled. If the peer crashed meanwhile, what
+    /// it answers is a hint, and another attempt begins.
+    pub(crate) fn hurry_auth(&mut self) {
+        let Some(at) = self.awaited else { return };
+        let first = self.round_trip.map_or(AUTH_AGAIN.1, |round_trip| round_trip.saturating_mul(4));
+        let first = first.clamp(AUTH_AGAIN.0, Schedule::HURRIED);
+        if let Some(outstanding) = self.outstanding.as_mut().filter(|o| matches!(o.purpose, Purpose::Auth(_)))
+        {
+            outstanding.schedule.hurry(at, first);
         }
     }
 
@@ -458,7 +516,7 @@ mod tests {
     use super::*;
     use crate::connect::Connection;
 
-    fn sa() -> IkeSa {
+    fn sa() -> Box<IkeSa> {
         let id = |name: &str| Identity::Fqdn(name.into());
         let config = ConnectionConfig {
             name: "peer".into(),
@@ -480,7 +538,7 @@ mod tests {
         };
         let ends = (([192, 0, 2, 1], 500).into(), ([192, 0, 2, 2], 500).into());
         let spis = IkeSpis { initiator: [1; 8], responder: [2; 8] };
-        IkeSa::new(IkeSaId(1), Connection::new(0, &config).profile, spis, true, ends, Time(0))
+        IkeSa::new(IkeSaId(1), Connection::new(0, config).profile, spis, true, ends, Time(0))
     }
 
     /// A deadline that passes without anything being done would never let the gateway rest.
