@@ -1,4 +1,6 @@
-//! A peer: a whole gateway that knows one connection, and of its dataplane what matters here.
+//! The peers: real gateways that know the concentrator alone, and of their dataplanes what matters here. Where peers are
+//! very many, several share one gateway, each with a connection and an address of its own; so that each needs only what
+//! a connection needs.
 
 use crate::scenario::{Scenario, Traffic};
 use spindle_abi::{Command, Event, SaActivity, Spi, Time};
@@ -6,81 +8,89 @@ use spindle_ike::api::{ActivityReader, Datagram};
 use spindle_recovery::Gateway;
 use spindle_recovery::api::{Boot, Input, Output, TicketRecords};
 use spindle_sim::Dice;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-/// What the peer's SAs carried follows from its traffic: each packet is answered while the concentrator has the SA.
-pub(crate) struct Carried {
-    clock: Rc<Cell<Time>>,
+/// One peer as its host and its dataplane know it.
+struct Member {
+    /// What its SAs carried follows from its traffic: each packet is answered while the concentrator has the SA.
     traffic: Traffic,
-    began: Time,
     /// Until when packets were answered; `None`: they are.
     cut: Cell<Option<Time>>,
-    outbound: Cell<Option<u32>>,
+    /// The SPI and slot on which it sends.
+    outbound: Cell<Option<(Spi, u32)>>,
+    /// Is a packet of it scheduled?
+    sending: Cell<bool>,
 }
 
-impl Carried {
-    /// The last packet that was sent up to `at`.
-    fn last(&self, at: Time) -> Time {
-        let first = self.began.after(self.traffic.phase);
+/// The dataplanes of the peers of one gateway.
+struct Members {
+    clock: Rc<Cell<Time>>,
+    began: Time,
+    all: Vec<Member>,
+    /// Whose SA is in which slot.
+    slots: RefCell<HashMap<u32, usize>>,
+}
+
+impl Members {
+    /// The last packet that a peer sent up to `at`.
+    fn last(&self, member: &Member, at: Time) -> Time {
+        let first = self.began.after(member.traffic.phase);
         if at < first {
             return Time(0);
         }
-        let period = self.traffic.period.as_nanos().max(1);
+        let period = member.traffic.period.as_nanos().max(1);
         Time(first.0 + (at.since(first).as_nanos() / period * period) as u64)
-    }
-
-    /// The first packet after `at`.
-    pub(crate) fn next(&self, at: Time) -> Time {
-        match self.last(at) {
-            Time(0) => self.began.after(self.traffic.phase),
-            last => last.after(self.traffic.period),
-        }
-    }
-
-    pub(crate) fn cut(&self, at: Option<Time>) {
-        self.cut.set(at);
     }
 }
 
-struct Reader(Rc<Carried>);
+struct Reader(Rc<Members>);
 
 impl ActivityReader for Reader {
     fn activity(&self, index: u32) -> SaActivity {
+        let member = self.0.slots.borrow().get(&index).and_then(|place| self.0.all.get(*place));
+        let Some(member) = member else { return SaActivity::default() };
         let now = self.0.clock.get();
-        let until = match self.0.outbound.get() == Some(index) {
-            true => now,
-            false => self.0.cut.get().unwrap_or(now),
+        let until = match member.outbound.get() {
+            Some((_, slot)) if slot == index => now,
+            _ => member.cut.get().unwrap_or(now),
         };
-        SaActivity { last: self.0.last(until), ..SaActivity::default() }
+        SaActivity { last: self.0.last(member, until), ..SaActivity::default() }
     }
 }
 
-/// One peer.
-pub(crate) struct Peer {
+/// The peers of one gateway.
+pub(crate) struct Herd {
     gateway: Gateway,
-    pub(crate) carried: Rc<Carried>,
-    /// The SPI and slot on which it sends.
-    outbound: Option<(Spi, u32)>,
+    /// The number of the first of them.
+    first: u32,
+    members: Rc<Members>,
     /// When its next tick is scheduled.
     pub(crate) scheduled: Option<Time>,
-    /// Is a packet of it scheduled?
-    pub(crate) sending: bool,
+    /// Those that send on another SA than before, or on none.
+    changed: Vec<u32>,
 }
 
-impl Peer {
-    /// It starts now, and initiates.
-    pub(crate) fn start(scenario: &Scenario, number: u32, clock: &Rc<Cell<Time>>) -> Peer {
+impl Herd {
+    /// These peers start now, and initiate.
+    pub(crate) fn start(scenario: &Scenario, first: u32, many: u32, clock: &Rc<Cell<Time>>) -> Herd {
         let now = clock.get();
-        let mut dice = Dice::new(scenario.seed, 1000 + u64::from(number));
-        let traffic = Traffic::draw(&mut dice);
-        let carried = Rc::new(Carried {
+        let dice = |peer: u32| Dice::new(scenario.seed, 1000 + u64::from(peer));
+        let mut own = dice(first);
+        let member = |peer: u32| {
+            let traffic = match peer == first {
+                true => Traffic::draw(&mut own),
+                false => Traffic::draw(&mut dice(peer)),
+            };
+            Member { traffic, cut: Cell::default(), outbound: Cell::default(), sending: Cell::default() }
+        };
+        let members = Rc::new(Members {
             clock: clock.clone(),
-            traffic,
             began: now,
-            cut: Cell::new(None),
-            outbound: Cell::new(None),
+            all: (first..first + many).map(member).collect(),
+            slots: RefCell::default(),
         });
         let boot = Boot {
             incarnation: 1,
@@ -91,10 +101,15 @@ impl Peer {
             anchor_matches: true,
             wall_clock: (crate::world::EPOCH, Time(0)),
         };
-        let reader = Box::new(Reader(carried.clone()));
-        let mut gateway = Gateway::new(scenario.of_peer(number), boot, reader, Box::new(dice), now);
+        let reader = Box::new(Reader(members.clone()));
+        let config = scenario.of_peers(first..first + many);
+        let mut gateway = Gateway::new(config, boot, reader, Box::new(own), now);
         gateway.handle(now, Input::Event(Event::Ready));
-        Peer { gateway, carried, outbound: None, scheduled: None, sending: false }
+        Herd { gateway, first, members, scheduled: None, changed: Vec::new() }
+    }
+
+    fn member(&self, peer: u32) -> &Member {
+        &self.members.all[(peer - self.first) as usize]
     }
 
     pub(crate) fn receive(&mut self, now: Time, datagram: Datagram) {
@@ -111,7 +126,7 @@ impl Peer {
         self.gateway.deadline()
     }
 
-    /// What it wants sent; the rest it does.
+    /// What they want sent; the rest they do.
     pub(crate) fn poll(&mut self, now: Time) -> Option<Datagram> {
         while let Some(output) = self.gateway.poll() {
             match output {
@@ -127,28 +142,70 @@ impl Peer {
     }
 
     fn apply(&mut self, command: Command) {
+        let mut slots = self.members.slots.borrow_mut();
         match command {
-            Command::InstallOutbound { sa } => self.outbound = Some((sa.spi, sa.index)),
-            Command::RemoveOutbound { index } => self.outbound.take_if(|(_, i)| *i == index).map_or((), drop),
-            _ => return,
+            Command::InstallInbound { sa, .. } => {
+                slots.insert(sa.index, Scenario::place_of(sa.policy));
+            }
+            Command::InstallOutbound { sa } => {
+                let place = Scenario::place_of(sa.policy);
+                slots.insert(sa.index, place);
+                if let Some(member) = self.members.all.get(place) {
+                    member.outbound.set(Some((sa.spi, sa.index)));
+                    self.changed.push(self.first + place as u32);
+                }
+            }
+            Command::RemoveOutbound { index } => {
+                let Some(place) = slots.remove(&index) else { return };
+                let member = &self.members.all[place];
+                if member.outbound.get().is_some_and(|(_, slot)| slot == index) {
+                    member.outbound.set(None);
+                    self.changed.push(self.first + place as u32);
+                }
+            }
+            _ => {}
         }
-        self.carried.outbound.set(self.outbound.map(|(_, index)| index));
     }
 
-    /// On which SPI it sends.
-    pub(crate) fn outbound(&self) -> Option<Spi> {
-        self.outbound.map(|(spi, _)| spi)
+    /// Those that send on another SA than when they were last asked for, or on none.
+    pub(crate) fn take_changed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.changed)
     }
 
-    /// A packet has no SA to leave by.
-    pub(crate) fn acquire(&mut self, now: Time) {
+    /// On which SPI a peer sends.
+    pub(crate) fn outbound(&self, peer: u32) -> Option<Spi> {
+        self.member(peer).outbound.get().map(|(spi, _)| spi)
+    }
+
+    /// Until when a peer's packets were answered; `None`: they are.
+    pub(crate) fn cut(&self, peer: u32, at: Option<Time>) {
+        self.member(peer).cut.set(at);
+    }
+
+    /// A packet of a peer has no SA to leave by.
+    pub(crate) fn acquire(&mut self, now: Time, peer: u32) {
         let inside = IpAddr::from([0, 0, 0, 0]);
-        let event = Event::Acquire { policy: 1, source: inside, destination: inside };
+        let policy = Scenario::policy_at((peer - self.first) as usize);
+        let event = Event::Acquire { policy, source: inside, destination: inside };
         self.gateway.handle(now, Input::Event(event));
     }
 
-    /// Nanoseconds between two of its packets.
-    pub(crate) fn period(&self) -> u64 {
-        self.carried.traffic.period.as_nanos() as u64
+    /// When a peer's host sends next, if that is not scheduled already.
+    pub(crate) fn next_packet(&self, now: Time, peer: u32) -> Option<Time> {
+        let member = self.member(peer);
+        (!member.sending.replace(true)).then(|| match self.members.last(member, now) {
+            Time(0) => self.members.began.after(member.traffic.phase),
+            last => last.after(member.traffic.period),
+        })
+    }
+
+    /// What was scheduled happens.
+    pub(crate) fn packet_left(&self, peer: u32) {
+        self.member(peer).sending.set(false);
+    }
+
+    /// Nanoseconds between two packets of a peer.
+    pub(crate) fn period(&self, peer: u32) -> u64 {
+        self.member(peer).traffic.period.as_nanos() as u64
     }
 }

@@ -7,6 +7,7 @@ use spindle_recovery::api::{Config, Limits, Method as Preference, TokenMethod};
 use spindle_sim::Dice;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -20,6 +21,11 @@ pub const SHORTEST: f64 = 1.0;
 pub const LONGEST: f64 = 600.0;
 /// The distribution's exponent.
 pub const EXPONENT: f64 = 1.2;
+
+/// So many peers have a gateway each; of more, [`TOGETHER`] share one.
+const ALONE: u32 = 10_000;
+/// Peers of one gateway where they are more.
+const TOGETHER: u32 = 32;
 
 /// The first address of the peers: 10.0.0.1, the next one 10.0.0.2, and so on.
 const PEERS: u32 = 0x0a00_0001;
@@ -121,6 +127,26 @@ impl Scenario {
         }
     }
 
+    /// How many peers share a gateway: one has its own, unless that would take too much memory.
+    pub fn herd(&self) -> u32 {
+        if self.peers > ALONE { TOGETHER } else { 1 }
+    }
+
+    /// The policy of the peer with this place in its gateway.
+    pub(crate) fn policy_at(place: usize) -> u32 {
+        1 + place as u32
+    }
+
+    /// The place of the peer with this policy.
+    pub(crate) fn place_of(policy: u32) -> usize {
+        policy as usize - 1
+    }
+
+    /// The name of a peer's connection, on both sides.
+    pub(crate) fn name(peer: u32) -> String {
+        format!("peer{peer}")
+    }
+
     /// The peer of a connection of the concentrator's.
     pub(crate) fn peer_named(connection: &str) -> Option<u32> {
         connection.strip_prefix("peer")?.parse().ok()
@@ -138,7 +164,7 @@ impl Scenario {
         let connection = |peer: u32| ConnectionConfig {
             // The peers check; so many checks of ours would only be load.
             dpd_delay: Duration::ZERO,
-            ..self.connection(peer, false)
+            ..self.connection(peer, false, 1 + peer)
         };
         Config {
             connections: (0..self.peers).map(connection).collect(),
@@ -150,19 +176,26 @@ impl Scenario {
         }
     }
 
-    /// A peer's configuration: it takes whatever the concentrator offers.
-    pub(crate) fn of_peer(&self, peer: u32) -> Config {
+    /// The configuration of the gateway of these peers: they take whatever the concentrator offers. What limits all
+    /// connections of a gateway together is as much as if each had a gateway of its own.
+    pub(crate) fn of_peers(&self, peers: Range<u32>) -> Config {
+        let many = peers.len() as u32;
+        let mut config = config("peer", Limits::default().handshakes_total * many);
+        config.limits.probes_total *= many;
+        config.limits.sir.queries_total *= many;
+        config.cookie_threshold *= many as usize;
+        let connection = |(place, peer)| ConnectionConfig {
+            start_action: StartAction::Start,
+            ..self.connection(peer, true, Scenario::policy_at(place))
+        };
         Config {
-            connections: vec![ConnectionConfig {
-                start_action: StartAction::Start,
-                ..self.connection(peer, true)
-            }],
+            connections: peers.enumerate().map(connection).collect(),
             methods: vec![Preference::Qcd, Preference::Sir, Preference::Liveness],
-            ..config("peer", Limits::default().handshakes_total)
+            ..config
         }
     }
 
-    fn connection(&self, peer: u32, of_peer: bool) -> ConnectionConfig {
+    fn connection(&self, peer: u32, of_peer: bool, policy: u32) -> ConnectionConfig {
         let (local, remote) = ends(of_peer, Scenario::concentrator(), Scenario::address(peer));
         let (local_id, remote_id) =
             ends(of_peer, "concentrator.example".into(), format!("peer{peer}.example"));
@@ -171,7 +204,7 @@ impl Scenario {
         let inside = Ipv4Addr::from(0x6440_0000 + peer).into();
         let (ours, theirs) = ends(of_peer, behind, inside);
         ConnectionConfig {
-            name: format!("peer{peer}"),
+            name: Scenario::name(peer),
             local,
             remote: Some(remote),
             remote_port: 500,
@@ -188,7 +221,7 @@ impl Scenario {
             start_action: StartAction::None,
             children: vec![ChildConfig {
                 name: "net".into(),
-                policy: 1 + if of_peer { 0 } else { peer },
+                policy,
                 selectors: SelectorSet { local: one(ours), remote: one(theirs) },
                 proposals: vec!["aes128gcm16".into()],
                 rekey_time: Duration::ZERO,

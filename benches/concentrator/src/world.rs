@@ -2,7 +2,7 @@
 //! concentrator crashes, is down for a while, and starts again; the world ends when all are back.
 
 use crate::costs::{Costs, Samples};
-use crate::peer::Peer;
+use crate::peer::Herd;
 use crate::scenario::Scenario;
 use crate::server::{Round, Server};
 use crate::summary::Observed;
@@ -17,8 +17,9 @@ use std::time::Duration;
 
 /// Seconds since 1970 at the world's beginning.
 pub(crate) const EPOCH: u64 = 1_700_000_000;
-/// Peers that start per second, before the crash.
+/// Peers that start per second before the crash, at least; and the seconds in which very many start.
 const STARTS: u64 = 500;
+const STARTING: u64 = 20;
 /// From the last start to the crash: longer than anything that holds a young SA back.
 const SETTLING: Duration = Duration::from_secs(40);
 /// From the crash to ready.
@@ -44,6 +45,8 @@ enum Due {
 struct World<'a> {
     scenario: Scenario,
     costs: &'a Costs,
+    /// What work costs before the crash, where it is no matter.
+    nothing: Costs,
     clock: Rc<Cell<Time>>,
     queue: Schedule<Due>,
     disk: Disk,
@@ -51,7 +54,9 @@ struct World<'a> {
     /// When its next round is scheduled.
     round: Option<Time>,
     commit: bool,
-    peers: Vec<Option<Peer>>,
+    /// Gateways of peers, and how many peers each has.
+    herds: Vec<Option<Herd>>,
+    together: u32,
     /// Those whose SAs stand on both sides, before the crash or after it.
     up: Vec<bool>,
     left: usize,
@@ -75,17 +80,19 @@ pub(crate) fn time(scenario: &Scenario) -> anyhow::Result<Samples> {
 
 impl World<'_> {
     fn new<'a>(scenario: &Scenario, costs: &'a Costs) -> World<'a> {
-        let peers = scenario.peers as usize;
+        let (peers, together) = (scenario.peers as usize, scenario.herd());
         World {
             scenario: *scenario,
             costs,
+            nothing: Costs::default(),
             clock: Rc::new(Cell::new(Time(1))),
             queue: Schedule::default(),
             disk: Disk::default(),
             server: None,
             round: None,
             commit: false,
-            peers: (0..peers).map(|_| None).collect(),
+            herds: (0..scenario.peers.div_ceil(together)).map(|_| None).collect(),
+            together,
             up: vec![false; peers],
             left: peers,
             crashed: false,
@@ -97,11 +104,12 @@ impl World<'_> {
     fn run(mut self, told: &dyn Fn(&str)) -> anyhow::Result<(Observed, Samples)> {
         told("the peers establish their SAs");
         self.start_server(false)?;
-        for peer in 0..self.scenario.peers {
-            let at = Duration::from_nanos(u64::from(peer) * 1_000_000_000 / STARTS);
+        let starts = STARTS.max(u64::from(self.scenario.peers) / STARTING);
+        for peer in (0..self.scenario.peers).step_by(self.together as usize) {
+            let at = Duration::from_nanos(u64::from(peer) * 1_000_000_000 / starts);
             self.schedule(self.now().after(at), Due::Start(peer));
         }
-        let all_started = Duration::from_secs(u64::from(self.scenario.peers) / STARTS);
+        let all_started = Duration::from_secs(u64::from(self.scenario.peers) / starts);
         let crash = self.now().after(all_started + SETTLING);
         self.schedule(crash, Due::Crash);
         while !(self.crashed && self.server.is_some() && self.left == 0) {
@@ -119,8 +127,9 @@ impl World<'_> {
             self.observed.memory = server.memory;
             self.observed.dropped = server.dropped;
         }
-        for (peer, period) in self.peers.iter().zip(&mut self.observed.periods) {
-            *period = peer.as_ref().map_or(0, Peer::period);
+        for peer in 0..self.scenario.peers {
+            let herd = self.herds[(peer / self.together) as usize].as_ref();
+            self.observed.periods[peer as usize] = herd.map_or(0, |herd| herd.period(peer));
         }
         Ok((self.observed, self.samples))
     }
@@ -139,20 +148,19 @@ impl World<'_> {
 
     fn happen(&mut self, now: Time, due: Due) -> anyhow::Result<()> {
         match due {
-            Due::Start(number) => {
-                self.peers[number as usize] = Some(Peer::start(&self.scenario, number, &self.clock));
-                self.settle_peer(number);
+            Due::Start(first) => {
+                let many = self.together.min(self.scenario.peers - first);
+                let herd = Herd::start(&self.scenario, first, many, &self.clock);
+                self.herds[(first / self.together) as usize] = Some(herd);
+                self.with_herd(first, |_| {});
             }
-            Due::ToPeer(number, datagram) => self.with_peer(number, |peer| peer.receive(now, datagram)),
-            Due::Tick(number) => {
-                let peer = self.peers.get(number as usize).and_then(Option::as_ref);
-                if peer.is_some_and(|peer| peer.scheduled == Some(now)) {
-                    self.with_peer(number, |peer| {
-                        peer.scheduled = None;
-                        peer.tick(now);
-                    });
+            Due::ToPeer(number, datagram) => self.with_herd(number, |herd| herd.receive(now, datagram)),
+            Due::Tick(number) => self.with_herd(number, |herd| {
+                if herd.scheduled == Some(now) {
+                    herd.scheduled = None;
+                    herd.tick(now);
                 }
-            }
+            }),
             Due::Packet(number) => self.packet(now, number),
             Due::ToServer(datagram) => {
                 if let Some(server) = &mut self.server {
@@ -171,7 +179,8 @@ impl World<'_> {
                 if self.round == Some(now) {
                     self.round = None;
                     if let Some(server) = &mut self.server {
-                        let round = server.round(now, self.costs, &mut self.samples)?;
+                        let costs = if self.crashed { self.costs } else { &self.nothing };
+                        let round = server.round(now, costs, &mut self.samples)?;
                         self.carry_out(round);
                     }
                 }
@@ -211,11 +220,11 @@ impl World<'_> {
             self.disk.kill();
         }
         self.round = None;
-        self.left = self.peers.len();
+        self.left = self.up.len();
         self.up.fill(false);
         for number in 0..self.scenario.peers {
-            if let Some(peer) = &self.peers[number as usize] {
-                peer.carried.cut(Some(now));
+            if let Some(herd) = self.herd(number) {
+                herd.cut(number, Some(now));
             }
             self.schedule_packet(number, now);
         }
@@ -257,41 +266,43 @@ impl World<'_> {
         }
     }
 
-    fn with_peer(&mut self, number: u32, act: impl FnOnce(&mut Peer)) {
-        if let Some(peer) = self.peers.get_mut(number as usize).and_then(Option::as_mut) {
-            act(peer);
-            self.settle_peer(number);
-        }
+    fn herd(&self, number: u32) -> Option<&Herd> {
+        self.herds.get((number / self.together) as usize).and_then(Option::as_ref)
     }
 
-    /// Sends what a peer wants sent, and sees whether it is back.
-    fn settle_peer(&mut self, number: u32) {
+    /// Does something with the gateway of a peer; sends what it wants sent, and sees who is back.
+    fn with_herd(&mut self, number: u32, act: impl FnOnce(&mut Herd)) {
         let (now, arrival) = (self.now(), self.now().after(self.one_way()));
-        let Some(mut peer) = self.peers[number as usize].take() else { return };
-        while let Some(Datagram { local, remote, data }) = peer.poll(now) {
-            self.schedule(arrival, Due::ToServer(Datagram { local: remote, remote: local, data }));
+        let Some(herd) = self.herds.get_mut((number / self.together) as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        act(herd);
+        while let Some(Datagram { local, remote, data }) = herd.poll(now) {
+            self.queue.put(arrival, Due::ToServer(Datagram { local: remote, remote: local, data }));
         }
-        if let Some(at) = peer.deadline().map(|at| at.max(now))
-            && peer.scheduled.is_none_or(|scheduled| at < scheduled)
+        if let Some(at) = herd.deadline().map(|at| at.max(now))
+            && herd.scheduled.is_none_or(|scheduled| at < scheduled)
         {
-            peer.scheduled = Some(at);
-            self.schedule(at, Due::Tick(number));
+            herd.scheduled = Some(at);
+            self.queue.put(at, Due::Tick(number));
         }
-        self.peers[number as usize] = Some(peer);
-        self.look(now, number);
+        for number in herd.take_changed() {
+            self.look(now, number);
+        }
     }
 
     /// Is a peer back: does the SA on which it sends stand on both sides?
     fn look(&mut self, at: Time, number: u32) {
-        let peer = self.peers.get(number as usize).and_then(Option::as_ref);
-        let Some((peer, spi)) = peer.and_then(|peer| Some((peer, peer.outbound()?))) else { return };
+        let Some(spi) = self.herd(number).and_then(|herd| herd.outbound(number)) else { return };
         let stands = self.server.as_ref().is_some_and(|server| server.state(spi) == SpiState::Current);
         if !stands || self.up[number as usize] {
             return;
         }
         self.up[number as usize] = true;
         self.left -= 1;
-        peer.carried.cut(None);
+        if let Some(herd) = self.herd(number) {
+            herd.cut(number, None);
+        }
         if self.crashed {
             self.observed.back[number as usize] = Some(at);
         }
@@ -300,11 +311,11 @@ impl World<'_> {
     /// A peer's host sends. Once it is back only the first packet matters.
     fn packet(&mut self, now: Time, number: u32) {
         let arrival = now.after(self.one_way());
-        let Some(peer) = self.peers[number as usize].as_mut() else { return };
-        peer.sending = false;
-        match peer.outbound() {
+        let Some(herd) = self.herd(number) else { return };
+        herd.packet_left(number);
+        match herd.outbound(number) {
             Some(spi) => self.schedule(arrival, Due::Esp(number, spi)),
-            None => self.with_peer(number, |peer| peer.acquire(now)),
+            None => self.with_herd(number, |herd| herd.acquire(now, number)),
         }
         if !self.up[number as usize] {
             self.schedule_packet(number, now);
@@ -312,9 +323,8 @@ impl World<'_> {
     }
 
     fn schedule_packet(&mut self, number: u32, now: Time) {
-        let Some(peer) = self.peers[number as usize].as_mut().filter(|peer| !peer.sending) else { return };
-        peer.sending = true;
-        let at = peer.carried.next(now);
-        self.schedule(at, Due::Packet(number));
+        if let Some(at) = self.herd(number).and_then(|herd| herd.next_packet(now, number)) {
+            self.schedule(at, Due::Packet(number));
+        }
     }
 }

@@ -126,6 +126,8 @@ impl Endpoint {
             encapsulated,
             replaces: child.replaces,
         };
+        // Most IKE SAs have one.
+        sa.children.reserve_exact(1);
         sa.children.push(child);
         if sends == Sends::AtOnce {
             self.switch_outbound(sa, id);

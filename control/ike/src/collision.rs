@@ -135,7 +135,7 @@ impl Endpoint {
         &mut self,
         now: Time,
         sa: &mut IkeSa,
-        mut ours: IkeSa,
+        mut ours: Box<IkeSa>,
         collision: Option<IkeCollision>,
     ) {
         // Where the peer has used its own one already, it has compared the nonces before us.

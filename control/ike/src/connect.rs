@@ -362,7 +362,7 @@ impl Endpoint {
     }
 
     /// The end of an IKE SA: its Child SAs, its SPIs, its secrets; and what comes after it.
-    pub(crate) fn bury(&mut self, now: Time, mut sa: IkeSa, ending: Ending) {
+    pub(crate) fn bury(&mut self, now: Time, mut sa: Box<IkeSa>, ending: Ending) {
         self.connections[sa.connection.number].sas.remove(&sa.id);
         self.leave_half_open(&mut sa);
         self.release_predecessor(now, &sa);

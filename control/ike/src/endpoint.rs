@@ -11,7 +11,7 @@ use crate::auth::peer;
 use crate::connect::Connection;
 use crate::cookie::CookieSecrets;
 use crate::random::Random;
-use crate::sa::{IkeSa, State};
+use crate::sa::{IkeSa, IkeSas, State};
 use crate::spi::{ChildSpis, Indices};
 use crate::take_down::TakenDown;
 use crate::ticket::NoTickets;
@@ -44,7 +44,7 @@ pub struct Endpoint {
     pub(crate) random: Box<dyn Random>,
     outputs: VecDeque<Output>,
     next_id: u64,
-    pub(crate) sas: BTreeMap<IkeSaId, IkeSa>,
+    pub(crate) sas: IkeSas,
     /// By our own SPI, in whichever position it is.
     by_spi: BTreeMap<IkeSpi, IkeSaId>,
     /// By the peer's address and port.
@@ -110,7 +110,7 @@ impl Endpoint {
             random,
             outputs: VecDeque::new(),
             next_id: 1,
-            sas: BTreeMap::new(),
+            sas: IkeSas::default(),
             by_spi: BTreeMap::new(),
             by_remote: BTreeSet::new(),
             by_init: BTreeMap::new(),
@@ -296,7 +296,7 @@ impl Endpoint {
     }
 
     /// Puts an IKE SA, new or taken out, into the table: starts its next exchange, or buries it.
-    pub(crate) fn insert_sa(&mut self, now: Time, mut sa: IkeSa) {
+    pub(crate) fn insert_sa(&mut self, now: Time, mut sa: Box<IkeSa>) {
         self.start_next(now, &mut sa);
         if let Some(at) = sa.scheduled.take() {
             self.timers.remove(&(at, sa.id));
@@ -321,7 +321,7 @@ impl Endpoint {
         }
         self.by_spi.insert(sa.own_spi(), sa.id);
         self.connections[sa.connection.number].sas.insert(sa.id);
-        self.sas.insert(sa.id, sa);
+        self.sas.insert(sa);
     }
 
     /// Our own SPI names it no more.

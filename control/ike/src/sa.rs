@@ -184,6 +184,44 @@ pub(crate) struct IkeSa {
     pub(crate) scheduled: Option<Time>,
 }
 
+/// IKE SAs by their handles. Each has a place of its own, as it is taken out while one of its handlers runs.
+#[derive(Default)]
+pub(crate) struct IkeSas(BTreeMap<IkeSaId, Box<IkeSa>>);
+
+impl IkeSas {
+    pub(crate) fn get(&self, id: &IkeSaId) -> Option<&IkeSa> {
+        self.0.get(id).map(|sa| &**sa)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: &IkeSaId) -> Option<&mut IkeSa> {
+        self.0.get_mut(id).map(|sa| &mut **sa)
+    }
+
+    pub(crate) fn insert(&mut self, sa: Box<IkeSa>) {
+        self.0.insert(sa.id, sa);
+    }
+
+    pub(crate) fn remove(&mut self, id: &IkeSaId) -> Option<Box<IkeSa>> {
+        self.0.remove(id)
+    }
+
+    pub(crate) fn contains_key(&self, id: &IkeSaId) -> bool {
+        self.0.contains_key(id)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &IkeSaId> {
+        self.0.keys()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &IkeSa> {
+        self.0.values().map(|sa| &**sa)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// RFC 6290 section 4.5: at least four tokens; as many are kept of one peer.
 pub(crate) const TOKENS: usize = 4;
 
@@ -196,8 +234,8 @@ impl IkeSa {
         initiator: bool,
         (local, remote): (SocketAddr, SocketAddr),
         now: Time,
-    ) -> IkeSa {
-        IkeSa {
+    ) -> Box<IkeSa> {
+        Box::new(IkeSa {
             id,
             connection,
             spis,
@@ -251,7 +289,7 @@ impl IkeSa {
             refusal: None,
             noted_remote: None,
             scheduled: None,
-        }
+        })
     }
 
     /// The SPI that we chose.
@@ -458,7 +496,7 @@ mod tests {
     use super::*;
     use crate::connect::Connection;
 
-    fn sa() -> IkeSa {
+    fn sa() -> Box<IkeSa> {
         let id = |name: &str| Identity::Fqdn(name.into());
         let config = ConnectionConfig {
             name: "peer".into(),

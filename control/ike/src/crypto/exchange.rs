@@ -3,9 +3,9 @@
 use super::Secret;
 use crate::random::Random;
 use crate::wire::transform;
+use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
 use p256::elliptic_curve::sec1::ToSec1Point;
 use std::fmt;
-use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// A key exchange method.
@@ -29,7 +29,7 @@ pub struct PrivateKey {
 }
 
 enum Private {
-    X25519(Zeroizing<[u8; 32]>),
+    X25519(agreement::PrivateKey),
     P256(p256::SecretKey),
 }
 
@@ -66,10 +66,11 @@ impl PrivateKey {
 
     fn from_octets(group: Group, octets: &[u8; 32]) -> Option<PrivateKey> {
         Some(match group {
-            Group::X25519 => PrivateKey {
-                public: x25519_dalek::x25519(*octets, x25519_dalek::X25519_BASEPOINT_BYTES).to_vec(),
-                secret: Private::X25519(Zeroizing::new(*octets)),
-            },
+            Group::X25519 => {
+                let key = agreement::PrivateKey::from_private_key(&X25519, octets).ok()?;
+                let public = key.compute_public_key().ok()?.as_ref().to_vec();
+                PrivateKey { secret: Private::X25519(key), public }
+            }
             Group::P256 => {
                 let key = p256::SecretKey::from_slice(octets).ok()?;
                 // RFC 5903 section 7: x and y, without a format octet.
@@ -96,13 +97,10 @@ impl PrivateKey {
     pub fn agree(&self, peer: &[u8]) -> Result<Secret, ExchangeError> {
         match &self.secret {
             Private::X25519(secret) => {
-                let peer = peer.try_into().map_err(|_| ExchangeError)?;
-                let shared = Zeroizing::new(x25519_dalek::x25519(**secret, peer));
-                // RFC 8031 section 2.3 with RFC 7748 section 6.1: the all-zero value means a point of small order.
-                if bool::from(shared.ct_eq(&[0; 32])) {
-                    return Err(ExchangeError);
-                }
-                Ok(Zeroizing::new(shared.to_vec()))
+                // RFC 8031 section 2.3 with RFC 7748 section 6.1: the all-zero value, which means a point of small
+                // order, is an error there.
+                let peer = UnparsedPublicKey::new(&X25519, peer);
+                agreement::agree(secret, peer, ExchangeError, |shared| Ok(Zeroizing::new(shared.to_vec())))
             }
             Private::P256(secret) => {
                 // RFC 5903 section 8 with RFC 6989 section 2.3: the point must be on the curve.
