@@ -5,6 +5,8 @@
 //! thing due to the next, packets are SPIs that arrive or don't, and the concentrator is a server that takes as long for
 //! each piece of work as the same work took on this machine ([`costs`]), while what comes waits in bounded queues.
 //!
+//! Very many peers are played frugally ([`scenario::Scenario::frugal`]).
+//!
 //! Data goes one way: [`scenario`] → [`world`] (with [`server`], [`peer`]) → [`summary`] → [`report`]. [`checks`] times what
 //! a single peer is told.
 

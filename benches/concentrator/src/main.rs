@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use spindle_benches::Machine;
 use spindle_concentrator::costs::Costs;
 use spindle_concentrator::report::Report;
-use spindle_concentrator::scenario::{Method, Scenario, UNPACED};
+use spindle_concentrator::scenario::{MANY, Method, Scenario, UNPACED};
 use spindle_concentrator::world;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -78,6 +78,7 @@ impl Arguments {
                             resumption,
                             rtt: Duration::from_secs_f64(self.rtt_ms.max(0.0) / 1000.0),
                             seed: self.seed,
+                            frugal: *peers > MANY,
                         });
                     }
                 }

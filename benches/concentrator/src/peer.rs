@@ -204,6 +204,11 @@ impl Herd {
         self.member(peer).sending.set(false);
     }
 
+    /// A peer is back, and nothing more of it matters: its SAs go without a word.
+    pub(crate) fn leave(&mut self, now: Time, peer: u32) {
+        self.gateway.lose_connection(now, &Scenario::name(peer));
+    }
+
     /// Nanoseconds between two packets of a peer.
     pub(crate) fn period(&self, peer: u32) -> u64 {
         self.member(peer).traffic.period.as_nanos() as u64

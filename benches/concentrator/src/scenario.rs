@@ -22,9 +22,9 @@ pub const LONGEST: f64 = 600.0;
 /// The distribution's exponent.
 pub const EXPONENT: f64 = 1.2;
 
-/// So many peers have a gateway each; of more, [`TOGETHER`] share one.
-const ALONE: u32 = 10_000;
-/// Peers of one gateway where they are more.
+/// More peers than these are played frugally.
+pub const MANY: u32 = 10_000;
+/// Peers of one gateway there.
 const TOGETHER: u32 = 32;
 
 /// The first address of the peers: 10.0.0.1, the next one 10.0.0.2, and so on.
@@ -61,11 +61,11 @@ impl Method {
 
     /// Does `handshakes_total` of the concentrator change anything?
     pub fn is_paced(self) -> bool {
-        matches!(self, Method::InitialContact | Method::QcdJournal | Method::Proactive)
+        self != Method::Liveness
     }
 
     /// May a peer come back by its ticket? Not where the concentrator initiates, for it has lost its own, nor beside an
-    /// old IKE SA.
+    /// old IKE SA, on a message in clear (RFC 5723 section 9.4).
     pub fn may_resume(self) -> bool {
         !matches!(self, Method::InitialContact | Method::Sir)
     }
@@ -98,6 +98,9 @@ pub struct Scenario {
     pub rtt: Duration,
     /// Of all randomness.
     pub seed: u64,
+    /// With less memory: several peers share a gateway, one that is back takes no further part, and before the crash
+    /// the concentrator forgets whom it has in the journal.
+    pub frugal: bool,
 }
 
 impl fmt::Display for Scenario {
@@ -127,9 +130,9 @@ impl Scenario {
         }
     }
 
-    /// How many peers share a gateway: one has its own, unless that would take too much memory.
-    pub fn herd(&self) -> u32 {
-        if self.peers > ALONE { TOGETHER } else { 1 }
+    /// How many peers share a gateway.
+    pub(crate) fn herd(&self) -> u32 {
+        if self.frugal { TOGETHER } else { 1 }
     }
 
     /// The policy of the peer with this place in its gateway.

@@ -258,6 +258,17 @@ impl Server {
         true
     }
 
+    /// A peer's SAs go without a word, but for the journal's, which the crash will leave.
+    pub(crate) fn forget(&mut self, now: Time, peer: u32) {
+        self.gateway.lose_connection(now, &Scenario::name(peer));
+        while let Some(output) = self.gateway.poll() {
+            if let Output::Command { sequence, command } = output {
+                let done = self.apply(command);
+                self.gateway.handle(now, Input::Event(Event::Acknowledged { sequence, done }));
+            }
+        }
+    }
+
     /// The journal's thread: nothing waits for it.
     pub(crate) fn commit(&mut self) -> anyhow::Result<()> {
         if !self.journal.is_empty() {

@@ -52,6 +52,9 @@ pub struct Row {
     pub rtt_ms: f64,
     /// `handshakes_total`.
     pub handshakes_total: u32,
+    /// Did peers share gateways, and take no further part once they were back?
+    #[serde(default)]
+    pub frugal: bool,
     /// When they were back.
     pub back_s: Back,
     /// IKE SAs authenticated in the busiest second.
@@ -113,6 +116,7 @@ impl Observed {
             resumption: method.may_resume().then_some(scenario.resumption),
             rtt_ms: scenario.rtt.as_secs_f64() * 1000.0,
             handshakes_total: scenario.handshakes_total,
+            frugal: scenario.frugal,
             back_s: Back { p50: part(50)?, p99: part(99)?, p100: part(100)? },
             peak_handshakes_per_s: self.peak(),
             handshakes: self.handshakes.len() as u64,

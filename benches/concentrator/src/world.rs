@@ -19,9 +19,13 @@ use std::time::Duration;
 pub(crate) const EPOCH: u64 = 1_700_000_000;
 /// Peers that start per second before the crash, at least; and the seconds in which very many start.
 const STARTS: u64 = 500;
-const STARTING: u64 = 20;
+const STARTING: u64 = 15;
 /// From the last start to the crash: longer than anything that holds a young SA back.
 const SETTLING: Duration = Duration::from_secs(40);
+/// The same where the concentrator forgets its peers meanwhile: none of them must check its liveness before the crash.
+const SETTLING_FRUGALLY: Duration = Duration::from_secs(12);
+/// From the time when a peer's SAs stand until they may be forgotten: all that follows has been exchanged.
+const EXCHANGED: Duration = Duration::from_secs(3);
 /// From the crash to ready.
 pub const DOWN: Duration = Duration::from_secs(2);
 /// Group commits of the journal happen within this time.
@@ -31,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 
 enum Due {
     Start(u32),
+    Forget(u32),
     ToPeer(u32, Datagram),
     ToServer(Datagram),
     Esp(u32, Spi),
@@ -59,6 +64,8 @@ struct World<'a> {
     together: u32,
     /// Those whose SAs stand on both sides, before the crash or after it.
     up: Vec<bool>,
+    /// Those that take no further part.
+    gone: Vec<bool>,
     left: usize,
     crashed: bool,
     samples: Samples,
@@ -94,6 +101,7 @@ impl World<'_> {
             herds: (0..scenario.peers.div_ceil(together)).map(|_| None).collect(),
             together,
             up: vec![false; peers],
+            gone: vec![false; peers],
             left: peers,
             crashed: false,
             samples: Samples::default(),
@@ -110,7 +118,8 @@ impl World<'_> {
             self.schedule(self.now().after(at), Due::Start(peer));
         }
         let all_started = Duration::from_secs(u64::from(self.scenario.peers) / starts);
-        let crash = self.now().after(all_started + SETTLING);
+        let settling = if self.scenario.frugal { SETTLING_FRUGALLY } else { SETTLING };
+        let crash = self.now().after(all_started + settling);
         self.schedule(crash, Due::Crash);
         while !(self.crashed && self.server.is_some() && self.left == 0) {
             let Some((at, due)) = self.queue.take() else { bail!("nothing happens any more") };
@@ -154,6 +163,18 @@ impl World<'_> {
                 self.herds[(first / self.together) as usize] = Some(herd);
                 self.with_herd(first, |_| {});
             }
+            Due::Forget(number) if self.crashed => {
+                if self.observed.back[number as usize].is_some_and(|back| back.after(EXCHANGED) <= now) {
+                    self.gone[number as usize] = true;
+                    self.with_herd(number, |herd| herd.leave(now, number));
+                }
+            }
+            Due::Forget(number) => {
+                if let Some(server) = &mut self.server {
+                    server.forget(now, number);
+                }
+            }
+            Due::ToPeer(number, _) if self.gone[number as usize] => {}
             Due::ToPeer(number, datagram) => self.with_herd(number, |herd| herd.receive(now, datagram)),
             Due::Tick(number) => self.with_herd(number, |herd| {
                 if herd.scheduled == Some(now) {
@@ -273,7 +294,8 @@ impl World<'_> {
     /// Does something with the gateway of a peer; sends what it wants sent, and sees who is back.
     fn with_herd(&mut self, number: u32, act: impl FnOnce(&mut Herd)) {
         let (now, arrival) = (self.now(), self.now().after(self.one_way()));
-        let Some(herd) = self.herds.get_mut((number / self.together) as usize).and_then(Option::as_mut) else {
+        let Some(herd) = self.herds.get_mut((number / self.together) as usize).and_then(Option::as_mut)
+        else {
             return;
         };
         act(herd);
@@ -305,6 +327,9 @@ impl World<'_> {
         }
         if self.crashed {
             self.observed.back[number as usize] = Some(at);
+        }
+        if self.scenario.frugal {
+            self.schedule(at.after(EXCHANGED), Due::Forget(number));
         }
     }
 

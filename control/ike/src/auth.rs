@@ -50,6 +50,7 @@ impl Endpoint {
         payloads.extend(self.ticket_request(&connection));
         let purpose = Purpose::Auth(Box::new(Authenticating { child }));
         self.request(now, sa, exchange::IKE_AUTH, &payloads, purpose);
+        sa.hurry_auth();
     }
 
     /// The response to our IKE_AUTH request.

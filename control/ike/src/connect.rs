@@ -112,7 +112,7 @@ const TRAFFIC_BACKOFF: Duration = Duration::from_secs(2);
 const RECENT: Duration = Duration::from_secs(10);
 
 impl Connection {
-    pub(crate) fn new(number: usize, config: &ConnectionConfig) -> Connection {
+    pub(crate) fn new(number: usize, config: ConnectionConfig) -> Connection {
         // The configuration's reader has checked the notation; what is wrong nevertheless is never offered.
         let children = config.children.iter().map(|child| {
             let proposals = child.proposals.iter().filter_map(|p| parse_esp(p).ok()).collect();
@@ -122,7 +122,7 @@ impl Connection {
             number,
             proposals: config.proposals.iter().filter_map(|p| parse_ike(p).ok()).collect(),
             children: children.collect(),
-            config: config.clone(),
+            config,
         };
         Connection {
             profile: Rc::new(profile),
@@ -264,7 +264,9 @@ impl Endpoint {
         if let Some(id) = connecting {
             self.with_sa(now, id, |_, sa| {
                 sa.wanted.insert(name);
+                sa.awaited = Some(now);
                 sa.hasten_first_request(now, TRAFFIC_BACKOFF);
+                sa.hurry_auth();
             });
             return;
         }
@@ -274,7 +276,14 @@ impl Endpoint {
                 connection.waiting.insert(name);
                 self.retry(number, Some(at));
             }
-            None => drop(self.want(now, number, BTreeSet::from([name]), false)),
+            None => {
+                let _ = self.want(now, number, BTreeSet::from([name]), false);
+                let newest = self.connections[number].sas.last().copied();
+                if let Some(sa) = newest.and_then(|id| self.sas.get_mut(&id)).filter(|sa| sa.is_initiation())
+                {
+                    sa.awaited = Some(now);
+                }
+            }
         }
     }
 

@@ -26,6 +26,7 @@ pub(crate) const NAT_PORT: u16 = 4500;
 
 /// All IKE SAs of a gateway. Datagrams, the dataplane's events, wishes and the time go in; [`Output`]s come out.
 pub struct Endpoint {
+    /// The connections have their own.
     pub(crate) config: EndpointConfig,
     pub(crate) connections: Vec<Connection>,
     /// When connections are initiated again, by number.
@@ -76,18 +77,17 @@ pub struct Endpoint {
 impl Endpoint {
     /// Without any SA.
     pub fn new(
-        config: EndpointConfig,
+        mut config: EndpointConfig,
         tokens: Box<dyn TokenMaker>,
         activity: Box<dyn ActivityReader>,
         random: Box<dyn Random>,
     ) -> Endpoint {
-        let connections: Vec<Connection> =
-            config.connections.iter().enumerate().map(|(number, c)| Connection::new(number, c)).collect();
         let mut policies = BTreeMap::new();
         let mut peers: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_addresses: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_name = HashMap::new();
-        for (number, connection) in config.connections.iter().enumerate() {
+        let configured = std::mem::take(&mut config.connections);
+        for (number, connection) in configured.iter().enumerate() {
             peers.entry(peer(connection)).or_default().push(number);
             by_addresses.entry((connection.remote, connection.local)).or_default().push(number);
             for gateway in &connection.redirect_to {
@@ -96,9 +96,10 @@ impl Endpoint {
             by_name.entry(connection.name.clone()).or_insert(number);
             policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
         }
+        let connections = configured.into_iter().enumerate();
         Endpoint {
             config,
-            connections,
+            connections: connections.map(|(number, config)| Connection::new(number, config)).collect(),
             retries: BTreeSet::new(),
             policies,
             peers,

@@ -169,7 +169,14 @@ impl Endpoint {
     }
 
     /// The IKE SA that a rekey makes: same peer, own SPIs, keys and Message IDs.
-    fn successor(&mut self, now: Time, sa: &IkeSa, spis: IkeSpis, initiator: bool, keys: SaKeys) -> Box<IkeSa> {
+    fn successor(
+        &mut self,
+        now: Time,
+        sa: &IkeSa,
+        spis: IkeSpis,
+        initiator: bool,
+        keys: SaKeys,
+    ) -> Box<IkeSa> {
         let id = IkeSaId(self.next_id());
         let ends = (sa.local, sa.remote);
         let mut new = IkeSa::new(id, sa.connection.clone(), spis, initiator, ends, now);

@@ -14,6 +14,10 @@ pub(crate) struct Schedule {
     next: Time,
     /// Sent more than once, so an answer may be to either.
     repeated: bool,
+    /// When it was first sent.
+    began: Time,
+    /// Packets wait for it, until then at least; the first interval in which it is sent again meanwhile.
+    hurried: Option<(Time, Duration)>,
 }
 
 /// What [`Schedule::due`] asks for.
@@ -33,10 +37,13 @@ pub(crate) enum Due {
 impl Schedule {
     /// An interval is never longer than this.
     const LONGEST: Duration = Duration::from_secs(3600);
+    /// While packets wait.
+    pub(crate) const HURRIED: Duration = Duration::from_secs(2);
 
     /// For a request that is sent at `now`.
     pub(crate) fn new(settings: Retransmission, now: Time) -> Schedule {
-        let mut schedule = Schedule { settings, tries: 0, sent: now, next: now, repeated: false };
+        let mut schedule =
+            Schedule { settings, tries: 0, sent: now, next: now, repeated: false, began: now, hurried: None };
         schedule.next = now.after(schedule.interval());
         schedule
     }
@@ -53,7 +60,13 @@ impl Schedule {
     /// What is due now; counts a retransmission as made.
     pub(crate) fn due(&mut self, now: Time) -> Due {
         if now < self.next {
-            return Due::Nothing;
+            return match self.again().is_some_and(|at| at <= now) {
+                true => {
+                    self.sent_again(now);
+                    Due::Retransmit { first: false }
+                }
+                false => Due::Nothing,
+            };
         }
         if self.tries >= self.settings.tries {
             return Due::Failed;
@@ -67,7 +80,21 @@ impl Schedule {
 
     /// When something is due.
     pub(crate) fn next(&self) -> Time {
-        self.next
+        self.again().map_or(self.next, |at| at.min(self.next))
+    }
+
+    /// Out of schedule, while packets wait. RFC 7296 section 2.4: each interval is as long as all before it together, up
+    /// to [`Schedule::HURRIED`].
+    fn again(&self) -> Option<Time> {
+        let (until, first) = self.hurried?;
+        let interval = self.sent.since(self.began).max(first).min(Schedule::HURRIED);
+        Some(self.sent.after(interval)).filter(|at| *at <= until)
+    }
+
+    /// Packets wait for the answer: it is sent again sooner, first after `first`; they are asked for again within
+    /// [`Schedule::HURRIED`].
+    pub(crate) fn hurry(&mut self, now: Time, first: Duration) {
+        self.hurried = Some((now.after(Schedule::HURRIED), first));
     }
 
     /// When it was last sent.
@@ -131,6 +158,27 @@ mod tests {
         assert_eq!(schedule.round_trip(Time(25)), Some(Duration::from_nanos(20)));
         schedule.sent_again(Time(7));
         assert_eq!(schedule.round_trip(Time(25)), None);
+    }
+
+    /// RFC 7296 section 2.4: intervals grow exponentially; the schedule itself goes on as it was.
+    #[test]
+    fn while_packets_wait_a_request_is_sent_again_in_intervals_that_double() {
+        let settings = Retransmission { timeout: Duration::from_secs(20), base: 2.0, tries: 3 };
+        let mut schedule = Schedule::new(settings, Time(0));
+        let (at_ms, first) = (|ms: u64| Time(ms * 1_000_000), Duration::from_millis(100));
+        let mut sent = Vec::new();
+        // Packets come each second, up to the fifth.
+        for second in 0..30 {
+            if second < 5 {
+                schedule.hurry(at_ms(second * 1000), first);
+            }
+            while schedule.next() < at_ms((second + 1) * 1000) {
+                let now = schedule.next();
+                assert!(matches!(schedule.due(now), Due::Retransmit { .. }));
+                sent.push(now.0 / 1_000_000);
+            }
+        }
+        assert_eq!(sent, [100, 200, 400, 800, 1600, 3200, 5200, 20_000]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::connect::{ChildProfile, Profile};
 use crate::crypto::IkeKeys;
 use crate::exchange::{Outstanding, Purpose, Task};
 use crate::resume::Resumed;
+use crate::retransmit::Schedule;
 use crate::ticket::Ticket;
 use crate::tombstone::{LastResponse, MessageHash};
 use crate::wire::{OpeningKey, SealingKey};
@@ -148,6 +149,8 @@ pub(crate) struct IkeSa {
     pub(crate) queue: Vec<(Time, Task)>,
     /// Children to be created once it is established.
     pub(crate) wanted: BTreeSet<String>,
+    /// When a packet last came that waits for it.
+    pub(crate) awaited: Option<Time>,
     /// INITIAL_CONTACT may be sent although it was before in this incarnation.
     pub(crate) initial_contact: bool,
     pub(crate) children: Vec<ChildSa>,
@@ -183,6 +186,10 @@ pub(crate) struct IkeSa {
     /// Its timer, as the endpoint has it.
     pub(crate) scheduled: Option<Time>,
 }
+
+/// While packets wait IKE_AUTH is first sent again after four round trips, at least the first of these; where none was
+/// measured, after the second.
+const AUTH_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
 
 /// IKE SAs by their handles. Each has a place of its own, as it is taken out while one of its handlers runs.
 #[derive(Default)]
@@ -270,6 +277,7 @@ impl IkeSa {
             last_response: None,
             queue: Vec::new(),
             wanted: BTreeSet::new(),
+            awaited: None,
             initial_contact: false,
             children: Vec::new(),
             recent_outbound: Vec::new(),
@@ -322,6 +330,18 @@ impl IkeSa {
         if let Some(outstanding) = self.outstanding.as_mut().filter(|o| o.purpose.is_first()) {
             let soon = outstanding.schedule.sent().after(again_after);
             outstanding.schedule.hasten(soon.max(now));
+        }
+    }
+
+    /// Packets wait for it: its IKE_AUTH request is sent again sooner than scheduled. If the peer crashed meanwhile, what
+    /// it answers is a hint, and another attempt begins.
+    pub(crate) fn hurry_auth(&mut self) {
+        let Some(at) = self.awaited else { return };
+        let first = self.round_trip.map_or(AUTH_AGAIN.1, |round_trip| round_trip.saturating_mul(4));
+        let first = first.clamp(AUTH_AGAIN.0, Schedule::HURRIED);
+        if let Some(outstanding) = self.outstanding.as_mut().filter(|o| matches!(o.purpose, Purpose::Auth(_)))
+        {
+            outstanding.schedule.hurry(at, first);
         }
     }
 
@@ -518,7 +538,7 @@ mod tests {
         };
         let ends = (([192, 0, 2, 1], 500).into(), ([192, 0, 2, 2], 500).into());
         let spis = IkeSpis { initiator: [1; 8], responder: [2; 8] };
-        IkeSa::new(IkeSaId(1), Connection::new(0, &config).profile, spis, true, ends, Time(0))
+        IkeSa::new(IkeSaId(1), Connection::new(0, config).profile, spis, true, ends, Time(0))
     }
 
     /// A deadline that passes without anything being done would never let the gateway rest.

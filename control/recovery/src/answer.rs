@@ -10,7 +10,7 @@ use crate::limits::{Budget, SourceHash, SourceKey};
 use crate::message::{ENCAPSULATION_PORT, IKE_PORT, invalid_ike_spi, invalid_spi};
 use crate::qcd::{Conditions, Control, MAX_TOKENS, Token, Tokens, Trigger, Withheld, may_present};
 use crate::stats::{Counter, Stats};
-use spindle_abi::{SpiReport, Time};
+use spindle_abi::{Spi, SpiReport, Time};
 use spindle_ike::api::{Datagram, Header, IkeSaId, IkeSpi, IkeSpis};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -43,8 +43,8 @@ pub(crate) struct Answers {
     here: HashSet<IpAddr>,
     /// Addresses of configured peers and of those in the journal.
     known: HashSet<IpAddr>,
-    /// IKE SAs of earlier incarnations.
-    former_pairs: HashSet<IkeSpis>,
+    /// IKE SAs of earlier incarnations, each with an SPI of one of its Child SAs.
+    former_pairs: HashMap<IkeSpis, Spi>,
     hash: SourceHash,
     with_token: Budget,
     without_token: Budget,
@@ -61,7 +61,9 @@ impl Answers {
         let requests = || Budget::new(limits.invalid_ike_spi_per_source, limits.invalid_ike_spi_total);
         let configured =
             config.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied());
-        let pairs = boot.former.iter().flat_map(|r| [Some(r.parent), r.earlier_parent]).flatten();
+        let pairs =
+            |r: &JournalRecord| [Some(r.parent), r.earlier_parent].map(|pair| pair.map(|p| (p, r.spi)));
+        let pairs = boot.former.iter().flat_map(pairs).flatten();
         Answers {
             tokens,
             anchor_matches: boot.anchor_matches,
@@ -276,7 +278,12 @@ impl Answers {
 
     /// Does this pair name an IKE SA of an earlier incarnation?
     pub(crate) fn is_former(&self, spis: IkeSpis) -> bool {
-        self.former_pairs.contains(&spis)
+        self.former_pairs.contains_key(&spis)
+    }
+
+    /// The SPI of a Child SA of this IKE SA of an earlier incarnation.
+    pub(crate) fn former_spi(&self, spis: IkeSpis) -> Option<Spi> {
+        self.former_pairs.get(&spis).copied()
     }
 
     /// To ESP on an unknown SPI: INVALID_SPI, protected where an IKE SA with the source lives (`peer`), else in clear

@@ -80,8 +80,8 @@ pub struct Limits {
     pub invalid_ike_spi_per_source: u32,
     /// The same to all.
     pub invalid_ike_spi_total: u32,
-    /// Handshakes that we cause after crashes, all peers together: initiations, and tokens shown to IKE SAs of the
-    /// journal. As many at once.
+    /// Handshakes after crashes, all peers together: initiations, tokens shown to IKE SAs of the journal, and peers that
+    /// come back without a record. As many at once.
     pub handshakes_total: u32,
     /// New probes on hints, all IKE SAs together.
     pub probes_total: u32,

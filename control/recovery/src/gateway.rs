@@ -21,7 +21,7 @@ use spindle_ike::api::{
 };
 use spindle_ike::random::Random;
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use take_down::TakingDown;
 pub use take_down::{TakeDownRefused, TakeDownStatus};
@@ -70,8 +70,11 @@ pub struct Gateway {
     journal: Journal,
     hints: Hints,
     reconnect: Reconnect,
-    /// Handshakes that we cause.
+    /// Handshakes after crashes.
     pace: Total,
+    /// Connections whose peers were told of a crash, and the handshakes by which they come back have taken from the
+    /// pace.
+    told: HashSet<String>,
     /// ESP on former SPIs whose answer waits for the pace, in the order of its coming; each SPI once.
     waiting: VecDeque<SpiReport>,
     /// Former SPIs, one of each IKE SA, whose peers are to be told unasked.
@@ -158,6 +161,7 @@ impl Gateway {
             reconnect: Reconnect::default(),
             sir,
             pace: Total::new(limits.handshakes_total),
+            told: HashSet::new(),
             waiting: VecDeque::new(),
             unasked: VecDeque::new(),
             takes_tokens,
@@ -244,7 +248,7 @@ impl Gateway {
         let turns = !self.waiting.is_empty() || !self.unasked.is_empty() || dismissing;
         let turn = turns.then(|| self.pace.room_at());
         let reconnect = self.reconnect.deadline(&self.pace);
-        let sir = self.sir.as_ref().and_then(sir::Sir::deadline);
+        let sir = self.sir.as_ref().and_then(|sir| sir.deadline(&self.pace));
         let own = [expiry, self.hints.deadline(), reconnect, turn, self.rotation_deadline(), sir];
         own.into_iter().chain([self.endpoint.deadline()]).flatten().min()
     }
@@ -276,6 +280,14 @@ impl Gateway {
                 self.endpoint.lose_child(now, lost.id);
             }
         }
+        self.drain(now);
+    }
+
+    /// For simulations: loses the IKE SAs of a connection without a word.
+    #[doc(hidden)]
+    pub fn lose_connection(&mut self, now: Time, connection: &str) {
+        let lost: Vec<IkeSaId> = self.journal.of_connection(connection).map(|(id, _)| id).collect();
+        lost.into_iter().for_each(|ike| self.endpoint.lose_ike_sa(now, ike));
         self.drain(now);
     }
 
@@ -414,7 +426,10 @@ impl Gateway {
             Ike::IkeEstablished { ike, spis, connection, initiator, resumed } => {
                 self.tokens.given().reported(spis);
                 self.accepted = (!initiator).then_some(ike);
-                self.journal.ike_established(ike, spis, &connection, initiator);
+                let first = self.journal.ike_established(ike, spis, &connection, initiator);
+                if first && !initiator {
+                    self.peer_is_back(now, &connection);
+                }
                 self.taking_down.iter_mut().for_each(|taking_down| taking_down.told(ike));
                 self.reconnect_established(now, &connection, initiator);
                 self.sir.as_mut().into_iter().for_each(|sir| sir.created(now, &connection));

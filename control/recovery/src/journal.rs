@@ -121,10 +121,19 @@ impl Journal {
         ids.filter_map(|id| Some((*id, self.ike_sas.get(id)?)))
     }
 
-    pub(crate) fn ike_established(&mut self, ike: IkeSaId, spis: IkeSpis, connection: &str, initiator: bool) {
+    /// `true` if it is the connection's first one in this incarnation.
+    pub(crate) fn ike_established(
+        &mut self,
+        ike: IkeSaId,
+        spis: IkeSpis,
+        connection: &str,
+        initiator: bool,
+    ) -> bool {
+        let first = !self.by_connection.contains_key(connection);
         self.by_connection.entry(connection.to_owned()).or_default().insert(ike);
         let connection = connection.to_owned();
         self.ike_sas.insert(ike, IkeRow { spis, connection, initiator, children: Vec::new(), rebuilt: None });
+        first
     }
 
     pub(crate) fn ike_rekeyed(&mut self, old: IkeSaId, new: IkeSaId, spis: IkeSpis, initiator: bool) {

@@ -10,6 +10,7 @@ use sha2::Sha256;
 use spindle_abi::Time;
 use spindle_ike::api::IkeSpis;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// Buckets of one array; a power of two.
 const BUCKETS: usize = 4096;
@@ -67,6 +68,14 @@ impl Total {
             self.take(now);
         }
         room
+    }
+
+    /// What happened without having been allowed counts too, so that others wait for it; but never longer than for
+    /// `most`.
+    pub(crate) fn owe(&mut self, now: Time, most: Duration) {
+        self.take(now);
+        let bound = now.after(most).0.saturating_add(self.rate.tolerance);
+        self.bucket.0 = self.bucket.0.min(bound);
     }
 }
 

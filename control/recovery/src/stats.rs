@@ -42,7 +42,7 @@ counters! {
     FormerWaits = "former-spi-waits-for-its-turn",
     /// ESP on former SPIs of connections that we are initiating ourselves.
     FormerInitiating = "former-spi-own-initiation",
-    /// Requests on IKE SAs of the journal while no other handshake can be taken.
+    /// Requests and SIR's queries about lost IKE SAs while no other handshake can be taken.
     RequestsPaced = "requests-over-handshakes",
     /// Tokens that left unasked, after a start.
     TokensUnasked = "tokens-sent-unasked",

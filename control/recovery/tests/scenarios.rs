@@ -8,7 +8,7 @@ use common::world::{A, B, INTERVAL, Setup, World};
 use spindle_abi::{Event, Spi, SpiReport, SpiState};
 use spindle_ike::api::Datagram;
 use spindle_ike::wire::Payload;
-use spindle_recovery::api::Method;
+use spindle_recovery::api::{Config, Method};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -203,6 +203,30 @@ fn a_responder_that_crashed_between_the_initial_exchanges_does_not_hold_up_the_i
     world.run(30 * SECOND);
     assert!(one_ike_sa_each(&world));
     assert_eq!(world.gateway(A).sas().len(), 1);
+}
+
+/// The same with patient retransmissions: while packets wait IKE_AUTH is sent again in intervals that double, so the
+/// crash is noticed by the time in which the outage has doubled.
+#[test]
+fn a_crash_within_ike_auth_costs_no_patient_retransmission_while_packets_wait() {
+    fn patient(config: &mut Config) {
+        for connection in &mut config.connections {
+            connection.retransmission.timeout = 4 * SECOND;
+        }
+    }
+    for down in [100 * MS, 300 * MS, 1500 * MS] {
+        let setup = Setup { change: Some(patient), ..Setup::default() };
+        let mut world = World::new(setup.clone());
+        world.run(25 * MS);
+        assert_eq!(world.gateway(A).sas().len(), 1);
+        crash_and_restart(&mut world, B, down);
+        let took = recovery(&mut world, B, 20 * SECOND);
+        let most = down + 200 * MS + bound(&setup, 3);
+        assert!(took <= most, "{down:?}: {took:?} of {most:?}: {:#?}", world.story());
+        world.run(30 * SECOND);
+        assert!(one_ike_sa_each(&world));
+        assert_eq!(world.gateway(A).sas().len(), 1);
+    }
 }
 
 /// RFC 7296 section 1.5 and 2.21.4: while an IKE SA with the source lives, ESP on an unknown SPI is told of under its

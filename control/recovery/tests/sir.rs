@@ -646,6 +646,20 @@ fn it_is_announced_when_a_session_is_resumed() {
     assert_eq!([world.told(A, "query"), world.told(A, "ack"), world.told(B, "ack-sent")], [1, 1, 1]);
 }
 
+/// RFC 5723 section 9.4: untrusted messages MUST NOT be relied upon to decide on a resumption. A NACK is one, so a
+/// confirmation leads to IKE_SA_INIT, whatever ticket the old IKE SA has.
+#[test]
+fn a_confirmation_presents_no_ticket() {
+    let mut world = up(Setup { resumption: true, ..setup() });
+    assert!(world.gateway(A).sas()[0].ticket_held);
+    crash_and_restart(&mut world, B, 500 * MS);
+    let ready = world.now;
+    recovery(&mut world, B, 20 * SECOND);
+    assert_eq!(world.told(A, "confirmation"), 1);
+    let exchanges: Vec<u8> = messages(&world, ready).into_iter().map(|(_, exchange, ..)| exchange).collect();
+    assert!(exchanges.contains(&34) && !exchanges.contains(&38), "{exchanges:?}");
+}
+
 /// A token that matches is proof; nobody needs to be asked, and no dampening applies to it.
 #[test]
 fn a_token_comes_first_always() {

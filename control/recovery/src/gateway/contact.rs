@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// So long a method that is preferred to initiating ourselves has to bring the peer back.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Handshakes that nothing had allowed hold others back so long at most.
+const DEBT: Duration = Duration::from_secs(10);
 /// A peer that has initiated first makes its Child SAs within this time; then we make what is missing.
 const PEERS_TURN: Duration = Duration::from_secs(1);
 
@@ -85,6 +87,7 @@ impl Gateway {
             former.answered = Some(now);
             let (connection, parent) = (former.record.connection.clone(), former.record.parent);
             self.pace.take(now);
+            self.told.insert(connection.clone());
             self.answer(now, answer, Some(connection), parent, Some(spi));
         }
         true
@@ -132,6 +135,15 @@ impl Gateway {
             self.reconnect.forget(connection);
         } else {
             self.reconnect.postpone(connection, now.after(PEERS_TURN));
+        }
+    }
+
+    /// A peer made its first IKE SA in this incarnation. If nothing that was paced brought it here, it takes from the pace
+    /// now: so what is answered without a record of the peer – anybody's requests, which cost nothing until somebody is
+    /// authenticated – ends in no more handshakes than the rest.
+    pub(super) fn peer_is_back(&mut self, now: Time, connection: &str) {
+        if !self.told.remove(connection) && !self.reconnect.is_under_way(connection) {
+            self.pace.owe(now, DEBT);
         }
     }
 

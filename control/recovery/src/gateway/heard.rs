@@ -5,6 +5,7 @@
 use super::Gateway;
 use crate::answer::{Answer, UnknownAnswer};
 use crate::api::{Method, Output};
+use crate::message::ENCAPSULATION_PORT;
 use crate::stats::Counter;
 use crate::taker::{Finding, IkeSas, MAX_PROBED, examine};
 use spindle_abi::{Spi, SpiReport, Time};
@@ -63,6 +64,7 @@ impl Gateway {
         let answers = self.answers.answer_former(now, report, former, &in_use, &mut self.stats);
         if answers.iter().any(|answer| answer.tokens > 0) {
             self.pace.take(now);
+            self.told.insert(connection.clone());
         }
         for answer in answers {
             self.answer(now, answer, Some(connection.clone()), parent, Some(report.spi));
@@ -83,6 +85,20 @@ impl Gateway {
             }
         }
         true
+    }
+
+    /// A peer asks for an IKE SA of the journal, and no handshake can be taken: it is told when its turn comes, as if ESP
+    /// had come from where it asks.
+    fn former_asks(&mut self, now: Time, spi: Spi, (local, remote): (SocketAddr, SocketAddr)) {
+        let Some(former) = self.former.row(spi).filter(|former| !former.waits) else { return };
+        if self.journal.of_connection(&former.record.connection).next().is_some() {
+            return;
+        }
+        former.waits = true;
+        let encapsulated = local.port() == ENCAPSULATION_PORT;
+        let end = |end: SocketAddr| if encapsulated { end } else { SocketAddr::new(end.ip(), 0) };
+        let report = SpiReport { spi, sequence: 0, source: end(remote), destination: end(local), at: now };
+        self.waiting.push_back(report);
     }
 
     fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {
@@ -118,9 +134,10 @@ impl Gateway {
     pub(super) fn unmatched(&mut self, now: Time, unmatched: Unmatched) {
         match unmatched {
             Unmatched::ProtectedRequest { header, local, remote, tombstone } => {
-                // RFC 6290 section 8.1: silence under excess. The peer asks again.
-                let former = self.answers.is_former(header.spis);
-                if former && !self.pace.has_room(now) {
+                // RFC 6290 section 8.1: silence under excess. The peer asks again, or is told where the journal has it.
+                let former = self.answers.former_spi(header.spis);
+                if self.tokens.is_maker() && !self.pace.has_room(now) {
+                    former.into_iter().for_each(|spi| self.former_asks(now, spi, (local, remote)));
                     return self.stats.count(Counter::RequestsPaced);
                 }
                 let endpoint = &self.endpoint;
@@ -129,8 +146,10 @@ impl Gateway {
                 let answer =
                     self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
                 if let Some(answer) = answer {
-                    if former && answer.tokens > 0 {
+                    let record = former.and_then(|spi| self.former.row(spi)).map(|former| &former.record);
+                    if let Some(record) = record.filter(|_| answer.tokens > 0) {
                         self.pace.take(now);
+                        self.told.insert(record.connection.clone());
                     }
                     self.answer(now, answer, None, header.spis, None);
                 }

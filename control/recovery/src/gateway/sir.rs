@@ -55,8 +55,8 @@ impl Sir {
         })
     }
 
-    pub(super) fn deadline(&self) -> Option<Time> {
-        self.asking.deadline()
+    pub(super) fn deadline(&self, pace: &Total) -> Option<Time> {
+        self.asking.deadline(pace)
     }
 
     /// SAs of this connection were made or rekeyed.
@@ -163,6 +163,10 @@ impl Gateway {
             Ok(answer) => answer,
             Err(why) => return self.stats.count(why),
         };
+        // A NACK leads to a handshake: beyond the pace silence, and Y asks again.
+        if answer.subtype == Subtype::Nack && !self.pace.has_room(now) {
+            return self.stats.count(Counter::RequestsPaced);
+        }
         let (counter, name, cookie) = match answer.subtype {
             Subtype::Nack => {
                 let cookie = self.endpoint.early_cookie(now, remote, header.spis);
@@ -216,7 +220,7 @@ impl Gateway {
 
     /// What is due.
     pub(super) fn tick_sir(&mut self, now: Time) {
-        while let Some(due) = self.sir.as_mut().and_then(|sir| sir.asking.next_due(now)) {
+        while let Some(due) = self.sir.as_mut().and_then(|sir| sir.asking.next_due(now, &mut self.pace)) {
             match due {
                 Due::Again(ike) => {
                     if let Some(peer) = self.endpoint.sir_peer(ike) {

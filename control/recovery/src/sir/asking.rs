@@ -11,11 +11,11 @@
 //! one and with a cookie of ours.
 
 use crate::api::SirLimits;
-use crate::limits::{BySource, SourceKey};
+use crate::limits::{BySource, SourceKey, Total};
 use spindle_abi::Time;
 use spindle_ike::api::IkeSaId;
 use spindle_ike::check_spi::Subtype;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 /// Until a query is sent again, until once more, until it is given up.
@@ -84,6 +84,8 @@ pub(crate) struct Asking {
     limits: SirLimits,
     records: HashMap<IkeSaId, Record>,
     due: BTreeSet<(Time, IkeSaId)>,
+    /// Whose wait is over, in that order; a new IKE SA waits for the pace. Some may be gone.
+    ready: VecDeque<IkeSaId>,
     queries: BySource,
 }
 
@@ -93,6 +95,7 @@ impl Asking {
             limits: *limits,
             records: HashMap::new(),
             due: BTreeSet::new(),
+            ready: VecDeque::new(),
             queries: BySource::new(limits.queries_per_sa, limits.queries_total),
         }
     }
@@ -157,9 +160,34 @@ impl Asking {
         round_trip.map_or(wait_min, |rtt| rtt.saturating_mul(2)).max(wait_min).min(wait_max)
     }
 
-    /// The next one that is due, if any.
-    pub(crate) fn next_due(&mut self, now: Time) -> Option<Due> {
-        let (_, ike) = self.due.first().filter(|(at, _)| *at <= now).copied()?;
+    /// The next one that is due, if any. Each confirmation takes from the pace of handshakes.
+    pub(crate) fn next_due(&mut self, now: Time, pace: &mut Total) -> Option<Due> {
+        loop {
+            if let Some(confirmed) = self.next_ready(now, pace) {
+                return Some(confirmed);
+            }
+            let (_, ike) = self.due.first().filter(|(at, _)| *at <= now).copied()?;
+            if let Some(due) = self.advance(now, ike) {
+                return Some(due);
+            }
+        }
+    }
+
+    fn next_ready(&mut self, now: Time, pace: &mut Total) -> Option<Due> {
+        while pace.has_room(now) {
+            let ike = self.ready.pop_front()?;
+            let record = self.records.get_mut(&ike).filter(|record| record.due.is_none());
+            let Some(Record { stage, asked, .. }) = record else { continue };
+            let Stage::Waiting(cookie) = stage else { continue };
+            let (cookie, asked) = (cookie.take(), *asked);
+            *stage = Stage::Recovering;
+            pace.take(now);
+            return Some(Due::Confirmed { ike, cookie, asked });
+        }
+        None
+    }
+
+    fn advance(&mut self, now: Time, ike: IkeSaId) -> Option<Due> {
         let record = self.records.get_mut(&ike)?;
         match &mut record.stage {
             Stage::Asked(sent) if *sent < AGAIN.len() => {
@@ -172,12 +200,10 @@ impl Asking {
                 self.forget(ike);
                 Some(Due::GiveUp(ike))
             }
-            Stage::Waiting(cookie) => {
-                let cookie = cookie.take();
-                let asked = record.asked;
-                record.stage = Stage::Recovering;
+            Stage::Waiting(_) => {
                 self.schedule(ike, None);
-                Some(Due::Confirmed { ike, cookie, asked })
+                self.ready.push_back(ike);
+                None
             }
             Stage::Recovering => {
                 self.schedule(ike, None);
@@ -186,8 +212,9 @@ impl Asking {
         }
     }
 
-    pub(crate) fn deadline(&self) -> Option<Time> {
-        self.due.first().map(|(at, _)| *at)
+    pub(crate) fn deadline(&self, pace: &Total) -> Option<Time> {
+        let ready = (!self.ready.is_empty()).then(|| pace.room_at());
+        [self.due.first().map(|(at, _)| *at), ready].into_iter().flatten().min()
     }
 
     /// The IKE SA is gone, or asked about no more.
@@ -223,6 +250,17 @@ mod tests {
 
     fn ms(n: u64) -> Time {
         NOW.after(Duration::from_millis(n))
+    }
+
+    /// One that has room for all.
+    fn pace() -> Total {
+        Total::new(1_000_000)
+    }
+
+    impl Asking {
+        fn due_at(&mut self, now: Time) -> Option<Due> {
+            self.next_due(now, &mut pace())
+        }
     }
 
     fn asking() -> Asking {
@@ -264,11 +302,11 @@ mod tests {
             assert_eq!(answered, Answered::Wait);
             // Another one neither shortens the wait nor changes the cookie.
             assert_eq!(asking.answered(ms(11), SA, Subtype::Nack, None, round_trip), Answered::Unexpected);
-            assert_eq!(asking.deadline(), Some(ms(10 + wait)));
-            assert_eq!(asking.next_due(ms(9 + wait)), None);
+            assert_eq!(asking.deadline(&pace()), Some(ms(10 + wait)));
+            assert_eq!(asking.due_at(ms(9 + wait)), None);
             let confirmed = Due::Confirmed { ike: SA, cookie: Some(vec![7]), asked: NOW };
-            assert_eq!(asking.next_due(ms(10 + wait)), Some(confirmed));
-            assert_eq!((asking.next_due(ms(99_999)), asking.deadline()), (None, None));
+            assert_eq!(asking.due_at(ms(10 + wait)), Some(confirmed));
+            assert_eq!((asking.due_at(ms(99_999)), asking.deadline(&pace())), (None, None));
             assert_eq!(ask(&mut asking, ms(99_999)), Ask::Recovering);
             assert_eq!(ack(&mut asking, ms(99_999)), Answered::Unexpected, "too late");
         }
@@ -281,11 +319,11 @@ mod tests {
         ask(&mut asking, NOW);
         assert_eq!(ack(&mut asking, ms(10)), Answered::Denied);
         assert_eq!(nack(&mut asking, ms(11)), Answered::Unexpected, "the forger came second");
-        assert_eq!(asking.deadline(), None);
+        assert_eq!(asking.deadline(&pace()), None);
         ask(&mut asking, ms(5000));
         assert_eq!(nack(&mut asking, ms(5010)), Answered::Wait);
         assert_eq!(ack(&mut asking, ms(5100)), Answered::Contradicted);
-        assert_eq!((asking.next_due(ms(99_999)), asking.deadline()), (None, None));
+        assert_eq!((asking.due_at(ms(99_999)), asking.deadline(&pace())), (None, None));
     }
 
     #[test]
@@ -305,11 +343,11 @@ mod tests {
         assert_eq!(ask(&mut asking, NOW), Ask::Send);
         assert_eq!(ask(&mut asking, ms(2)), Ask::UnderWay);
         for (at, due) in [(500, Due::Again(SA)), (1500, Due::Again(SA)), (3500, Due::GiveUp(SA))] {
-            assert_eq!(asking.deadline(), Some(ms(at)));
-            assert_eq!(asking.next_due(ms(at - 1)), None);
-            assert_eq!(asking.next_due(ms(at)), Some(due));
+            assert_eq!(asking.deadline(&pace()), Some(ms(at)));
+            assert_eq!(asking.due_at(ms(at - 1)), None);
+            assert_eq!(asking.due_at(ms(at)), Some(due));
         }
-        assert_eq!(asking.deadline(), None);
+        assert_eq!(asking.deadline(&pace()), None);
         assert_eq!(ask(&mut asking, ms(3501)), Ask::Send);
     }
 
@@ -348,12 +386,38 @@ mod tests {
         ask(&mut asking, NOW);
         assert!(!asking.failed("site"), "another attempt of the connection");
         asking.forget(SA);
-        assert_eq!((asking.deadline(), asking.records.len()), (None, 0));
+        assert_eq!((asking.deadline(&pace()), asking.records.len()), (None, 0));
         ask(&mut asking, ms(2000));
         nack(&mut asking, ms(2001));
-        assert!(asking.next_due(ms(3000)).is_some());
+        assert!(asking.due_at(ms(3000)).is_some());
         assert!(!asking.failed("other"));
         assert!(asking.failed("site"));
-        assert_eq!((asking.deadline(), asking.records.len(), asking.due.len()), (None, 0, 0));
+        assert_eq!((asking.deadline(&pace()), asking.records.len(), asking.due.len()), (None, 0, 0));
+    }
+
+    /// New IKE SAs share the pace of handshakes, in the order of their confirmations; an ACK still counts meanwhile.
+    #[test]
+    fn confirmations_wait_for_the_pace_of_handshakes() {
+        let (mut asking, mut pace) = (asking(), Total::new(2));
+        let source = SourceHash::new(&[1; 32]);
+        for n in 1..=4 {
+            let key = source.source_and_pair(socket("192.0.2.2:500").ip(), pair(n));
+            assert_eq!(asking.ask(NOW, IkeSaId(n.into()), "site", key), Ask::Send);
+            asking.answered(ms(10), IkeSaId(n.into()), Subtype::Nack, None, RTT);
+        }
+        let ready = |asking: &mut Asking, pace: &mut Total, now| -> Vec<u64> {
+            let due = std::iter::from_fn(|| asking.next_due(now, pace));
+            due.map(|due| match due {
+                Due::Confirmed { ike, .. } => ike.0,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+        };
+        assert_eq!(ready(&mut asking, &mut pace, ms(210)), [1, 2]);
+        assert_eq!(asking.deadline(&pace), Some(ms(710)));
+        assert_eq!(asking.answered(ms(300), IkeSaId(3), Subtype::Ack, None, RTT), Answered::Contradicted);
+        assert_eq!(ready(&mut asking, &mut pace, ms(709)), [0; 0]);
+        assert_eq!(ready(&mut asking, &mut pace, ms(710)), [4]);
+        assert_eq!(asking.deadline(&pace), None);
     }
 }
