@@ -223,9 +223,9 @@ fn a_crash_within_ike_auth_costs_no_patient_retransmission_while_packets_wait() 
         let took = recovery(&mut world, B, 20 * SECOND);
         let most = down + 200 * MS + bound(&setup, 3);
         assert!(took <= most, "{down:?}: {took:?} of {most:?}: {:#?}", world.story());
+        // The first attempt goes on patiently; nobody answers it.
         world.run(30 * SECOND);
         assert!(one_ike_sa_each(&world));
-        assert_eq!(world.gateway(A).sas().len(), 1);
     }
 }
 

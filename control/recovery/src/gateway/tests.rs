@@ -352,7 +352,8 @@ fn ask(gateway: &mut Gateway, now: Time, spis: IkeSpis, remote: SocketAddr) -> u
 }
 
 fn back(gateway: &mut Gateway, now: Time, n: u32, connection: &str) {
-    let (ike, spis) = (IkeSaId(1000 + u64::from(n)), pair(200 + n as u8));
+    let spi = (1 << 32 | u64::from(n)).to_be_bytes();
+    let (ike, spis) = (IkeSaId(1000 + u64::from(n)), IkeSpis { initiator: spi, responder: [9; 8] });
     gateway.reported(
         now,
         spindle_ike::api::Report::IkeEstablished {
@@ -464,7 +465,7 @@ fn nacks_follow_the_pace_of_handshakes() {
         clear(gateway, NOW, header, vec![query.clone()], SocketAddr::from(([192, 0, 2, 100 + n], 500)));
         sent(&all(gateway)).len()
     };
-    for n in 0..10 {
+    for n in 1..=10 {
         assert_eq!(ask(&mut gateway, n), 1);
         back(&mut gateway, NOW, n.into(), &format!("c{n}"));
     }
