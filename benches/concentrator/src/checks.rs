@@ -5,7 +5,7 @@
 //! control plane is timed.
 
 use crate::costs::{Costs, Kind, Samples, median};
-use crate::peer::Peer;
+use crate::peer::Herd;
 use crate::scenario::{Method, Scenario, UNPACED};
 use crate::server::Server;
 use anyhow::{Context, bail};
@@ -68,6 +68,7 @@ pub fn checks(seed: u64) -> anyhow::Result<Vec<Check>> {
                 resumption: false,
                 rtt,
                 seed: seed + crash,
+                frugal: false,
             };
             Pair::new(&scenario)?
                 .crash(&mut took)
@@ -100,7 +101,7 @@ struct Pair {
     clock: Rc<Cell<Time>>,
     disk: Disk,
     server: Server,
-    peer: Peer,
+    peer: Herd,
     /// On their way to the peer.
     to_peer: Vec<Datagram>,
 }
@@ -113,13 +114,13 @@ impl Pair {
         let mut disk = Disk::default();
         let mut unseen = Samples::default();
         let (server, round) = Server::start(scenario, &mut disk, now, false, &Costs::default(), &mut unseen)?;
-        let peer = Peer::start(scenario, 0, &clock);
+        let peer = Herd::start(scenario, 0, 1, &clock);
         let mut pair = Pair { scenario: *scenario, now, clock, disk, server, peer, to_peer: round.transmits };
         for _ in 0..MESSAGES {
             pair.sent_by_peer(&mut unseen)?;
             match pair.to_peer.pop() {
                 Some(datagram) => pair.peer.receive(pair.now, datagram),
-                None if pair.peer.outbound().is_some() => return Ok(pair),
+                None if pair.peer.outbound(0).is_some() => return Ok(pair),
                 None => bail!("no SA was made"),
             }
         }
@@ -159,10 +160,10 @@ impl Pair {
     /// initiates.
     fn crash(mut self, took: &mut Took) -> anyhow::Result<()> {
         self.pass(SETTLING);
-        let spi = self.peer.outbound().context("no SA")?;
+        let spi = self.peer.outbound(0).context("no SA")?;
         self.server.commit()?;
         self.disk.kill();
-        self.peer.carried.cut(Some(self.now));
+        self.peer.cut(0, Some(self.now));
         let (server, round) = Server::start(
             &self.scenario,
             &mut self.disk,
