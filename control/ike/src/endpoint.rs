@@ -36,6 +36,8 @@ pub struct Endpoint {
     pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
     /// The connections between two addresses, the peer's first; without one, for peers at any.
     pub(crate) by_addresses: BTreeMap<(Option<IpAddr>, IpAddr), Vec<usize>>,
+    /// The connections with a peer of this identity, in one case.
+    pub(crate) by_remote_id: BTreeMap<Identity, Vec<usize>>,
     /// A connection's number by its name.
     pub(crate) by_name: HashMap<String, usize>,
     pub(crate) tokens: Box<dyn TokenMaker>,
@@ -84,6 +86,7 @@ impl Endpoint {
         let mut policies = BTreeMap::new();
         let mut peers: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_addresses: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut by_remote_id: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_name = HashMap::new();
         for (number, connection) in config.connections.iter().enumerate() {
             peers.entry(peer(connection)).or_default().push(number);
@@ -91,6 +94,7 @@ impl Endpoint {
             for gateway in &connection.redirect_to {
                 by_addresses.entry((Some(*gateway), connection.local)).or_default().push(number);
             }
+            by_remote_id.entry(connection.remote_id.in_one_case()).or_default().push(number);
             by_name.entry(connection.name.clone()).or_insert(number);
             policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
         }
@@ -101,6 +105,7 @@ impl Endpoint {
             policies,
             peers,
             by_addresses,
+            by_remote_id,
             by_name,
             tokens,
             tickets: Box::new(NoTickets),

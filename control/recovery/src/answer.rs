@@ -90,6 +90,12 @@ impl Answers {
         }
     }
 
+    /// May a request for an IKE SA of the journal wait, when so many do? A peer's, from where we know one: a stranger asks
+    /// again or is no peer. And no more than there are such IKE SAs.
+    pub(crate) fn may_wait(&self, remote: IpAddr, waiting: usize) -> bool {
+        self.known.contains(&remote) && waiting < self.former_pairs.len()
+    }
+
     /// Does this address of ours serve a connection?
     pub(crate) fn serves(&self, local: IpAddr) -> bool {
         self.locals.contains(&local)

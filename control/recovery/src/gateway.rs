@@ -21,7 +21,9 @@ use spindle_ike::api::{
 };
 use spindle_ike::random::Random;
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use take_down::TakingDown;
 pub use take_down::{TakeDownRefused, TakeDownStatus};
@@ -72,8 +74,15 @@ pub struct Gateway {
     reconnect: Reconnect,
     /// Handshakes that we cause.
     pace: Total,
+    /// Those of connections that start with us.
+    start_pace: Total,
     /// ESP on former SPIs whose answer waits for the pace, in the order of its coming; each SPI once.
     waiting: VecDeque<SpiReport>,
+    /// Requests for IKE SAs of the journal that wait as well, and who asks about which; one for each.
+    asked: VecDeque<heard::Asked>,
+    asked_about: HashSet<(IkeSpis, IpAddr)>,
+    /// The connections that the start has not come to yet, by their places.
+    starting: Range<usize>,
     /// Former SPIs, one of each IKE SA, whose peers are to be told unasked.
     unasked: VecDeque<Spi>,
     /// Does any connection use tokens?
@@ -154,11 +163,15 @@ impl Gateway {
             accepted: None,
             tickets,
             journal: Journal::new(&config, boot.incarnation),
-            hints: Hints::new(limits.probe_again, limits.probes_total),
+            hints: Hints::new(limits.probe_interval, limits.probe_again, limits.probes_total),
             reconnect: Reconnect::default(),
             sir,
             pace: Total::new(limits.handshakes_total),
+            start_pace: Total::even(limits.handshakes_total),
             waiting: VecDeque::new(),
+            asked: VecDeque::new(),
+            asked_about: HashSet::new(),
+            starting: 0..0,
             unasked: VecDeque::new(),
             takes_tokens,
             policies: policies.collect(),
@@ -239,11 +252,12 @@ impl Gateway {
             self.wall_clock.1.after(std::time::Duration::from_secs(left))
         });
         let dismissing = self.taking_down.as_ref().is_some_and(TakingDown::has_more);
-        let turns = !self.waiting.is_empty() || !self.unasked.is_empty() || dismissing;
+        let turns = !self.waiting.is_empty() || !self.asked.is_empty() || !self.unasked.is_empty() || dismissing;
         let turn = turns.then(|| self.pace.room_at());
+        let start = (!self.starting.is_empty()).then(|| self.pace.room_at().max(self.start_pace.room_at()));
         let reconnect = self.reconnect.deadline(&self.pace);
         let sir = self.sir.as_ref().and_then(sir::Sir::deadline);
-        let own = [expiry, self.hints.deadline(), reconnect, turn, self.rotation_deadline(), sir];
+        let own = [expiry, self.hints.deadline(), reconnect, turn, start, self.rotation_deadline(), sir];
         own.into_iter().chain([self.endpoint.deadline()]).flatten().min()
     }
 
@@ -266,20 +280,25 @@ impl Gateway {
         self.each(now, connection, child, Endpoint::rekey_ike, Endpoint::rekey_child)
     }
 
-    /// For tests: loses the Child SAs of a child without a word.
-    #[doc(hidden)]
-    pub fn lose_child(&mut self, now: Time, connection: &str, child: &str) {
-        for ike in self.endpoint.sas().into_iter().filter(|ike| ike.connection == connection) {
-            for lost in ike.children.iter().filter(|c| c.name == child) {
-                self.endpoint.lose_child(now, lost.id);
-            }
-        }
-        self.drain(now);
+    /// For drills: loses the IKE SAs of a connection, or the Child SAs of one of its children, as by a fault: no peer is
+    /// told, and nothing is begun; how many.
+    pub fn forget(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<usize, Refused> {
+        self.each(now, connection, child, Endpoint::forget_ike, Endpoint::forget_child)
     }
 
     /// All IKE SAs with their Child SAs.
     pub fn sas(&self) -> Vec<IkeSaStatus> {
         self.endpoint.sas()
+    }
+
+    /// Those of one connection.
+    pub fn sas_of(&self, connection: &str) -> Vec<IkeSaStatus> {
+        self.endpoint.sas_of(connection)
+    }
+
+    /// How many IKE SAs there are, and how many Child SAs.
+    pub fn count(&self) -> (usize, usize) {
+        self.endpoint.count()
     }
 
     /// All connections, in configuration order.
@@ -312,6 +331,9 @@ impl Gateway {
         self.stopping = true;
         self.reconnect.clear();
         self.waiting.clear();
+        self.asked.clear();
+        self.asked_about.clear();
+        self.starting = 0..0;
         self.unasked.clear();
         self.endpoint.shut_down(now);
         self.drain(now);
@@ -371,7 +393,7 @@ impl Gateway {
         self.ready = true;
         self.report("ready", None, None, None, format!("incarnation {}", self.incarnation));
         self.contact_peers(now);
-        self.endpoint.start(now);
+        self.starting = 0..self.config.connections.len();
     }
 
     /// Carries out all that the endpoint wants, and what follows from it.
@@ -388,12 +410,16 @@ impl Gateway {
                 }
             }
             // Within the pace: those whose traffic came first.
-            if self.answer_waiting(now) {
+            if self.answer_waiting(now) || self.answer_asked(now) {
                 continue;
             }
             if let Some(due) = self.reconnect.next_due(now, &mut self.pace) {
                 self.initiate_due(now, &due);
-            } else if !self.tell_unasked(now) && !self.dismiss_next(now) && !self.advance_rotation(now) {
+            } else if !self.start_next(now)
+                && !self.tell_unasked(now)
+                && !self.dismiss_next(now)
+                && !self.advance_rotation(now)
+            {
                 break;
             }
         }
@@ -525,7 +551,7 @@ impl Gateway {
             return Err(Refused::UnknownChild(connection.to_owned(), child.to_owned()));
         }
         let mut done = 0;
-        for ike in self.endpoint.sas().into_iter().filter(|ike| ike.connection == connection) {
+        for ike in self.endpoint.sas_of(connection) {
             match child {
                 None => done += usize::from(of_ike(&mut self.endpoint, now, ike.id).is_ok()),
                 Some(name) => {

@@ -12,6 +12,14 @@ use spindle_ike::api::{Authority, Header, IkeSaId, IkeSpis, Notify, StartAction,
 use spindle_ike::wire::exchange;
 use std::net::SocketAddr;
 
+/// A protected request for an IKE SA that is not here.
+pub(super) struct Asked {
+    header: Header,
+    local: SocketAddr,
+    remote: SocketAddr,
+    tombstone: bool,
+}
+
 impl Gateway {
     pub(super) fn esp_without_sa(&mut self, now: Time, report: &SpiReport) {
         if self.journal.is_current(report.spi) {
@@ -115,21 +123,19 @@ impl Gateway {
     pub(super) fn unmatched(&mut self, now: Time, unmatched: Unmatched) {
         match unmatched {
             Unmatched::ProtectedRequest { header, local, remote, tombstone } => {
-                // RFC 6290 section 8.1: silence under excess. The peer asks again.
-                let former = self.answers.is_former(header.spis);
-                if former && !self.pace.has_room(now) {
-                    return self.stats.count(Counter::RequestsPaced);
+                let asked = Asked { header, local, remote, tombstone };
+                if !self.answers.is_former(header.spis) {
+                    return self.answer_request(now, &asked);
                 }
-                let endpoint = &self.endpoint;
-                let in_use = |spi| endpoint.spi_in_use(spi);
-                let ends = (local, remote);
-                let answer =
-                    self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
-                if let Some(answer) = answer {
-                    if former && answer.tokens > 0 {
-                        self.pace.take(now);
-                    }
-                    self.answer(now, answer, None, header.spis, None);
+                // RFC 6290 section 8.1: no answer under excess, now. The peer asks again, but ever more seldom: so its turn
+                // comes without that.
+                if self.asked.is_empty() && self.pace.has_room(now) {
+                    return self.answer_request(now, &asked);
+                }
+                self.stats.count(Counter::RequestsPaced);
+                let by = (header.spis, remote.ip());
+                if self.answers.may_wait(remote.ip(), self.asked.len()) && self.asked_about.insert(by) {
+                    self.asked.push_back(asked);
                 }
             }
             Unmatched::Clear { header, notifies, local, remote }
@@ -138,6 +144,31 @@ impl Gateway {
                 self.sir_message(now, &header, &notifies, (local, remote));
             }
             Unmatched::Clear { header, notifies, remote, .. } => self.clear(now, &header, &notifies, remote),
+        }
+    }
+
+    /// Answers the request for a lost IKE SA that has waited longest, if another handshake can be taken.
+    pub(super) fn answer_asked(&mut self, now: Time) -> bool {
+        if !self.pace.has_room(now) {
+            return false;
+        }
+        let Some(asked) = self.asked.pop_front() else { return false };
+        self.asked_about.remove(&(asked.header.spis, asked.remote.ip()));
+        self.answer_request(now, &asked);
+        true
+    }
+
+    fn answer_request(&mut self, now: Time, asked: &Asked) {
+        let Asked { header, local, remote, tombstone } = *asked;
+        let endpoint = &self.endpoint;
+        let in_use = |spi| endpoint.spi_in_use(spi);
+        let ends = (local, remote);
+        let answer = self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
+        if let Some(answer) = answer {
+            if answer.tokens > 0 && self.answers.is_former(header.spis) {
+                self.pace.take(now);
+            }
+            self.answer(now, answer, None, header.spis, None);
         }
     }
 
@@ -209,7 +240,7 @@ impl Gateway {
     }
 
     pub(super) fn hint(&mut self, now: Time, ike: IkeSaId, detail: String) {
-        if !self.hints.allow(now, ike) {
+        if !self.hints.allow(now, ike, &self.endpoint) {
             self.stats.count(Counter::HintsTooSoon);
             return;
         }

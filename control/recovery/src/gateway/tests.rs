@@ -326,6 +326,68 @@ fn a_herd_is_told_in_the_order_of_its_traffic_at_the_pace_of_handshakes() {
     assert!(now >= NOW.after(Duration::from_millis(2900)), "thirty at ten a second after the first ten");
 }
 
+/// RFC 6290 section 8.1, a SHOULD: no answer at once beyond what can be taken. But a peer asks ever more seldom, so its turn
+/// comes without its asking again.
+#[test]
+fn requests_for_lost_ike_sas_are_answered_at_the_pace_of_handshakes_each_once() {
+    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let records = (0..40).map(|n| record(0x1000 + n, pair(n as u8 + 1)));
+    let mut gateway = gateway(Config { limits, ..config() }, records.collect());
+    all(&mut gateway);
+    let ask = |gateway: &mut Gateway, n: u8, remote: &str| {
+        let (local, remote) = (socket(LOCAL), socket(remote));
+        let header = request(pair(n));
+        gateway.unmatched(NOW, Unmatched::ProtectedRequest { header, local, remote, tombstone: false });
+        gateway.drain(NOW);
+    };
+    for n in (1..=40).chain(1..=40) {
+        ask(&mut gateway, n, REMOTE);
+    }
+    // Who reads the pairs may ask too, but not wait.
+    (1..=40).for_each(|n| ask(&mut gateway, n, "203.0.113.9:500"));
+    let mut told = sent(&all(&mut gateway)).len();
+    assert_eq!(told, 10, "as many at once as in a second");
+    let mut now = NOW;
+    while let Some(next) = gateway.deadline().filter(|next| *next <= NOW.after(Duration::from_secs(10))) {
+        assert!(next > now, "the deadline stands still");
+        now = next;
+        gateway.tick(now);
+        told += sent(&all(&mut gateway)).len();
+    }
+    // The first ten have asked twice.
+    assert_eq!(told, 50);
+    assert_eq!(stat(&gateway, "tokens-sent"), 50);
+    assert!(now >= NOW.after(Duration::from_millis(3900)), "forty at ten a second after the first ten");
+}
+
+/// At once they would be lost on the way, and come again only seconds later.
+#[test]
+fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
+    let connections = (0..30).map(|n| {
+        let mut connection = connection(&format!("c{n}"), Some("192.0.2.2"));
+        connection.children[0].policy = n;
+        connection.children[0].start_action = spindle_ike::api::StartAction::Start;
+        connection
+    });
+    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let mut gateway = gateway(Config { connections: connections.collect(), limits, ..config() }, vec![]);
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    for (sequence, _) in commands(&all(&mut gateway)) {
+        acknowledge(&mut gateway, sequence, true);
+    }
+    let mut begun = sent(&all(&mut gateway)).len();
+    assert_eq!(begun, 1);
+    for tenth in 1..=12 {
+        let now = NOW.after(Duration::from_millis(100 * tenth));
+        assert!(gateway.deadline().is_some_and(|next| next <= now));
+        gateway.tick(now);
+        let more = sent(&all(&mut gateway)).len();
+        assert_eq!(more, 1, "after {tenth} tenths of a second");
+        begun += more;
+    }
+    assert_eq!(begun, 13);
+}
+
 /// SIR: who does not know yet what lives here denies nothing; and where the method is off, nobody is answered.
 #[test]
 fn a_query_is_answered_once_it_is_ready_and_only_where_sir_is_on() {
