@@ -1,9 +1,10 @@
 //! The scenarios by name: what each is, which methods it is about, and which play it is.
 
 use crate::drill::{Drill, Step};
-use crate::play::{Played, both, crash, link, secret, take_down, twice};
+use crate::play::{Played, both, crash, link, lost, many, secret, take_down, twice};
 use spindle_testbed::{Method, Result, Settings, Stage, number};
 use std::fmt;
+use std::time::Duration;
 
 /// A way in which gateways lose each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, clap::ValueEnum)]
@@ -26,6 +27,10 @@ pub enum Scenario {
     CrashInIkeRekey,
     /// B is killed again while it answers a ticket.
     CrashInResumption,
+    /// Nobody crashes; B loses a Child SA, and its IKE SA lives.
+    ChildLost,
+    /// Nobody crashes; B loses the IKE SA with its Child SA.
+    IkeLost,
     /// Nobody crashes; what A sends is lost for a while, and forged notifications come.
     OneWayLoss,
     /// B is killed beside strongSwan.
@@ -34,6 +39,8 @@ pub enum Scenario {
     Storm,
     /// B is taken down as planned, and started again.
     TakeDown,
+    /// B is killed while it has very many IKE SAs with A.
+    Many,
 }
 
 impl fmt::Display for Scenario {
@@ -44,7 +51,7 @@ impl fmt::Display for Scenario {
 
 impl Scenario {
     /// All of them, the simplest first.
-    pub const ALL: [Scenario; 13] = [
+    pub const ALL: [Scenario; 16] = [
         Scenario::Crash,
         Scenario::SecretLost,
         Scenario::SecretRotated,
@@ -54,10 +61,13 @@ impl Scenario {
         Scenario::CrashInChildRekey,
         Scenario::CrashInIkeRekey,
         Scenario::CrashInResumption,
+        Scenario::ChildLost,
+        Scenario::IkeLost,
         Scenario::OneWayLoss,
         Scenario::NoQcdPeer,
         Scenario::Storm,
         Scenario::TakeDown,
+        Scenario::Many,
     ];
 
     /// As on the command line.
@@ -72,10 +82,13 @@ impl Scenario {
             Scenario::CrashInChildRekey => "crash-in-child-rekey",
             Scenario::CrashInIkeRekey => "crash-in-ike-rekey",
             Scenario::CrashInResumption => "crash-in-resumption",
+            Scenario::ChildLost => "child-lost",
+            Scenario::IkeLost => "ike-lost",
             Scenario::OneWayLoss => "one-way-loss",
             Scenario::NoQcdPeer => "no-qcd-peer",
             Scenario::Storm => "storm",
             Scenario::TakeDown => "take-down",
+            Scenario::Many => "many",
         }
     }
 
@@ -97,6 +110,12 @@ impl Scenario {
             Scenario::CrashInResumption => {
                 "B is killed again when it has taken A's ticket; the answer is lost"
             }
+            Scenario::ChildLost => {
+                "no crash: B loses a Child SA (`spindle forget`), and its IKE SA lives: it is the same afterwards"
+            }
+            Scenario::IkeLost => {
+                "no crash: B loses the IKE SA with its Child SA; what the journal says of them is none of a former life"
+            }
             Scenario::OneWayLoss => {
                 "no crash: what A sends is lost for 1 s, and forged notifications say that B lost its SAs"
             }
@@ -109,6 +128,9 @@ impl Scenario {
             Scenario::TakeDown => {
                 "B is taken down as planned: its peer is told by a Delete; then B is started again"
             }
+            Scenario::Many => {
+                "B is killed while it has very many IKE SAs with A (`--ike-sas`), which keeps them up; packets flow on one"
+            }
         }
     }
 
@@ -117,6 +139,8 @@ impl Scenario {
         match self {
             Scenario::SecretLost | Scenario::SecretRotated => method.shows_tokens(),
             Scenario::CrashInResumption => method == Method::QcdResumption,
+            // Who is there all the time initiates nothing by itself.
+            Scenario::IkeLost => method != Method::InitialContact,
             Scenario::NoQcdPeer => {
                 matches!(method, Method::Liveness | Method::InitialContact | Method::QcdJournal)
             }
@@ -138,6 +162,8 @@ impl Scenario {
             Scenario::SecretLost => {
                 Settings { dpd_delay: Method::SHORT_DELAY, retransmit: Method::SHORT, ..settings }
             }
+            // Or all that A did would be probing.
+            Scenario::Many => Settings { dpd_delay: Duration::from_secs(10), ..settings },
             _ => settings,
         }
     }
@@ -149,7 +175,7 @@ impl Scenario {
 
     /// Does it load the machine, so that nothing else may be measured beside it?
     pub(crate) fn needs_the_machine(self) -> bool {
-        self == Scenario::Storm
+        matches!(self, Scenario::Storm | Scenario::Many)
     }
 
     /// Does it send a gateway what no capture shows, so that counters cannot be held against the wire?
@@ -169,9 +195,12 @@ impl Scenario {
             Scenario::CrashInChildRekey => crash::in_rekey(drill, stage, "rekey --child ab/net", step),
             Scenario::CrashInIkeRekey => crash::in_rekey(drill, stage, "rekey --ike ab", step),
             Scenario::CrashInResumption => twice::in_exchange(drill, stage, number::IKE_SESSION_RESUME, step),
+            Scenario::ChildLost => lost::child(drill, stage, step),
+            Scenario::IkeLost => lost::ike(drill, stage, step),
             Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
             Scenario::Storm => link::in_storm(drill, stage, step),
             Scenario::TakeDown => take_down::and_back(drill, stage, step),
+            Scenario::Many => many::crash(drill, stage, step),
         }
     }
 }

@@ -252,7 +252,8 @@ impl Gateway {
             self.wall_clock.1.after(std::time::Duration::from_secs(left))
         });
         let dismissing = self.taking_down.as_ref().is_some_and(TakingDown::has_more);
-        let turns = !self.waiting.is_empty() || !self.asked.is_empty() || !self.unasked.is_empty() || dismissing;
+        let turns =
+            !self.waiting.is_empty() || !self.asked.is_empty() || !self.unasked.is_empty() || dismissing;
         let turn = turns.then(|| self.pace.room_at());
         let start = (!self.starting.is_empty()).then(|| self.pace.room_at().max(self.start_pace.room_at()));
         let reconnect = self.reconnect.deadline(&self.pace);
