@@ -99,7 +99,9 @@ impl Gateway {
         }
         let source = self.hash.source_and_pair(peer.remote.ip(), peer.spis);
         let again_after = self.config.limits.probe_again;
-        match sir.asking.ask(now, ike, &connection, source, again_after) {
+        // Before that the answer is on its way.
+        let query_again = again_after.max(2 * peer.round_trip.unwrap_or_default());
+        match sir.asking.ask(now, ike, &connection, source, query_again) {
             Ask::Send => {
                 self.report("query", Some(connection), Some(peer.spis), None, format!("to {}", peer.remote));
                 self.send_query(now, &peer);
