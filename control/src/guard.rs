@@ -21,7 +21,7 @@
 
 use crate::config::Settings;
 use spindle_abi::AddressRange;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -92,13 +92,11 @@ impl Guard {
     /// The guard that this configuration needs.
     pub fn new(settings: &Settings) -> Guard {
         let locals = settings.local_addresses();
-        let outer: Vec<IpAddr> = locals
-            .iter()
-            .copied()
-            .chain(settings.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied()))
-            .collect();
+        let remotes =
+            settings.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied());
+        let outer: BTreeSet<IpAddr> = locals.iter().copied().chain(remotes).collect();
         let (local, remote) = settings.protected_ranges();
-        let is_wide = |r: &AddressRange| outer.iter().any(|a| r.contains(*a));
+        let is_wide = |r: &AddressRange| r.start <= r.end && outer.range(r.start..=r.end).next().is_some();
         let any_wide = local.iter().chain(&remote).any(is_wide);
         let narrow = local.iter().chain(&remote).filter(|r| !is_wide(r));
         Guard {

@@ -40,6 +40,13 @@ pub enum Request {
         /// How long to wait.
         timeout_ms: u64,
     },
+    /// For drills: loses SAs as by a fault, without a word to the peer. Result: [`Done`].
+    Forget {
+        /// Connection's name.
+        connection: String,
+        /// Child's name; the IKE SAs if left out.
+        child: Option<String>,
+    },
     /// Deletes SAs, and waits until they are gone. Result: [`Done`].
     Terminate {
         /// Connection's name.

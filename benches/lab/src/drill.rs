@@ -26,6 +26,8 @@ pub struct Drill {
     pub down: Duration,
     /// Time between two packets of a host.
     pub interval: Duration,
+    /// IKE SAs between the gateways, where there are many.
+    pub ike_sas: u32,
     /// How long what is left is watched, where two might be.
     pub calm: Duration,
     /// After this long without a packet the gateway counts as not recovered.
@@ -35,7 +37,8 @@ pub struct Drill {
 }
 
 impl Drill {
-    /// With a packet each 10 ms, half a second down, 20 ms between the gateways and ten minutes' patience.
+    /// With a packet each 10 ms, half a second down, 20 ms between the gateways and ten minutes' patience; 300 IKE SAs where
+    /// there are many.
     pub fn new(scenario: Scenario, method: impl Into<Contender>) -> Drill {
         Drill {
             scenario,
@@ -43,6 +46,7 @@ impl Drill {
             round_trip: Duration::from_millis(20),
             down: Duration::from_millis(500),
             interval: Duration::from_millis(10),
+            ike_sas: 300,
             calm: Duration::from_secs(10),
             patience: NEVER,
             keep: None,
@@ -56,10 +60,13 @@ impl Drill {
 /// If the machine can't, or if something happened that never must: a leak, a counter that contradicts the wire, a kill that
 /// missed the exchange that it was meant for.
 pub fn drill(drill: &Drill, step: Step<'_>) -> Result<Outcome> {
-    let settings = match drill.method {
+    let mut settings = match drill.method {
         Contender::Spindle(method) => drill.scenario.settings(method),
         Contender::Strongswan(_) => Settings::default(),
     };
+    if drill.scenario == Scenario::Many {
+        settings.idle_connections = drill.ike_sas.saturating_sub(1);
+    }
     let mut stage = drill.scenario.stage([settings.clone(), settings.clone()], drill)?;
     if drill.scenario.is_uncounted() {
         stage = stage.uncounted();

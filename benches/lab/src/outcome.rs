@@ -5,9 +5,9 @@ use crate::play::Played;
 use crate::watch::Awaited;
 use serde::{Deserialize, Serialize};
 use spindle_testbed::{
-    Error, GatewayEvent, Moment, Outage, Recovery, Result, Seen, WireEvent, moments, number,
+    Crash, Error, GatewayEvent, Moment, Outage, Recovery, Result, Seen, WireEvent, moments, number,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -48,8 +48,54 @@ pub struct Outcome {
     pub deleted: [BTreeMap<String, u64>; 2],
     /// Whether a ticket made the new IKE SA.
     pub resumed: bool,
+    /// Where many IKE SAs were lost: when half of them stood again on both sides, 99 of a hundred, and all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_ms: Option<Back>,
     /// What happened when.
     pub timeline: Vec<Moment>,
+}
+
+/// Milliseconds from ready on, until so many of all IKE SAs stood on both sides.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Back {
+    /// Half of them.
+    pub p50: f64,
+    /// 99 of a hundred.
+    pub p99: f64,
+    /// All.
+    pub p100: f64,
+}
+
+impl Back {
+    /// An IKE SA stands on both sides once the IKE_AUTH response is with its initiator. `None` if some response was not seen.
+    fn of(
+        wires: &[Vec<WireEvent>; 2],
+        addresses: [IpAddr; 2],
+        initiators: &BTreeSet<u64>,
+        since: Crash,
+    ) -> Option<Back> {
+        let mut arrived = BTreeMap::new();
+        for (wire, address) in wires.iter().zip(addresses) {
+            let here =
+                wire.iter().filter(|event| event.destination == Some(address) && event.at >= since.started);
+            for (at, message) in here.filter_map(|event| Some((event.at, event.ike()?))) {
+                let is_it = message.exchange == number::IKE_AUTH && message.response && message.protected;
+                if is_it && initiators.contains(&message.initiator_spi) {
+                    arrived.entry(message.initiator_spi).or_insert(at);
+                }
+            }
+        }
+        let mut times: Vec<u64> = arrived.into_values().collect();
+        times.sort_unstable();
+        if times.is_empty() || times.len() < initiators.len() {
+            return None;
+        }
+        let after = |percent: usize| {
+            let at = times[(times.len() * percent).div_ceil(100) - 1];
+            (at as f64 - since.ready as f64) / 1e6
+        };
+        Some(Back { p50: after(50), p99: after(99), p100: after(100) })
+    }
 }
 
 impl Outcome {
@@ -77,7 +123,13 @@ impl Outcome {
         };
         let wire: Vec<WireEvent> = seen.wires[1].iter().filter(between).cloned().collect();
         let crash = played.from;
-        let mut recovery = Recovery::new(&wire, crash);
+        let of_traffic = |event: &&WireEvent| {
+            let pair = event.ike().map_or(0, |message| message.initiator_spi);
+            pair == 0 || played.traffic.is_empty() || played.traffic.contains(&pair)
+        };
+        let of_traffic: Vec<WireEvent> = wire.iter().filter(of_traffic).cloned().collect();
+        let all = Recovery::new(&wire, crash);
+        let mut recovery = Recovery::new(&of_traffic, crash);
         if drill.method.restarted_side_initiates() {
             recovery = recovery.initiated_by_the_gateway();
         }
@@ -86,8 +138,8 @@ impl Outcome {
         let outage = seen.logs[0].outage(crash.started).filter(|_| played.failure.is_none());
         let milliseconds = |time: u64| time as f64 / 1e6;
         let until = outage.map_or(u64::MAX, |outage| outage.first_after.received);
-        let counts = recovery.counts(until);
-        let all = recovery.counts(u64::MAX);
+        let counts = all.counts(until);
+        let all = all.counts(u64::MAX);
         let octets = |kind: u16| {
             let clear = wire.iter().filter_map(WireEvent::ike).filter(|message| !message.protected);
             clear.filter_map(|message| Some(message.notify(kind)?.len() as u64)).max()
@@ -120,6 +172,7 @@ impl Outcome {
             proofs: [proofs(&events[0]), proofs(&events[1])],
             deleted: [deleted(&events[0], since), deleted(&events[1], since)],
             resumed: timeline.resumed,
+            back_ms: Back::of(&seen.wires, addresses, &played.back, crash),
             timeline: complete(&played, moments(&crash, outage.as_ref(), &timeline, events)),
             failure: played.failure,
         })
@@ -211,6 +264,12 @@ impl fmt::Display for Outcome {
         let (round_trips, messages) = (count(self.round_trips), count(self.messages));
         let lost = count(self.packets_lost);
         writeln!(f, "round trips {round_trips}, IKE messages {messages}, packets lost {lost}")?;
+        if let Some(Back { p50, p99, p100 }) = self.back_ms {
+            writeln!(
+                f,
+                "of all IKE SAs 50 % were back after {p50:.0} ms, 99 % after {p99:.0} ms, 100 % after {p100:.0} ms"
+            )?;
+        }
         let reasons = self.deleted[0].iter().map(|(why, count)| format!("{count} by {why}"));
         let reasons: Vec<String> = reasons.collect();
         let reasons = if reasons.is_empty() { "none".to_owned() } else { reasons.join(", ") };

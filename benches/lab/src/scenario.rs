@@ -1,9 +1,10 @@
 //! The scenarios by name: what each is, which methods it is about, and which play it is.
 
 use crate::drill::{Drill, Step};
-use crate::play::{Played, both, crash, link, nat, secret, standby, take_down, twice};
+use crate::play::{Played, both, crash, link, lost, many, nat, secret, standby, take_down, twice};
 use spindle_testbed::{Method, Result, Settings, Stage, number};
 use std::fmt;
+use std::time::Duration;
 
 /// A way in which gateways lose each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, clap::ValueEnum)]
@@ -26,6 +27,10 @@ pub enum Scenario {
     CrashInIkeRekey,
     /// B is killed again while it answers a ticket.
     CrashInResumption,
+    /// Nobody crashes; B loses a Child SA, and its IKE SA lives.
+    ChildLost,
+    /// Nobody crashes; B loses the IKE SA with its Child SA.
+    IkeLost,
     /// Nobody crashes; what A sends is lost for a while, and forged notifications come.
     OneWayLoss,
     /// B is killed beside strongSwan.
@@ -42,6 +47,8 @@ pub enum Scenario {
     NatMoved,
     /// Nobody crashes; the NAT maps the peer elsewhere.
     NatRebinds,
+    /// B is killed while it has very many IKE SAs with A.
+    Many,
 }
 
 impl fmt::Display for Scenario {
@@ -52,7 +59,7 @@ impl fmt::Display for Scenario {
 
 impl Scenario {
     /// All of them, the simplest first.
-    pub const ALL: [Scenario; 17] = [
+    pub const ALL: [Scenario; 20] = [
         Scenario::Crash,
         Scenario::SecretLost,
         Scenario::SecretRotated,
@@ -62,6 +69,8 @@ impl Scenario {
         Scenario::CrashInChildRekey,
         Scenario::CrashInIkeRekey,
         Scenario::CrashInResumption,
+        Scenario::ChildLost,
+        Scenario::IkeLost,
         Scenario::OneWayLoss,
         Scenario::NoQcdPeer,
         Scenario::Storm,
@@ -70,6 +79,7 @@ impl Scenario {
         Scenario::BehindNat,
         Scenario::NatMoved,
         Scenario::NatRebinds,
+        Scenario::Many,
     ];
 
     /// As on the command line.
@@ -84,6 +94,8 @@ impl Scenario {
             Scenario::CrashInChildRekey => "crash-in-child-rekey",
             Scenario::CrashInIkeRekey => "crash-in-ike-rekey",
             Scenario::CrashInResumption => "crash-in-resumption",
+            Scenario::ChildLost => "child-lost",
+            Scenario::IkeLost => "ike-lost",
             Scenario::OneWayLoss => "one-way-loss",
             Scenario::NoQcdPeer => "no-qcd-peer",
             Scenario::Storm => "storm",
@@ -92,6 +104,7 @@ impl Scenario {
             Scenario::BehindNat => "behind-nat",
             Scenario::NatMoved => "nat-moved",
             Scenario::NatRebinds => "nat-rebinds",
+            Scenario::Many => "many",
         }
     }
 
@@ -112,6 +125,12 @@ impl Scenario {
             Scenario::CrashInIkeRekey => "B is killed within A's rekey of the IKE SA; the answer is lost",
             Scenario::CrashInResumption => {
                 "B is killed again when it has taken A's ticket; the answer is lost"
+            }
+            Scenario::ChildLost => {
+                "no crash: B loses a Child SA (`spindle forget`), and its IKE SA lives: it is the same afterwards"
+            }
+            Scenario::IkeLost => {
+                "no crash: B loses the IKE SA with its Child SA; what the journal says of them is none of a former life"
             }
             Scenario::OneWayLoss => {
                 "no crash: what A sends is lost for 1 s, and forged notifications say that B lost its SAs"
@@ -135,6 +154,9 @@ impl Scenario {
             Scenario::NatRebinds => {
                 "no crash: the NAT maps A to another address and port, both hosts send; the IKE SA stays"
             }
+            Scenario::Many => {
+                "B is killed while it has very many IKE SAs with A (`--ike-sas`), which keeps them up; packets flow on one"
+            }
         }
     }
 
@@ -143,6 +165,8 @@ impl Scenario {
         match self {
             Scenario::SecretLost | Scenario::SecretRotated => method.shows_tokens(),
             Scenario::CrashInResumption => method == Method::QcdResumption,
+            // Who is there all the time initiates nothing by itself.
+            Scenario::IkeLost => method != Method::InitialContact,
             Scenario::NoQcdPeer => {
                 matches!(method, Method::Liveness | Method::InitialContact | Method::QcdJournal)
             }
@@ -176,6 +200,8 @@ impl Scenario {
             Scenario::SecretLost => {
                 Settings { dpd_delay: Method::SHORT_DELAY, retransmit: Method::SHORT, ..settings }
             }
+            // Or all that A did would be probing.
+            Scenario::Many => Settings { dpd_delay: Duration::from_secs(10), ..settings },
             _ => settings,
         }
     }
@@ -187,7 +213,7 @@ impl Scenario {
 
     /// Does it load the machine, so that nothing else may be measured beside it?
     pub(crate) fn needs_the_machine(self) -> bool {
-        self == Scenario::Storm
+        matches!(self, Scenario::Storm | Scenario::Many)
     }
 
     /// Makes the stage for it, both gateways with these settings.
@@ -217,6 +243,8 @@ impl Scenario {
             Scenario::CrashInChildRekey => crash::in_rekey(drill, stage, "rekey --child ab/net", step),
             Scenario::CrashInIkeRekey => crash::in_rekey(drill, stage, "rekey --ike ab", step),
             Scenario::CrashInResumption => twice::in_exchange(drill, stage, number::IKE_SESSION_RESUME, step),
+            Scenario::ChildLost => lost::child(drill, stage, step),
+            Scenario::IkeLost => lost::ike(drill, stage, step),
             Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
             Scenario::Storm => link::in_storm(drill, stage, step),
             Scenario::TakeDown => take_down::and_back(drill, stage, step),
@@ -224,6 +252,7 @@ impl Scenario {
             Scenario::BehindNat => crash::once(drill, stage, step),
             Scenario::NatMoved => nat::moves_in_a_crash(drill, stage, step),
             Scenario::NatRebinds => nat::moves(drill, stage, step),
+            Scenario::Many => many::crash(drill, stage, step),
         }
     }
 }

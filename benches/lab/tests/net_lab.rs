@@ -122,6 +122,45 @@ fn a_pair_of_strongswan_comes_back_by_liveness_or_by_initiating() {
     assert_eq!((outcome.round_trips, outcome.tokens_shown), (Some(2), 0));
 }
 
+/// RFC 7296 section 2.21.4 and 1.4.1: INVALID_SPI and Delete under the IKE SA, whose answer comes with another Child SA.
+#[test]
+fn a_lost_child_sa_is_told_under_its_ike_sa_and_made_again_on_it() {
+    for method in [Method::Qcd, Method::QcdJournal, Method::Liveness] {
+        let outcome = run(Scenario::ChildLost, method);
+        assert!(outcome.deleted.iter().all(|ended| ended.is_empty()), "{method}: {:?}", outcome.deleted);
+        // INFORMATIONAL with its answer, CREATE_CHILD_SA with its; the first may leave before the command has said that it
+        // did it.
+        assert!(matches!(outcome.messages, Some(3 | 4)), "{method}: {:?} messages", outcome.messages);
+        assert_eq!(outcome.tokens_shown, 0, "{method}");
+    }
+}
+
+/// RFC 6290 section 3 and 9.2: a maker that has truly lost an IKE SA says so when it is asked under it. Its journal's record
+/// is of this incarnation, so ESP alone draws no token: one round trip more than after a crash.
+#[test]
+fn a_lost_ike_sa_is_told_by_the_token_in_the_answer_to_a_probe() {
+    for method in [Method::Qcd, Method::QcdJournal] {
+        let outcome = run(Scenario::IkeLost, method);
+        assert_eq!((outcome.round_trips, outcome.proofs[0]), (Some(4), 1), "{method}");
+        assert_eq!(ended(&outcome, "token"), 1, "{method}");
+    }
+}
+
+/// One of very many: it is back as fast as one alone; the others follow at the pace of handshakes.
+#[test]
+fn of_many_ike_sas_the_one_with_traffic_is_back_as_fast_as_one_alone_and_all_follow() {
+    let plan = Drill::new(Scenario::Many, Method::QcdJournal);
+    let plan = Drill { ike_sas: 300, patience: Duration::from_secs(120), ..plan };
+    let outcome = drill(&plan, &mut |step| eprintln!("{step}")).unwrap_or_else(|error| panic!("{error}"));
+    eprintln!("{outcome}");
+    assert!(outcome.recovered, "{:?}", outcome.failure);
+    assert_eq!((outcome.round_trips, outcome.ike_sas), (Some(3), [300, 300]));
+    assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (300, 300));
+    let back = outcome.back_ms.expect("all IKE_AUTH responses");
+    assert!(0.0 < back.p50 && back.p50 <= back.p99 && back.p99 <= back.p100);
+    assert!(outcome.ready_to_recovered_ms < Some(back.p50), "the one with traffic was not first");
+}
+
 /// strongSwan: what is left where the peer takes no tokens. It ends the old IKE SA on INITIAL_CONTACT, or by liveness.
 #[test]
 fn beside_a_peer_that_knows_no_tokens_initial_contact_takes_two_round_trips_and_tokens_do_no_harm() {
@@ -207,6 +246,26 @@ fn a_mapping_that_moves_under_traffic_ends_no_ike_sa_and_packets_pass_again_both
     let again = outcome.timeline.iter().find(|moment| moment.what == "packets of host B arrive again");
     // By A's liveness check, which a silence of a second starts; sooner, the mapping would not have moved.
     assert!(again.is_some_and(|moment| moment.at_us > 500_000), "{again:?}");
+}
+
+/// Without a journal too: the outstanding probe is sent again on the forged hints, often enough that the restarted gateway
+/// is asked soon, and no more often. So are SIR's queries.
+#[test]
+fn in_a_storm_of_forged_notifications_a_gateway_that_is_down_is_asked_within_limits() {
+    for (method, why) in [(Method::Qcd, "token"), (Method::Sir, "superseded")] {
+        let outcome = run(Scenario::Storm, method);
+        assert_eq!(ended(&outcome, why), 1, "{method}");
+        // No more round trips than in the calm, of which each request is at most one, and one a tenth of a second on
+        // top of that, of two kinds, while the gateway was down and starting.
+        let promised = method.promised_round_trips().map_or(0, u64::from);
+        assert!(outcome.round_trips.is_some_and(|count| count <= promised), "{method}");
+        let dead = outcome.outage_ms.unwrap_or_default() as u64 / 100;
+        let messages = outcome.messages.unwrap_or_default();
+        assert!(
+            messages <= 16 + 2 * dead,
+            "{method}: {messages} messages in an outage of {dead} tenths of a second"
+        );
+    }
 }
 
 fn lab(arguments: &[&str]) -> (Option<i32>, String) {

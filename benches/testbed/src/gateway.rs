@@ -6,7 +6,7 @@ use crate::cleanup::Guard;
 use crate::error::{Context, Error, Result};
 use crate::namespace::{Namespace, run};
 use crate::packet::now;
-use crate::topology::{Addresses, Side};
+use crate::topology::{Addresses, Network, Side};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub struct Settings {
     pub more_connection: String,
     /// More lines for `[connections.ab.children.net]`.
     pub more_child: String,
+    /// Connections beside `ab`, each with identities and selectors of its own that no host has. Gateway A starts them.
+    pub idle_connections: u32,
 }
 
 /// A schedule of retransmissions (RFC 7296 section 2.4).
@@ -81,9 +83,16 @@ impl Default for Settings {
             more_recovery: String::new(),
             more_connection: String::new(),
             more_child: String::new(),
+            idle_connections: 0,
         }
     }
 }
+
+/// The hosts that an idle connection would serve: none is there.
+const IDLE: [Network; 2] = [
+    Network { address: Ipv4Addr::new(172, 16, 0, 0), prefix: 13 },
+    Network { address: Ipv4Addr::new(172, 24, 0, 0), prefix: 13 },
+];
 
 impl Settings {
     /// The configuration file of one side; its own files lie in `directory`.
@@ -96,6 +105,19 @@ impl Settings {
         let directory = directory.display();
         let methods: Vec<String> = self.methods.iter().map(|method| format!("\"{method}\"")).collect();
         let milliseconds = |time: Duration| format!("\"{}ms\"", time.as_millis());
+        let connection = format!(
+            r#"proposals = ["{proposal}"]
+dpd_delay = {dpd_delay}
+retransmit = {{ timeout = {timeout}, base = {base:.3}, tries = {tries} }}
+{more_connection}
+"#,
+            proposal = self.proposal,
+            dpd_delay = milliseconds(self.dpd_delay),
+            timeout = milliseconds(self.retransmit.timeout),
+            base = self.retransmit.base,
+            tries = self.retransmit.tries,
+            more_connection = self.more_connection,
+        );
         let mut text = String::new();
         // Writing to a string can't fail.
         let _ = write!(
@@ -115,10 +137,7 @@ journal = {journal}
 [connections.ab]
 local = {{ address = "{here}", id = "{name}.example", psk = "a secret of the testbed alone" }}
 remote = {{ address = "{there}", id = "{peer}.example" }}
-proposals = ["{proposal}"]
-dpd_delay = {dpd_delay}
-retransmit = {{ timeout = {timeout}, base = {base:.3}, tries = {tries} }}
-{more_connection}
+{connection}
 [connections.ab.children.net]
 local_ts = ["{local_ts}"]
 remote_ts = ["{remote_ts}"]
@@ -129,18 +148,31 @@ start_action = "{start_action}"
             outside = side.outside_interface(),
             methods = methods.join(", "),
             journal = self.journal,
-            proposal = self.proposal,
-            dpd_delay = milliseconds(self.dpd_delay),
-            timeout = milliseconds(self.retransmit.timeout),
-            base = self.retransmit.base,
-            tries = self.retransmit.tries,
             esp_proposal = self.esp_proposal,
             start_action = self.start_action,
             more_gateway = self.more_gateway,
             more_recovery = self.more_recovery,
-            more_connection = self.more_connection,
             more_child = self.more_child,
         );
+        let start_action = if side == Side::A { "start" } else { "none" };
+        for number in 1..=self.idle_connections {
+            let [local_ts, remote_ts] = [side, side.other()].map(|of| IDLE[of as usize].host(number));
+            let _ = write!(
+                text,
+                r#"
+[connections.idle-{number}]
+local = {{ address = "{here}", id = "{name}{number}.example", psk = "a secret of the testbed alone" }}
+remote = {{ address = "{there}", id = "{peer}{number}.example" }}
+{connection}
+[connections.idle-{number}.children.net]
+local_ts = ["{local_ts}"]
+remote_ts = ["{remote_ts}"]
+esp_proposals = ["{}"]
+start_action = "{start_action}"
+"#,
+                self.esp_proposal
+            );
+        }
         text
     }
 }
@@ -400,14 +432,23 @@ impl Gateway {
 
     /// Runs `spindle VERB…` against this gateway (`list-sas --json`, say); what it printed.
     pub fn spindle(&self, line: &str) -> Result<String> {
+        run(&mut self.verb(line))
+    }
+
+    /// A verb, for the gateway by its run directory: its configuration may be long to read.
+    fn verb(&self, line: &str) -> std::process::Command {
         let mut command = self.command(&self.programs.join("spindle"));
-        run(command.args(line.split_whitespace()).arg("--config").arg(self.config()))
+        command.args(line.split_whitespace());
+        match line.split_whitespace().next() {
+            Some("close" | "open") => command.arg("--config").arg(self.config()),
+            _ => command.arg("--run-dir").arg(self.directory.join("run")),
+        };
+        command
     }
 
     /// Begins a verb and does not wait for its end.
     pub fn begin(&self, line: &str) -> Result<Background> {
-        let mut command = self.command(&self.programs.join("spindle"));
-        command.args(line.split_whitespace()).arg("--config").arg(self.config());
+        let mut command = self.verb(line);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Background(command.spawn().context(|| format!("starting `spindle {line}`"))?))
     }

@@ -26,7 +26,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long a gateway may take to become ready.
-const START_PATIENCE: Duration = Duration::from_secs(10);
+const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long traffic flows before anything happens.
 const BEFORE: Duration = Duration::from_secs(1);
 /// How long it flows on after the recovery, and after both gateways were stopped.

@@ -53,6 +53,15 @@ pub enum Identity {
 }
 
 impl Identity {
+    /// What all identities that are the same have in common: domain names and mail addresses in lower case.
+    pub(crate) fn in_one_case(&self) -> Identity {
+        match self {
+            Identity::Fqdn(name) => Identity::Fqdn(name.to_ascii_lowercase()),
+            Identity::Email(name) => Identity::Email(name.to_ascii_lowercase()),
+            other => other.clone(),
+        }
+    }
+
     /// Are both the same? Domain names and mail addresses know no case (RFC 4343, RFC 5280 section 7.5).
     pub fn is(&self, other: &Identity) -> bool {
         match (self, other) {

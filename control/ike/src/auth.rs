@@ -185,7 +185,15 @@ impl Endpoint {
         };
         let suite = sa.keys.as_ref()?.ike.suite();
         let offer = [crate::crypto::IkeProposal::from(suite).to_wire(1, &[])];
-        let matching = self.candidates(sa.local.ip(), sa.remote.ip()).find(|c| {
+        // As by `candidates`, but from the few with this identity: there may be very many at one address.
+        let named = self.by_remote_id.get(&identity.in_one_case()).map_or(&[][..], Vec::as_slice);
+        let between = |remote| {
+            // In ascending order.
+            let all = self.by_addresses.get(&(remote, sa.local.ip())).map_or(&[][..], Vec::as_slice);
+            let named = named.iter().filter(move |number| all.binary_search(number).is_ok());
+            named.map(|number| &self.connections[*number].profile)
+        };
+        let matching = between(Some(sa.remote.ip())).chain(between(None)).find(|c| {
             identity.is(&c.remote_id)
                 && wanted.as_ref().is_none_or(|w| w.is(&c.local_id))
                 && select_ike(&c.proposals, &offer, None).is_ok()

@@ -187,18 +187,10 @@ impl Endpoint {
         self.discard_child(now, child, linger);
     }
 
-    /// For tests: this side loses a Child SA without a word, and the memory of its SPI.
-    #[doc(hidden)]
-    pub fn lose_child(&mut self, now: Time, child: ChildSaId) {
-        let Some(ike) = self.child_home.get(&child).copied() else { return };
-        let lost = self.with_sa(now, ike, |e, sa| {
-            let spi = sa.child(child).map(|child| child.inbound);
-            e.remove_child(now, sa, child, false);
-            spi
-        });
-        if let Some(spi) = lost.flatten() {
-            self.release_child_spi(spi);
-        }
+    /// An SPI that was retired becomes unknown at once, here and in the dataplane.
+    pub(crate) fn forget_child_spi(&mut self, spi: Spi) {
+        self.child_spis.unretire(spi);
+        self.dataplane(Command::SetSpiState { spi, state: SpiState::Unknown });
     }
 
     /// For simulations: this side loses an IKE SA without a word.
@@ -274,9 +266,6 @@ impl Endpoint {
         to.children.iter_mut().for_each(|child| child.confirmed_by = None);
         if moved {
             self.readdress(to);
-        }
-        for home in self.outbound.values_mut().filter(|home| **home == from.id) {
-            *home = to.id;
         }
     }
 

@@ -159,12 +159,20 @@ impl Endpoint {
     /// Starts what is configured with [`StartAction::Start`], at these addresses of ours.
     pub fn start(&mut self, now: Time, at: impl Fn(IpAddr) -> bool) {
         for number in 0..self.connections.len() {
-            let profile = &self.connections[number].profile;
-            let names = profile.started();
-            if !names.is_empty() && profile.remote.is_some() && at(profile.local) {
-                let _ = self.want(now, number, names, false);
+            if at(self.connections[number].profile.local) {
+                self.start_connection(now, number);
             }
         }
+    }
+
+    /// The same of the connection with this place in the configuration alone. `false` if there is nothing to start.
+    pub fn start_connection(&mut self, now: Time, number: usize) -> bool {
+        let Some(profile) = self.connections.get(number).map(|connection| &connection.profile) else {
+            return false;
+        };
+        let names = profile.started();
+        let starts = !names.is_empty() && profile.remote.is_some();
+        starts && self.want(now, number, names, false).is_ok()
     }
 
     /// Sees to it that these children come to be: on the connection's IKE SA, or on a new one.

@@ -37,6 +37,8 @@ pub struct Endpoint {
     pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
     /// The connections between two addresses, the peer's first; without one, for peers at any.
     pub(crate) by_addresses: BTreeMap<(Option<IpAddr>, IpAddr), Vec<usize>>,
+    /// The connections with a peer of this identity, in one case.
+    pub(crate) by_remote_id: BTreeMap<Identity, Vec<usize>>,
     /// A connection's number by its name.
     pub(crate) by_name: HashMap<String, usize>,
     pub(crate) tokens: Box<dyn TokenMaker>,
@@ -85,6 +87,7 @@ impl Endpoint {
         let mut policies = BTreeMap::new();
         let mut peers: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_addresses: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut by_remote_id: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         let mut by_name = HashMap::new();
         let configured = std::mem::take(&mut config.connections);
         for (number, connection) in configured.iter().enumerate() {
@@ -93,6 +96,7 @@ impl Endpoint {
             for gateway in &connection.redirect_to {
                 by_addresses.entry((Some(*gateway), connection.local)).or_default().push(number);
             }
+            by_remote_id.entry(connection.remote_id.in_one_case()).or_default().push(number);
             by_name.entry(connection.name.clone()).or_insert(number);
             policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
         }
@@ -104,6 +108,7 @@ impl Endpoint {
             policies,
             peers,
             by_addresses,
+            by_remote_id,
             by_name,
             tokens,
             tickets: Box::new(NoTickets),

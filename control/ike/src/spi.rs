@@ -73,6 +73,12 @@ impl ChildSpis {
         self.expiries.push_back((until, spi));
     }
 
+    /// It becomes unknown before its time.
+    pub(crate) fn unretire(&mut self, spi: Spi) {
+        self.uses.remove(&spi);
+        self.expiries.retain(|(_, retired)| *retired != spi);
+    }
+
     /// Retired SPIs whose time is over.
     pub(crate) fn expire(&mut self, now: Time) -> Option<Spi> {
         let (until, spi) = *self.expiries.front()?;

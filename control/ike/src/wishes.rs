@@ -7,6 +7,7 @@ use crate::sa::{ChildState, IkeSa};
 use spindle_abi::{Spi, Time};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Bound;
 use std::time::Duration;
 
 impl Endpoint {
@@ -148,6 +149,33 @@ impl Endpoint {
         result.unwrap_or(ProbeResult::NoSuchSa)
     }
 
+    /// Does this IKE SA, an authenticated one, await an answer?
+    pub fn awaits_answer(&self, ike: IkeSaId) -> bool {
+        self.sas.get(&ike).is_some_and(|sa| sa.established.is_some() && sa.outstanding.is_some())
+    }
+
+    /// For drills: loses an IKE SA with its Child SAs as by a fault: the peer is not told, and nothing of it is remembered.
+    pub fn forget_ike(&mut self, now: Time, ike: IkeSaId) -> Result<(), Refused> {
+        let spis = self.with_sa(now, ike, |_, sa| {
+            sa.end(Authority::Local("forgotten by the operator"), false);
+            sa.children.iter().map(|child| child.inbound).collect::<Vec<_>>()
+        });
+        spis.ok_or(Refused::UnknownSa)?.into_iter().for_each(|spi| self.forget_child_spi(spi));
+        Ok(())
+    }
+
+    /// For drills: loses a Child SA as by a fault: the peer is not told, and nothing of it is remembered.
+    pub fn forget_child(&mut self, now: Time, child: ChildSaId) -> Result<(), Refused> {
+        let ike = self.child_home.get(&child).copied().ok_or(Refused::UnknownSa)?;
+        let lost = self.with_sa(now, ike, |e, sa| {
+            let spi = sa.child(child).map(|child| child.inbound);
+            e.remove_child(now, sa, child, false);
+            spi
+        });
+        lost.flatten().into_iter().for_each(|spi| self.forget_child_spi(spi));
+        Ok(())
+    }
+
     /// Sends our QCD token to an IKE SA's peer in place of an earlier one (RFC 6290 section 4.4), as soon as its turn
     /// comes; [`Report::TokenAcknowledged`] tells when it arrived. `false` if the IKE SA is not one in use.
     pub fn send_token(&mut self, now: Time, ike: IkeSaId) -> bool {
@@ -200,8 +228,16 @@ impl Endpoint {
             _ => (remote, remote),
         };
         let serves = |sa: &IkeSa| sa.is_established() && sa.local.ip() == local.ip();
-        let there = self.by_remote.range((first, IkeSaId(0))..=(last, IkeSaId(u64::MAX)));
-        there.map(|(_, id)| *id).filter(|id| self.sas.get(id).is_some_and(serves)).max()
+        // Of each port the newest: a peer may have very many IKE SAs at one.
+        let (mut newest, mut end) = (None, Bound::Included((last, IkeSaId(u64::MAX))));
+        let begin = Bound::Included((first, IkeSaId(0)));
+        while let Some((at, _)) = self.by_remote.range((begin, end)).next_back().copied() {
+            let there = self.by_remote.range((at, IkeSaId(0))..=(at, IkeSaId(u64::MAX)));
+            let ids = there.rev().map(|(_, id)| *id);
+            newest = newest.max(ids.into_iter().find(|id| self.sas.get(id).is_some_and(serves)));
+            end = Bound::Excluded((at, IkeSaId(0)));
+        }
+        newest
     }
 
     /// Is this Child SPI of ours larval, current or retired? Then a packet on it is no news.
@@ -242,6 +278,18 @@ impl Endpoint {
     /// All IKE SAs, for people.
     pub fn sas(&self) -> Vec<IkeSaStatus> {
         self.sas.values().map(status).collect()
+    }
+
+    /// Those of one connection.
+    pub fn sas_of(&self, connection: &str) -> Vec<IkeSaStatus> {
+        let number = self.by_name.get(connection);
+        let ids = number.into_iter().flat_map(|number| &self.connections[*number].sas);
+        ids.filter_map(|id| self.sas.get(id)).map(status).collect()
+    }
+
+    /// How many IKE SAs there are, and how many Child SAs.
+    pub fn count(&self) -> (usize, usize) {
+        (self.sas.len(), self.child_home.len())
     }
 
     /// Sends a Delete for every IKE SA and starts none any more.

@@ -291,7 +291,7 @@ fn a_child_sa_that_the_peer_lost_is_made_again_once_whatever_crosses() {
                 world.network = Box::new(move |from, _, _| Some(vec![latencies[from]]));
                 let [sa, at_b] = [A, B].map(|side| ike(&world, side));
                 let lost = at_b.children[0].clone();
-                world.at(B, |e, now| e.lose_child(now, lost.id));
+                world.at(B, |e, now| e.forget_child(now, lost.id)).unwrap();
                 let mut wishes: Vec<(u64, bool)> = peers_wish.map(|at| (at, true)).into_iter().collect();
                 wishes.push((if by_delete { slow + 1 } else { 20 }, false));
                 wishes.sort();

@@ -87,6 +87,8 @@ pub struct Limits {
     pub probes_total: u32,
     /// An outstanding probe is sent again on a hint at least this long apart.
     pub probe_again: std::time::Duration,
+    /// Between two new probes of one IKE SA on hints.
+    pub probe_interval: std::time::Duration,
     /// Logged failed token checks per source prefix.
     pub failed_tokens_logged_per_source: u32,
     /// The same in all.
@@ -115,6 +117,8 @@ pub struct SirLimits {
     pub wait_max: std::time::Duration,
     /// A peer is not asked so long after an SA was made or rekeyed.
     pub dampen_new: std::time::Duration,
+    /// The same after it said that it has what it was asked about.
+    pub dampen_denied: std::time::Duration,
     /// The same after a recovery, or one that failed; twice as long after each that follows soon.
     pub dampen_recovered: std::time::Duration,
     /// The longest of these.
@@ -133,6 +137,7 @@ impl Default for SirLimits {
             wait_min: Duration::from_millis(50),
             wait_max: Duration::from_secs(1),
             dampen_new: Duration::from_secs(10),
+            dampen_denied: Duration::from_secs(1),
             dampen_recovered: Duration::from_secs(60),
             dampen_max: Duration::from_secs(600),
         }
@@ -151,7 +156,8 @@ impl Default for Limits {
             invalid_ike_spi_total: 5000,
             handshakes_total: 200,
             probes_total: 200,
-            probe_again: std::time::Duration::from_secs(1),
+            probe_again: std::time::Duration::from_millis(100),
+            probe_interval: std::time::Duration::from_secs(1),
             failed_tokens_logged_per_source: 1,
             failed_tokens_logged_total: 10,
             sir: SirLimits::default(),

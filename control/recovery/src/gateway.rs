@@ -75,8 +75,12 @@ pub struct Gateway {
     /// Connections whose peers were told of a crash, and the handshakes by which they come back have taken from the
     /// pace.
     told: HashSet<String>,
+    /// Those of connections that start with us.
+    start_pace: Total,
     /// ESP on former SPIs whose answer waits for the pace, in the order of its coming; each SPI once.
     waiting: VecDeque<SpiReport>,
+    /// The connections that the start has not come to yet, by their places.
+    starting: VecDeque<usize>,
     /// Former SPIs, one of each IKE SA, whose peers are to be told unasked.
     unasked: VecDeque<Spi>,
     /// Does any connection use tokens?
@@ -157,12 +161,14 @@ impl Gateway {
             accepted: None,
             tickets,
             journal: Journal::new(&config, boot.incarnation),
-            hints: Hints::new(limits.probe_again, limits.probes_total),
+            hints: Hints::new(limits.probe_interval, limits.probe_again, limits.probes_total),
             reconnect: Reconnect::default(),
             sir,
             pace: Total::new(limits.handshakes_total),
             told: HashSet::new(),
+            start_pace: Total::even(limits.handshakes_total),
             waiting: VecDeque::new(),
+            starting: VecDeque::new(),
             unasked: VecDeque::new(),
             takes_tokens,
             policies: policies.collect(),
@@ -247,9 +253,10 @@ impl Gateway {
         let dismissing = self.taking_down.as_ref().is_some_and(TakingDown::has_more);
         let turns = !self.waiting.is_empty() || !self.unasked.is_empty() || dismissing;
         let turn = turns.then(|| self.pace.room_at());
+        let start = (!self.starting.is_empty()).then(|| self.pace.room_at().max(self.start_pace.room_at()));
         let reconnect = self.reconnect.deadline(&self.pace);
         let sir = self.sir.as_ref().and_then(|sir| sir.deadline(&self.pace));
-        let own = [expiry, self.hints.deadline(), reconnect, turn, self.rotation_deadline(), sir];
+        let own = [expiry, self.hints.deadline(), reconnect, turn, start, self.rotation_deadline(), sir];
         own.into_iter().chain([self.endpoint.deadline()]).flatten().min()
     }
 
@@ -272,15 +279,10 @@ impl Gateway {
         self.each(now, connection, child, Endpoint::rekey_ike, Endpoint::rekey_child)
     }
 
-    /// For tests: loses the Child SAs of a child without a word.
-    #[doc(hidden)]
-    pub fn lose_child(&mut self, now: Time, connection: &str, child: &str) {
-        for ike in self.endpoint.sas().into_iter().filter(|ike| ike.connection == connection) {
-            for lost in ike.children.iter().filter(|c| c.name == child) {
-                self.endpoint.lose_child(now, lost.id);
-            }
-        }
-        self.drain(now);
+    /// For drills: loses the IKE SAs of a connection, or the Child SAs of one of its children, as by a fault: no peer is
+    /// told, and nothing is begun; how many.
+    pub fn forget(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<usize, Refused> {
+        self.each(now, connection, child, Endpoint::forget_ike, Endpoint::forget_child)
     }
 
     /// For simulations: loses the IKE SAs of a connection without a word.
@@ -294,6 +296,16 @@ impl Gateway {
     /// All IKE SAs with their Child SAs.
     pub fn sas(&self) -> Vec<IkeSaStatus> {
         self.endpoint.sas()
+    }
+
+    /// Those of one connection.
+    pub fn sas_of(&self, connection: &str) -> Vec<IkeSaStatus> {
+        self.endpoint.sas_of(connection)
+    }
+
+    /// How many IKE SAs there are, and how many Child SAs.
+    pub fn count(&self) -> (usize, usize) {
+        self.endpoint.count()
     }
 
     /// All connections, in configuration order.
@@ -326,6 +338,7 @@ impl Gateway {
         self.stopping = true;
         self.reconnect.clear();
         self.waiting.clear();
+        self.starting.clear();
         self.unasked.clear();
         self.endpoint.shut_down(now);
         self.drain(now);
@@ -386,7 +399,7 @@ impl Gateway {
         self.report("ready", None, None, None, format!("incarnation {}", self.incarnation));
         let here = self.answers.addresses();
         self.contact_peers(now, |at| here.contains(&at));
-        self.endpoint.start(now, |at| here.contains(&at));
+        self.start_connections(|at| here.contains(&at));
     }
 
     /// Carries out all that the endpoint wants, and what follows from it.
@@ -408,7 +421,11 @@ impl Gateway {
             }
             if let Some(due) = self.reconnect.next_due(now, &mut self.pace) {
                 self.initiate_due(now, &due);
-            } else if !self.tell_unasked(now) && !self.dismiss_next(now) && !self.advance_rotation(now) {
+            } else if !self.start_next(now)
+                && !self.tell_unasked(now)
+                && !self.dismiss_next(now)
+                && !self.advance_rotation(now)
+            {
                 break;
             }
         }
@@ -546,7 +563,7 @@ impl Gateway {
             return Err(Refused::UnknownChild(connection.to_owned(), child.to_owned()));
         }
         let mut done = 0;
-        for ike in self.endpoint.sas().into_iter().filter(|ike| ike.connection == connection) {
+        for ike in self.endpoint.sas_of(connection) {
             match child {
                 None => done += usize::from(of_ike(&mut self.endpoint, now, ike.id).is_ok()),
                 Some(name) => {

@@ -49,6 +49,11 @@ impl Total {
         Total { rate: Rate::per_second(per_second), bucket: Time(0) }
     }
 
+    /// The same rate, evenly: not a second's worth at once.
+    pub(crate) fn even(per_second: u32) -> Total {
+        Total { rate: Rate { tolerance: 0, ..Rate::per_second(per_second) }, bucket: Time(0) }
+    }
+
     pub(crate) fn has_room(&self, now: Time) -> bool {
         self.rate.has_room(self.bucket, now)
     }
@@ -200,6 +205,10 @@ mod tests {
         assert_eq!(at(&mut total, 5 * SECOND + SECOND / 10), 1);
         assert_eq!(at(&mut total, 6 * SECOND + SECOND / 10), 10);
         assert_eq!(at(&mut Total::new(0), SECOND), 0);
+        let mut even = Total::even(10);
+        assert_eq!(at(&mut even, 5 * SECOND), 1);
+        assert_eq!(even.room_at(), Time(5 * SECOND + SECOND / 10));
+        assert_eq!(at(&mut even, 6 * SECOND), 1);
     }
 
     #[test]

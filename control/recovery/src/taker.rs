@@ -25,6 +25,7 @@ pub(crate) trait IkeSas {
     fn find_by_spis(&self, spis: IkeSpis) -> Option<IkeSaId>;
     fn find_by_outbound_spi(&self, spi: Spi) -> Vec<IkeSaId>;
     fn verify_token(&self, ike: IkeSaId, token: &[u8]) -> Option<Authority>;
+    fn awaits_answer(&self, ike: IkeSaId) -> bool;
     fn probe(&mut self, now: Time, ike: IkeSaId, again_after: Duration) -> ProbeResult;
 }
 
@@ -37,6 +38,9 @@ impl IkeSas for Endpoint {
     }
     fn verify_token(&self, ike: IkeSaId, token: &[u8]) -> Option<Authority> {
         Endpoint::verify_token(self, ike, token)
+    }
+    fn awaits_answer(&self, ike: IkeSaId) -> bool {
+        Endpoint::awaits_answer(self, ike)
     }
     fn probe(&mut self, now: Time, ike: IkeSaId, again_after: Duration) -> ProbeResult {
         Endpoint::probe(self, now, ike, again_after)

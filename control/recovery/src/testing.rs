@@ -131,6 +131,9 @@ impl IkeSas for FakeSas {
         let sa = self.ike_sas.iter().find(|sa| sa.0 == ike)?;
         sa.2.iter().any(|t| t == token).then_some(Authority::Local("a token in a test"))
     }
+    fn awaits_answer(&self, _: IkeSaId) -> bool {
+        self.outstanding
+    }
     fn probe(&mut self, _: Time, ike: IkeSaId, _: Duration) -> ProbeResult {
         if self.ike_sas.iter().all(|sa| sa.0 != ike) {
             return ProbeResult::NoSuchSa;

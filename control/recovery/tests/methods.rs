@@ -226,7 +226,7 @@ fn a_lost_child_sa_is_told_under_the_ike_sa_and_made_again_once() {
                 let setup = Setup { sending, encapsulation, seed, ..Setup::default() };
                 let mut world = World::up(setup.clone());
                 let before = world.gateway(A).sas()[0].spis;
-                world.wish(B, |gateway, now| gateway.lose_child(now, "site", "net"));
+                world.wish(B, |gateway, now| drop(gateway.forget(now, "site", Some("net"))));
                 for side in [A, B].into_iter().filter(|side| sending[1 - side]) {
                     // Told at once; or the loser's own traffic makes it anew.
                     let took = recovery(&mut world, side, 5 * SECOND);

@@ -98,6 +98,16 @@ enum Verb {
         #[command(flatten)]
         wait: Wait,
     },
+    /// For drills: loses the IKE SAs of a connection, or the Child SAs of one of its children, as by a fault.
+    ///
+    /// The peer is not told, and has to find out; traffic is lost until then.
+    #[command(hide = true)]
+    Forget {
+        /// CONNECTION or CONNECTION/CHILD.
+        name: Name,
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Becomes a program that dies with its parent; used by `spindle up`.
     #[command(hide = true)]
     Child {
@@ -241,6 +251,9 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
         Verb::Initiate { name: Name { connection, child }, wait } => {
             let timeout_ms = wait.timeout_ms();
             ask(&wait.ask, Request::Initiate { connection, child, timeout_ms }, done)
+        }
+        Verb::Forget { name: Name { connection, child }, ask: whom } => {
+            ask(&whom, Request::Forget { connection, child }, done)
         }
         Verb::Terminate { name: Name { connection, child }, wait } => {
             let timeout_ms = wait.timeout_ms();

@@ -4,12 +4,14 @@
 //! supervisor are told. Nothing here looks at the machine (interfaces, addresses): the supervisor does.
 
 mod connection;
+mod order;
 mod read;
 
 pub use read::ConfigError;
 
+use order::Earlier;
 use read::{Document, Section, Value};
-use spindle_abi::{AddressRange, Selector, SelectorSet};
+use spindle_abi::AddressRange;
 use spindle_ike::api::ConnectionConfig;
 use spindle_recovery::api::{Limits, Method, SirLimits, TokenMethod};
 use spindle_recovery::secrets::method_name;
@@ -193,15 +195,11 @@ impl Settings {
     /// The first policy in the file that matches a packet takes it (RFC 4301 section 4.4.1), so one that stands behind
     /// another which matches all of its packets would never be asked.
     fn check_order(&self) -> Result<()> {
-        let mut earlier: Vec<(String, &SelectorSet)> = Vec::new();
+        let mut earlier = Earlier::default();
         for connection in &self.connections {
             for child in &connection.children {
                 let key = format!("connections.{}.children.{}", connection.name, child.name);
-                let taken = |(_, other): &&(String, &SelectorSet)| {
-                    covers(&other.local, &child.selectors.local)
-                        && covers(&other.remote, &child.selectors.remote)
-                };
-                if let Some((other, _)) = earlier.iter().find(taken) {
+                if let Some(other) = earlier.holds(&child.selectors) {
                     return Err(self.error(
                         &key,
                         format!(
@@ -210,7 +208,7 @@ impl Settings {
                         ),
                     ));
                 }
-                earlier.push((key, &child.selectors));
+                earlier.push(key, &child.selectors);
             }
         }
         Ok(())
@@ -231,13 +229,6 @@ impl Settings {
         let remote = children().flat_map(|c| &c.selectors.remote).map(|s| s.addresses).collect();
         (local, remote)
     }
-}
-
-/// Lies each of `these` within one of `those`?
-fn covers(those: &[Selector], these: &[Selector]) -> bool {
-    these.iter().map(|selector| selector.addresses).all(|this| {
-        those.iter().any(|that| that.addresses.start <= this.start && this.end <= that.addresses.end)
-    })
 }
 
 fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
@@ -444,6 +435,7 @@ fn sir(section: &Section<'_>) -> Result<SirLimits> {
     duration("wait_min", &mut limits.wait_min)?;
     duration("wait_max", &mut limits.wait_max)?;
     duration("dampen_new", &mut limits.dampen_new)?;
+    duration("dampen_denied", &mut limits.dampen_denied)?;
     duration("dampen_recovered", &mut limits.dampen_recovered)?;
     duration("dampen_max", &mut limits.dampen_max)?;
     for (short, long, names) in [
@@ -484,6 +476,7 @@ fn limits(section: &Section<'_>) -> Result<Limits> {
     }
     rate("probes_total", &mut limits.probes_total)?;
     duration("probe_again", &mut limits.probe_again)?;
+    duration("probe_interval", &mut limits.probe_interval)?;
     rate("failed_tokens_logged_per_source", &mut limits.failed_tokens_logged_per_source)?;
     rate("failed_tokens_logged_total", &mut limits.failed_tokens_logged_total)?;
     section.finish()?;

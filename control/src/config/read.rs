@@ -54,15 +54,18 @@ pub(super) fn line(before: &[u8]) -> usize {
 pub(super) struct Document<'a> {
     file: &'a Path,
     source: &'a str,
+    /// Where each line ends: every key's line is asked for, in files of any length.
+    ends: Vec<usize>,
 }
 
 impl<'a> Document<'a> {
     pub(super) fn new(file: &'a Path, source: &'a str) -> Document<'a> {
-        Document { file, source }
+        let ends = source.bytes().enumerate().filter(|(_, octet)| *octet == b'\n').map(|(at, _)| at);
+        Document { file, source, ends: ends.collect() }
     }
 
     fn line(&self, at: usize) -> usize {
-        line(&self.source.as_bytes()[..at.min(self.source.len())])
+        self.ends.partition_point(|end| *end < at) + 1
     }
 
     fn error(&self, at: usize, key: &str, problem: impl Into<String>) -> ConfigError {
@@ -135,7 +138,7 @@ impl<'a> Section<'a> {
     }
 
     fn entry(&self, key: &str) -> Option<Value<'a>> {
-        let (_, value) = self.table.iter().find(|(k, _)| k.get_ref() == key)?;
+        let value = self.table.get(key)?;
         Some(Value {
             document: self.document,
             path: self.path_of(key),

@@ -20,7 +20,7 @@ mod take_down;
 mod wait;
 
 use crate::config::Settings;
-use crate::protocol::{Pids, Request, Response, Stats, Status};
+use crate::protocol::{Done, Pids, Request, Response, Stats, Status};
 use addresses::Addresses;
 use bridge::Bridge;
 use disk::{Files, Journal};
@@ -434,7 +434,7 @@ impl<'a> Daemon<'a> {
     }
 
     fn has_stopped(&self) -> bool {
-        self.stopping.is_some_and(|patience| patience <= now() || self.gateway.sas().is_empty())
+        self.stopping.is_some_and(|patience| patience <= now() || self.gateway.count().0 == 0)
     }
 
     fn answer(&mut self, Asked { request, answer }: Asked) {
@@ -444,14 +444,25 @@ impl<'a> Daemon<'a> {
                 begun.map(|()| Waiter::initiate(connection, child, self.until(timeout_ms)))
             }
             Request::Terminate { connection, child, timeout_ms } => {
-                let before = self.gateway.sas();
+                let before = self.gateway.sas_of(&connection);
                 let begun = self.gateway.terminate(now(), &connection, child.as_deref());
                 begun.map(|_| Waiter::terminate(connection, child, &before, self.until(timeout_ms)))
             }
             Request::Rekey { connection, child, timeout_ms } => {
-                let before = self.gateway.sas();
+                let before = self.gateway.sas_of(&connection);
                 let begun = self.gateway.rekey(now(), &connection, child.as_deref());
                 begun.map(|_| Waiter::rekey(connection, child, &before, self.until(timeout_ms)))
+            }
+            Request::Forget { connection, child } => {
+                let name = child.as_ref().map_or(connection.clone(), |child| format!("{connection}/{child}"));
+                let forgotten = self.gateway.forget(now(), &connection, child.as_deref());
+                let response = match forgotten.map(|sas| Done { done: format!("{name}: forgotten"), sas }) {
+                    Ok(done) => serde_json::to_value(done)
+                        .map_or_else(|e| Response::Error(e.to_string()), Response::Result),
+                    Err(refused) => Response::Error(refused.to_string()),
+                };
+                let _ = answer.send(response);
+                return;
             }
             Request::RotateSecret { timeout_ms } => return self.rotate_secret(timeout_ms, answer),
             Request::TakeDown { to, grace_ms, timeout_ms } => {
@@ -480,15 +491,14 @@ impl<'a> Daemon<'a> {
 
     /// Answers those whose wish came true or cannot any more.
     fn settle(&mut self) {
-        if self.waiters.is_empty() {
-            return;
-        }
-        let (sas, at) = (self.gateway.sas(), now());
-        self.waiters.retain_mut(|waiter| match waiter.verdict(&sas, at) {
-            Verdict::Waiting => !waiter.is_abandoned(),
-            Verdict::Settled(response) => {
-                waiter.settle(response);
-                false
+        let at = now();
+        self.waiters.retain_mut(|waiter| {
+            match waiter.verdict(&self.gateway.sas_of(waiter.connection()), at) {
+                Verdict::Waiting => !waiter.is_abandoned(),
+                Verdict::Settled(response) => {
+                    waiter.settle(response);
+                    false
+                }
             }
         });
     }
@@ -496,10 +506,10 @@ impl<'a> Daemon<'a> {
     fn show(&self, request: &Request) -> Response {
         let shown = match request {
             Request::Status => {
-                let sas = self.gateway.sas();
+                let (ike_sas, child_sas) = self.gateway.count();
                 serde_json::to_value(Status {
-                    ike_sas: sas.len(),
-                    child_sas: sas.iter().map(|s| s.children.len()).sum(),
+                    ike_sas,
+                    child_sas,
                     tokens: self.status.tokens && self.gateway.is_token_maker(),
                     taken_down: self.gateway.take_down_status().is_some(),
                     ..self.status.clone()
@@ -511,9 +521,9 @@ impl<'a> Daemon<'a> {
                 serde_json::to_value(shown)
             }
             Request::ListConns => {
+                // Both in the order of the configuration.
                 let status = self.gateway.connections();
-                let of = |name: &str| status.iter().find(|s| s.name == name);
-                let all = self.settings.connections.iter().map(|c| show::connection(c, of(&c.name)));
+                let all = self.settings.connections.iter().zip(&status).map(|(c, s)| show::connection(c, s));
                 serde_json::to_value(all.collect::<Vec<_>>())
             }
             Request::Events => serde_json::to_value(self.events.all()),

@@ -49,12 +49,12 @@ pub(super) fn ike_sa(sa: &IkeSaStatus, activity: &dyn ActivityReader, now: Time)
     }
 }
 
-pub(super) fn connection(config: &ConnectionConfig, status: Option<&ConnectionStatus>) -> Connection {
-    let (ike_sas, child_sas) = status.map_or((0, 0), |s| (s.ike_sas, s.child_sas));
-    let state = match status {
-        _ if child_sas > 0 => "up",
-        Some(s) if s.initiating => "initiating",
-        _ => "down",
+pub(super) fn connection(config: &ConnectionConfig, status: &ConnectionStatus) -> Connection {
+    let ConnectionStatus { ike_sas, child_sas, initiating, .. } = *status;
+    let state = match (child_sas, initiating) {
+        (1.., _) => "up",
+        (0, true) => "initiating",
+        (0, false) => "down",
     };
     let children = config.children.iter().map(|child| Child {
         name: child.name.clone(),

@@ -70,6 +70,11 @@ impl Waiter {
         Waiter { answer: Some(answer), ..self }
     }
 
+    /// The connection whose SAs it is about.
+    pub(super) fn connection(&self) -> &str {
+        &self.connection
+    }
+
     pub(super) fn deadline(&self) -> Time {
         self.deadline
     }

@@ -40,6 +40,9 @@ struct DrillArguments {
     /// Round-trip time between the gateways, in milliseconds
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     rtt_ms: u64,
+    /// IKE SAs between the gateways, where there are many
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    ike_sas: u32,
     /// Write the outcome to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -91,6 +94,7 @@ fn play(arguments: &DrillArguments) -> Result<ExitCode> {
     spindle_testbed::programs()?;
     let plan = Drill {
         round_trip: Duration::from_millis(arguments.rtt_ms),
+        ike_sas: arguments.ike_sas,
         keep: arguments.keep.clone(),
         ..Drill::new(scenario, method)
     };

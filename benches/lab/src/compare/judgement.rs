@@ -71,8 +71,7 @@ pub(crate) fn attackers(method: &str) -> Row {
                 Known::Run("a_nack_that_does_not_answer_our_query_does_nothing"),
             ),
             (
-                "no NACK of his is believed; but his hints have the peer asked, and after its ACK not asked again for a while, so \
-                 that liveness has to find a crash within it",
+                "no NACK of his is believed; his hints have the peer asked, once a second",
                 Known::Run("an_ack_ends_it_and_the_peer_is_not_asked_again_for_a_while"),
             ),
             (

@@ -23,6 +23,7 @@ fn outcome(outage: Option<f64>) -> Outcome {
         proofs: [1, 0],
         deleted: Default::default(),
         resumed: false,
+        back_ms: None,
         timeline: [(-600_000, "testbed", "kill -9"), (70_000, "host B", "first <delivery>")]
             .map(|(at_us, who, what)| Moment { at_us, who: who.to_owned(), what: what.to_owned() })
             .to_vec(),

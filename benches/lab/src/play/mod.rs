@@ -3,6 +3,8 @@
 pub(crate) mod both;
 pub(crate) mod crash;
 pub(crate) mod link;
+pub(crate) mod lost;
+pub(crate) mod many;
 pub(crate) mod nat;
 pub(crate) mod secret;
 pub(crate) mod standby;
@@ -12,6 +14,7 @@ pub(crate) mod twice;
 use crate::drill::{Drill, Step};
 use crate::watch::Awaited;
 use spindle_testbed::{Crash, Result, Side, Stage};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What was played. Times are CLOCK_REALTIME in nanoseconds.
@@ -31,6 +34,10 @@ pub(crate) struct Played {
     pub(crate) watched: u64,
     /// From when to when no token may be in clear on B's wire, for the IKE SA is alive.
     pub(crate) silent: Vec<(u64, u64)>,
+    /// Where many IKE SAs were lost: those of after, by the initiator's SPI.
+    pub(crate) back: BTreeSet<u64>,
+    /// And by the same of the connection with traffic, before and after: round trips are its own.
+    pub(crate) traffic: BTreeSet<u64>,
     /// More moments for the timeline.
     pub(crate) moments: Vec<(u64, &'static str)>,
     /// Why it is no recovery.
@@ -51,6 +58,8 @@ impl Played {
             within: None,
             watched: began,
             silent: Vec::new(),
+            back: BTreeSet::new(),
+            traffic: BTreeSet::new(),
             moments: Vec::new(),
             failure: None,
         }

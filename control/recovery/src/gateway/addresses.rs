@@ -31,7 +31,7 @@ impl Gateway {
         self.report("address-came", None, None, None, address.to_string());
         if self.ready && !self.stopping {
             self.contact_peers(now, |at| at == address);
-            self.endpoint.start(now, |at| at == address);
+            self.start_connections(|at| at == address);
         }
     }
 

@@ -64,6 +64,26 @@ impl Gateway {
         }
     }
 
+    /// Connections at these addresses of ours are to start, where they are configured so.
+    pub(super) fn start_connections(&mut self, at: impl Fn(IpAddr) -> bool) {
+        let here = self.config.connections.iter().enumerate().filter(|(_, connection)| at(connection.local));
+        self.starting.extend(here.map(|(number, _)| number));
+    }
+
+    /// Starts the next connection that is configured to start, if another handshake can be taken; evenly, for many at once
+    /// would be lost on the way, the first ones already while the kernel looks for the next hop.
+    pub(super) fn start_next(&mut self, now: Time) -> bool {
+        while self.pace.has_room(now) && self.start_pace.has_room(now) {
+            let Some(number) = self.starting.pop_front() else { return false };
+            if self.endpoint.start_connection(now, number) {
+                self.pace.take(now);
+                self.start_pace.take(now);
+                return true;
+            }
+        }
+        false
+    }
+
     /// Tells the next peer its token unasked, if another handshake can be taken: one that has not been told, is not back
     /// and that we don't initiate to.
     pub(super) fn tell_unasked(&mut self, now: Time) -> bool {

@@ -231,7 +231,7 @@ impl Gateway {
     }
 
     pub(super) fn hint(&mut self, now: Time, ike: IkeSaId, detail: String) {
-        if !self.hints.allow(now, ike) {
+        if !self.hints.allow(now, ike, &self.endpoint) {
             self.stats.count(Counter::HintsTooSoon);
             return;
         }

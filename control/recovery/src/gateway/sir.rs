@@ -98,14 +98,17 @@ impl Gateway {
             return false;
         }
         let source = self.hash.source_and_pair(peer.remote.ip(), peer.spis);
-        match sir.asking.ask(now, ike, &connection, source) {
+        let again_after = self.config.limits.probe_again;
+        // Before that the answer is on its way.
+        let query_again = again_after.max(2 * peer.round_trip.unwrap_or_default());
+        match sir.asking.ask(now, ike, &connection, source, query_again) {
             Ask::Send => {
                 self.report("query", Some(connection), Some(peer.spis), None, format!("to {}", peer.remote));
                 self.send_query(now, &peer);
             }
+            Ask::SendAgain => self.send_query(now, &peer),
             Ask::UnderWay => self.stats.count(Counter::HintsTooSoon),
             Ask::Recovering => {
-                let again_after = self.config.limits.probe_again;
                 self.endpoint.hasten_beside(now, ike, again_after);
             }
             Ask::OverBudget => {
@@ -211,8 +214,10 @@ impl Gateway {
                 (Counter::SirContradicted, "ack", "after a NACK: one of both is forged, the IKE SA stays")
             }
         };
-        if let (Answered::Denied | Answered::Contradicted, Some(connection)) = (answered, &connection) {
-            sir.dampening.failed(now, connection);
+        match (answered, &connection) {
+            (Answered::Denied, Some(connection)) => sir.dampening.denied(now, connection),
+            (Answered::Contradicted, Some(connection)) => sir.dampening.failed(now, connection),
+            _ => {}
         }
         self.stats.count(counter);
         self.report(name, connection, Some(header.spis), None, format!("{detail} ({remote})"));

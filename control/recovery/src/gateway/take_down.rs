@@ -84,6 +84,7 @@ impl Gateway {
             return Err(TakeDownRefused::OwnAddress(to));
         }
         self.reconnect.clear();
+        self.starting.clear();
         self.endpoint.take_down(now, to, grace);
         let before = self.taking_down.take();
         let again = before.as_ref().is_some_and(|before| before.to == to);

@@ -473,6 +473,35 @@ fn nacks_follow_the_pace_of_handshakes() {
     assert_eq!([stat(&gateway, "sir-nacks-sent"), stat(&gateway, "requests-over-handshakes")], [10, 1]);
 }
 
+/// At once they would be lost on the way, and come again only seconds later.
+#[test]
+fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
+    let connections = (0..30).map(|n| {
+        let mut connection = connection(&format!("c{n}"), Some("192.0.2.2"));
+        connection.children[0].policy = n;
+        connection.children[0].start_action = spindle_ike::api::StartAction::Start;
+        connection
+    });
+    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let mut gateway = gateway(Config { connections: connections.collect(), limits, ..config() }, vec![]);
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    for (sequence, _) in commands(&all(&mut gateway)) {
+        acknowledge(&mut gateway, sequence, true);
+    }
+    let mut begun = sent(&all(&mut gateway)).len();
+    assert_eq!(begun, 1);
+    // Before the first is sent again.
+    for tenth in 1..=4 {
+        let now = NOW.after(Duration::from_millis(100 * tenth));
+        assert!(gateway.deadline().is_some_and(|next| next <= now));
+        gateway.tick(now);
+        let more = sent(&all(&mut gateway)).len();
+        assert_eq!(more, 1, "after {tenth} tenths of a second");
+        begun += more;
+    }
+    assert_eq!(begun, 5);
+}
+
 /// SIR: who does not know yet what lives here denies nothing; and where the method is off, nobody is answered.
 #[test]
 fn a_query_is_answered_once_it_is_ready_and_only_where_sir_is_on() {

@@ -37,6 +37,8 @@ struct Record {
     stage: Stage,
     /// When the first query left.
     asked: Time,
+    /// When the last one did.
+    sent: Time,
     /// When something is due.
     due: Option<Time>,
 }
@@ -46,6 +48,8 @@ struct Record {
 pub(crate) enum Ask {
     /// Send a query.
     Send,
+    /// It is being asked about already: send the query again.
+    SendAgain,
     /// It is being asked about already.
     UnderWay,
     /// An IKE SA that is to take its place is being made.
@@ -100,18 +104,31 @@ impl Asking {
         }
     }
 
-    /// A hint about this IKE SA. `source`: it and its peer's address, for the budget.
-    pub(crate) fn ask(&mut self, now: Time, ike: IkeSaId, connection: &str, source: SourceKey) -> Ask {
-        match self.records.get(&ike).map(|record| &record.stage) {
-            Some(Stage::Recovering) => return Ask::Recovering,
-            Some(_) => return Ask::UnderWay,
-            None => {}
+    /// A hint about this IKE SA. `source`: it and its peer's address, for the budget. `again_after`: an outstanding query
+    /// may be sent again so long after it was last sent, as the outstanding request of a liveness check is.
+    pub(crate) fn ask(
+        &mut self,
+        now: Time,
+        ike: IkeSaId,
+        connection: &str,
+        source: SourceKey,
+        again_after: Duration,
+    ) -> Ask {
+        if let Some(record) = self.records.get_mut(&ike) {
+            return match record.stage {
+                Stage::Recovering => Ask::Recovering,
+                Stage::Asked(_) if now.since(record.sent) >= again_after => {
+                    record.sent = now;
+                    Ask::SendAgain
+                }
+                _ => Ask::UnderWay,
+            };
         }
         if self.records.len() >= self.limits.recovering_at_once as usize || !self.queries.allow(now, source) {
             return Ask::OverBudget;
         }
         let stage = Stage::Asked(1);
-        let record = Record { connection: connection.to_owned(), stage, asked: now, due: None };
+        let record = Record { connection: connection.to_owned(), stage, asked: now, sent: now, due: None };
         self.records.insert(ike, record);
         self.schedule(ike, Some(now.after(AGAIN[0])));
         Ask::Send
@@ -192,6 +209,7 @@ impl Asking {
         match &mut record.stage {
             Stage::Asked(sent) if *sent < AGAIN.len() => {
                 *sent += 1;
+                record.sent = now;
                 let next = now.after(AGAIN[*sent - 1]);
                 self.schedule(ike, Some(next));
                 Some(Due::Again(ike))
@@ -246,6 +264,7 @@ mod tests {
     use crate::testing::{NOW, pair, socket};
 
     const SA: IkeSaId = IkeSaId(1);
+    const AGAIN_AFTER: Duration = Duration::from_millis(100);
     const RTT: Option<Duration> = Some(Duration::from_millis(100));
 
     fn ms(n: u64) -> Time {
@@ -272,7 +291,7 @@ mod tests {
     }
 
     fn ask(asking: &mut Asking, now: Time) -> Ask {
-        asking.ask(now, SA, "site", source(1))
+        asking.ask(now, SA, "site", source(1), AGAIN_AFTER)
     }
 
     fn nack(asking: &mut Asking, now: Time) -> Answered {
@@ -351,6 +370,19 @@ mod tests {
         assert_eq!(ask(&mut asking, ms(3501)), Ask::Send);
     }
 
+    /// While X is down a flood of hints must not decide how long after its return it is asked.
+    #[test]
+    fn a_hint_sends_the_outstanding_query_again_within_its_rate_and_leaves_the_schedule_alone() {
+        let mut asking = asking();
+        assert_eq!(ask(&mut asking, NOW), Ask::Send);
+        let again = (1..=400).filter(|n| ask(&mut asking, ms(*n)) == Ask::SendAgain).collect::<Vec<_>>();
+        assert_eq!(again, [100, 200, 300, 400]);
+        assert_eq!(asking.due_at(ms(500)), Some(Due::Again(SA)));
+        assert_eq!(ask(&mut asking, ms(599)), Ask::UnderWay);
+        assert_eq!(nack(&mut asking, ms(600)), Answered::Wait);
+        assert_eq!(ask(&mut asking, ms(999)), Ask::UnderWay, "it is answered");
+    }
+
     /// Section 3.2.2: MUST be rate limited per peer; here per IKE SA, and in all; and so many at once.
     #[test]
     fn queries_are_limited_per_ike_sa_and_in_all_and_at_once() {
@@ -365,7 +397,8 @@ mod tests {
 
         let mut many = asking();
         let mut each = |now, most: u64| {
-            let ask = |n: &u64| many.ask(now, IkeSaId(*n), "site", source(*n as u8)) == Ask::Send;
+            let ask =
+                |n: &u64| many.ask(now, IkeSaId(*n), "site", source(*n as u8), AGAIN_AFTER) == Ask::Send;
             (0..most).filter(ask).count()
         };
         // More than the total allows, for a few share a bucket.
@@ -376,7 +409,7 @@ mod tests {
             queries_per_sa: 1_000_000,
             ..SirLimits::default()
         });
-        let ask = |n: &u64| full.ask(NOW, IkeSaId(*n), "site", source(1)) == Ask::Send;
+        let ask = |n: &u64| full.ask(NOW, IkeSaId(*n), "site", source(1), AGAIN_AFTER) == Ask::Send;
         assert_eq!((0..2000).filter(ask).count(), 1024);
     }
 
@@ -402,7 +435,7 @@ mod tests {
         let source = SourceHash::new(&[1; 32]);
         for n in 1..=4 {
             let key = source.source_and_pair(socket("192.0.2.2:500").ip(), pair(n));
-            assert_eq!(asking.ask(NOW, IkeSaId(n.into()), "site", key), Ask::Send);
+            assert_eq!(asking.ask(NOW, IkeSaId(n.into()), "site", key, AGAIN_AFTER), Ask::Send);
             asking.answered(ms(10), IkeSaId(n.into()), Subtype::Nack, None, RTT);
         }
         let ready = |asking: &mut Asking, pace: &mut Total, now| -> Vec<u64> {

@@ -1,5 +1,6 @@
 //! When a peer is not asked (draft section 4.2): for a while after its SAs were made or rekeyed, after a recovery,
-//! after one that failed, and after an answer that contradicts the hint. What comes in clear from it then starts no
+//! after one that failed, and after answers of which one must be forged. After a mere denial it is no longer than between
+//! two queries: that the peer was alive says nothing against the next hint. What comes in clear from it then starts no
 //! query; an authenticated packet and a QCD token count as always.
 
 use crate::api::SirLimits;
@@ -19,6 +20,7 @@ struct Dampened {
 #[derive(Debug)]
 pub(crate) struct Dampening {
     new: Duration,
+    denied: Duration,
     recovered: Duration,
     most: Duration,
     peers: HashMap<String, Dampened>,
@@ -26,8 +28,9 @@ pub(crate) struct Dampening {
 
 impl Dampening {
     pub(crate) fn new(limits: &SirLimits) -> Dampening {
-        let SirLimits { dampen_new: new, dampen_recovered: recovered, dampen_max: most, .. } = *limits;
-        Dampening { new, recovered, most, peers: HashMap::new() }
+        let SirLimits { dampen_new: new, dampen_denied: denied, .. } = *limits;
+        let SirLimits { dampen_recovered: recovered, dampen_max: most, .. } = *limits;
+        Dampening { new, denied, recovered, most, peers: HashMap::new() }
     }
 
     pub(crate) fn is_dampened(&self, now: Time, connection: &str) -> bool {
@@ -36,7 +39,15 @@ impl Dampening {
 
     /// An SA with this peer was made or rekeyed.
     pub(crate) fn created(&mut self, now: Time, connection: &str) {
-        let until = now.after(self.new);
+        self.until(now.after(self.new), connection);
+    }
+
+    /// The peer has what was asked about.
+    pub(crate) fn denied(&mut self, now: Time, connection: &str) {
+        self.until(now.after(self.denied), connection);
+    }
+
+    fn until(&mut self, until: Time, connection: &str) {
         let peer = self.peer(connection);
         peer.until = peer.until.max(until);
     }
@@ -51,7 +62,7 @@ impl Dampening {
         peer.repeated_until = peer.until.after(most);
     }
 
-    /// It failed, or the peer denied that there was anything to recover.
+    /// It failed, or was contradicted.
     pub(crate) fn failed(&mut self, now: Time, connection: &str) {
         let first = self.recovered;
         let peer = self.peer(connection);
@@ -87,6 +98,18 @@ mod tests {
         assert!(!dampening.is_dampened(at(100), "other"));
         dampening.created(at(105), "site");
         assert_eq!(until(&dampening, 105), 115);
+    }
+
+    /// Section 4.2: the peer may crash at any time after it said that it is alive.
+    #[test]
+    fn a_denial_dampens_for_a_second() {
+        let mut dampening = Dampening::new(&SirLimits::default());
+        dampening.denied(at(100), "site");
+        assert!(dampening.is_dampened(at(100), "site"));
+        assert_eq!(until(&dampening, 100), 101);
+        dampening.recovered(at(200), "site");
+        dampening.denied(at(201), "site");
+        assert_eq!(until(&dampening, 201), 260, "a recovery's is not shortened");
     }
 
     /// Section 4.2: recoveries, successful or not; each repetition twice as long, ten minutes at most.
