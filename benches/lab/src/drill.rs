@@ -3,7 +3,7 @@
 use crate::contender::Contender;
 use crate::outcome::Outcome;
 use crate::scenario::Scenario;
-use spindle_testbed::{Result, SIDES, Settings, Side, Stage};
+use spindle_testbed::{Result, Settings, Side, Stage};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ fn on(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Outcome> {
     let played = drill.scenario.play(drill, stage, step)?;
     let ike_sas = stage.ike_sas()?.map(|sas| sas.len());
     let addresses = [stage.address(Side::A), stage.address(Side::B)];
-    let ends = SIDES.map(|side| stage.testbed().topology().addresses.seen_at(side)).concat();
+    let ends = stage.ends();
     let seen = stage.end(played.crashes)?;
     Outcome::of(drill, played, seen, (addresses, &ends), ike_sas)
 }

@@ -39,6 +39,8 @@ pub enum Scenario {
     Storm,
     /// B is taken down as planned, and started again.
     TakeDown,
+    /// B is taken down as planned, and sends its peer to another gateway.
+    TakeDownRedirect,
     /// B's machine dies, and another gateway takes its address over.
     HotStandby,
     /// B is killed and started again, its peer behind a NAT.
@@ -59,7 +61,7 @@ impl fmt::Display for Scenario {
 
 impl Scenario {
     /// All of them, the simplest first.
-    pub const ALL: [Scenario; 20] = [
+    pub const ALL: [Scenario; 21] = [
         Scenario::Crash,
         Scenario::SecretLost,
         Scenario::SecretRotated,
@@ -75,6 +77,7 @@ impl Scenario {
         Scenario::NoQcdPeer,
         Scenario::Storm,
         Scenario::TakeDown,
+        Scenario::TakeDownRedirect,
         Scenario::HotStandby,
         Scenario::BehindNat,
         Scenario::NatMoved,
@@ -100,6 +103,7 @@ impl Scenario {
             Scenario::NoQcdPeer => "no-qcd-peer",
             Scenario::Storm => "storm",
             Scenario::TakeDown => "take-down",
+            Scenario::TakeDownRedirect => "take-down-redirect",
             Scenario::HotStandby => "hot-standby",
             Scenario::BehindNat => "behind-nat",
             Scenario::NatMoved => "nat-moved",
@@ -144,6 +148,9 @@ impl Scenario {
             Scenario::TakeDown => {
                 "B is taken down as planned: its peer is told by a Delete; then B is started again"
             }
+            Scenario::TakeDownRedirect => {
+                "B is taken down as planned: it redirects its peer to another gateway, and is stopped"
+            }
             Scenario::HotStandby => {
                 "B's machine dies, keepalived gives its addresses to a standby with the same secret; forgers ask about what lives"
             }
@@ -172,6 +179,8 @@ impl Scenario {
             }
             // Nothing is lost that a token or SIR could tell of.
             Scenario::TakeDown => matches!(method, Method::InitialContact | Method::QcdJournal),
+            // Nor here, and nobody starts.
+            Scenario::TakeDownRedirect => method == Method::QcdJournal,
             // A standby has no journal of what the other one held, and no ticket of its making; nor may it send
             // INITIAL_CONTACT (RFC 7296 section 2.4).
             Scenario::HotStandby => matches!(method, Method::Liveness | Method::Qcd | Method::Sir),
@@ -220,6 +229,7 @@ impl Scenario {
     pub(crate) fn stage(self, settings: [Settings; 2], drill: &Drill) -> Result<Stage> {
         let stage = match self {
             Scenario::HotStandby => Stage::with_standby,
+            Scenario::TakeDownRedirect => Stage::with_other,
             Scenario::BehindNat | Scenario::NatMoved | Scenario::NatRebinds => Stage::behind_nat,
             _ => Stage::new,
         };
@@ -248,6 +258,7 @@ impl Scenario {
             Scenario::OneWayLoss => link::one_way_loss(drill, stage, step),
             Scenario::Storm => link::in_storm(drill, stage, step),
             Scenario::TakeDown => take_down::and_back(drill, stage, step),
+            Scenario::TakeDownRedirect => take_down::and_elsewhere(drill, stage, step),
             Scenario::HotStandby => standby::takes_over(drill, stage, step),
             Scenario::BehindNat => crash::once(drill, stage, step),
             Scenario::NatMoved => nat::moves_in_a_crash(drill, stage, step),

@@ -193,6 +193,20 @@ fn a_planned_take_down_shows_no_token_and_the_tunnel_is_back_with_the_gateway() 
     }
 }
 
+/// RFC 5685 section 5: the IKE SA with the other gateway stands before the old one ends.
+#[test]
+fn a_planned_take_down_to_another_gateway_loses_no_packet() {
+    let plan = Drill {
+        patience: Duration::from_secs(60),
+        ..Drill::new(Scenario::TakeDownRedirect, Method::QcdJournal)
+    };
+    let outcome = drill(&plan, &mut |step| eprintln!("{step}")).unwrap_or_else(|error| panic!("{error}"));
+    eprintln!("{outcome}");
+    assert!(outcome.recovered, "{:?}", outcome.failure);
+    assert_eq!((outcome.ike_sas, ended(&outcome, "superseded")), ([1, 1], 1));
+    assert_eq!((outcome.packets_lost, outcome.tokens_shown), (Some(0), 0));
+}
+
 /// RFC 6290 section 6: the standby makes the same tokens, of an IKE SA that it never had. Section 9.2: asked about one that is
 /// alive on the other it is silent; the drill itself demands that, before the fail-over and after the return.
 #[test]

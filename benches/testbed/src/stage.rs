@@ -18,10 +18,10 @@ use crate::pcap::Frame;
 use crate::strongswan::{Charon, Peer, Strongswan};
 use crate::testbed::{Options, Testbed, Wires};
 use crate::timeline::Crash;
-use crate::topology::{Layout, Member, Side};
+use crate::topology::{Addresses, Layout, Member, Side};
 use crate::traffic::{Delivery, Stream, StreamLog};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,8 @@ pub struct Stage {
     /// Who of a pair with keepalived stands for gateway B; the first one until it fell.
     active: Member,
     keepalived: bool,
+    /// Are both of a pair known by their own addresses?
+    others: bool,
     /// Whether what the gateways count is held against their wires at the end, by side.
     counted: [bool; 2],
 }
@@ -93,6 +95,22 @@ impl Stage {
         Ok(Stage { keepalived: true, counted: [true, false], ..stage })
     }
 
+    /// A stage with two gateways in B's place that share nothing but identity and key, each at its own address; A begins
+    /// with the first one, which may redirect it to the second.
+    pub fn with_other(settings: [Settings; 2], round_trip: Duration, interval: Duration) -> Result<Stage> {
+        let [first, second] = Member::BOTH.map(|member| Addresses::default().member_outside(member));
+        let [a, b] = settings;
+        let a = Settings {
+            remote: Some(first.to_string()),
+            more_connection: format!("redirect_to = [\"{second}\"]\n{}", a.more_connection),
+            ..a
+        };
+        let second = Settings { local: Some(second), ..b.clone() };
+        let b = Settings { local: Some(first), ..b };
+        let options = Options { a, b, second, layout: Layout::Pair, ..Options::default() };
+        Ok(Stage { counted: [true, false], others: true, ..Stage::with(options, round_trip, interval)? })
+    }
+
     /// A stage with gateway A behind a NAT, so that B awaits it at any address.
     pub fn behind_nat(settings: [Settings; 2], round_trip: Duration, interval: Duration) -> Result<Stage> {
         let [a, b] = settings;
@@ -111,6 +129,7 @@ impl Stage {
             charon: [None, None],
             active: Member::First,
             keepalived: false,
+            others: false,
             counted: [true; 2],
         })
     }
@@ -283,6 +302,20 @@ impl Stage {
         self.wait_ready(side, killed, started)
     }
 
+    /// From here on the second of a pair stands for gateway B; the first one is stopped.
+    pub fn go_on_with_other(&mut self) -> Result<()> {
+        self.active = Member::Second;
+        self.testbed.member_mut(Member::First).stop()
+    }
+
+    /// All addresses by which the wires know the gateways.
+    pub fn ends(&self) -> Vec<Ipv4Addr> {
+        let addresses = self.testbed.topology().addresses;
+        let members = Member::BOTH.into_iter().filter(|_| self.others);
+        let own = members.map(|member| addresses.member_outside(member));
+        SIDES.map(|side| addresses.seen_at(side)).concat().into_iter().chain(own).collect()
+    }
+
     /// A gateway's outer address.
     pub fn address(&self, side: Side) -> IpAddr {
         self.testbed.topology().addresses.gateway_outside(side).into()
@@ -414,9 +447,7 @@ impl Stage {
         for side in SIDES {
             self.testbed.gateway_mut(side).stop()?;
         }
-        if self.keepalived {
-            self.testbed.member_mut(Member::Second).stop()?;
-        }
+        self.testbed.member_mut(Member::Second).stop()?;
         self.charon = [None, None];
         std::thread::sleep(AFTER);
         stream.stop(self.round_trip + Duration::from_millis(20));
@@ -508,6 +539,9 @@ impl Account {
             received.filter_map(WireEvent::esp).filter(|spi| !former.contains(spi)).collect();
         // Of two SAs that both sides had begun one ends; what is under way on it then is dropped.
         let on_last = on_new.iter().filter(|spi| on_new.last() == Some(spi)).count();
+        // The peer sends as soon as it has answered, and here the answer comes to control first.
+        let early = self.stats["dataplane"]["larval_spi"].as_u64().unwrap_or(0) as usize;
+        let on_last = on_last.saturating_sub(early);
         let delivered = log.deliveries.iter().filter(|delivery| delivery.received >= crash.started).count();
         let tally = |since, until, decapsulated| {
             let tally = Tally::of(wire, crash.gateway, since..=until);

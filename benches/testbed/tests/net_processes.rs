@@ -8,7 +8,10 @@ use std::time::Duration;
 /// `up` leaves two processes running and says ready; `events` and `stats` answer as the gateway would.
 const STAND_IN: &str = r#"#!/bin/sh
 verb=$1
-while [ $# -gt 0 ]; do [ "$1" = --config ] && directory=$(dirname "$2"); shift; done
+while [ $# -gt 0 ]; do
+    case $1 in --config | --run-dir) directory=$(dirname "$2") ;; esac
+    shift
+done
 case $verb in
 up)
     trap 'kill $child; exit 0' TERM

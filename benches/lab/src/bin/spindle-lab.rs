@@ -110,13 +110,17 @@ fn play(arguments: &DrillArguments) -> Result<ExitCode> {
 fn side_by_side(arguments: CompareArguments) -> Result<ExitCode> {
     spindle_testbed::prepare()?;
     spindle_testbed::programs()?;
-    let (runs, rtt_ms, calm) = if arguments.quick { (3, vec![20], 1) } else { (30, vec![0, 20, 100], 10) };
+    let (runs, rtt_ms, calm, ike_sas) = match arguments.quick {
+        true => (3, vec![20], 1, 100),
+        false => (30, vec![0, 20, 100], 10, 10_000),
+    };
     let request = Request {
         runs,
         rtt_ms,
         only: arguments.only,
         jobs: arguments.jobs.into(),
         calm: Duration::from_secs(calm),
+        ike_sas,
         patience: NEVER,
         json: arguments.json,
     };

@@ -42,6 +42,7 @@ fn request(runs: u32, only: &[&str]) -> Request {
         only: only.iter().map(|text| text.parse().expect("cells")).collect(),
         jobs: 1,
         calm: Duration::ZERO,
+        ike_sas: 2,
         patience: Duration::from_secs(600),
         json: PathBuf::from("f.json"),
     }
