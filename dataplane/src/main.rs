@@ -71,6 +71,9 @@ struct Arguments {
     /// What an idle worker does.
     #[arg(long, value_enum, default_value = "adaptive")]
     polling: Polling,
+    /// For tests: packets on unknown SPIs go to the socket of all others, which then shares their fate.
+    #[arg(long, hide = true)]
+    one_socket: bool,
     /// Where XDP runs.
     #[arg(long, value_enum, default_value = "native")]
     xdp_mode: XdpMode,
@@ -167,7 +170,7 @@ impl Dataplane {
         steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
         steer.set_socket(Side::Outside, 0, port_outside.as_fd())?;
         let background = port_outside.background().context("the outside port has no background")?;
-        steer.set_background(0, background)?;
+        steer.set_background(0, if arguments.one_socket { port_outside.as_fd() } else { background })?;
 
         let mut counters = side.counters;
         let mut define = |name: &str| counters.define(name).context("more counters than there is room for");

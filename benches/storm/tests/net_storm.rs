@@ -103,6 +103,30 @@ fn every_packet_of_a_storm_beyond_the_ports_capacity_is_accounted_for_too() {
     assert!(detected > 0, "nothing was detected");
 }
 
+/// How many of 200 packets on former SPIs control was told of, in a storm of which the port loses a large part.
+fn former_told(arguments: &[&str]) -> u64 {
+    let output = std::process::Command::new(STORM)
+        .args(["detect", "--former", "200", "--count", "4000000000", "--pps", "0", "--seconds", "3"])
+        .args(arguments)
+        .output()
+        .expect("a storm at a dataplane");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    eprintln!("{value}");
+    let (storm_sent, storm_detected) = (number(&value, "storm_sent"), number(&value, "storm_detected"));
+    assert!(storm_detected < storm_sent / 2, "the port took most of the storm: {value}");
+    assert_eq!(number(&value, "sent"), 200);
+    number(&value, "told")
+}
+
+/// A real crash is found in a storm too, for former SPIs have their own way; and that is what does it.
+#[test]
+fn former_spis_are_told_in_a_storm_beyond_the_ports_capacity_and_not_where_they_share_its_way() {
+    let (own, shared) = (former_told(&[]), former_told(&["--one-socket"]));
+    assert!(own >= 190, "{own} of 200 were told");
+    assert!(shared < 150, "{shared} of 200 were told where unknown SPIs have no socket of their own");
+}
+
 #[test]
 fn storms_in_udp_and_with_the_same_key_repeat_their_spis() {
     let topology = Topology::create(Addresses::default()).expect("namespaces");

@@ -21,7 +21,7 @@ impl Flood {
     const LONGEST: Duration = Duration::from_secs(600);
 
     /// Sends what `frame` makes of each number from 0 on, `per_second` times a second.
-    pub(crate) fn start(
+    pub fn start(
         namespace: &Namespace,
         interface: &str,
         per_second: u32,

@@ -7,11 +7,11 @@ use super::field::{Bounds, Field, WORKER_CORE};
 use crate::send::Sent;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use spindle_abi::Event;
+use spindle_abi::{Command, CommandRecord, Event, MAX_FORMER_AT_ONCE, Spi};
 use spindle_engine::{Counter, DropReason};
 use spindle_ring::{AttachmentFds, ControlSide, Side as AttachmentSide};
-use spindle_testbed::Side;
-use std::collections::BTreeMap;
+use spindle_testbed::{Flood, Side, craft};
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -88,18 +88,73 @@ pub(crate) type Counts = BTreeMap<String, u64>;
 
 /// A storm on a fresh dataplane.
 pub(crate) fn detect(field: &Field, bounds: Bounds) -> Result<Detection> {
-    let mut dataplane = Dataplane::start(field)?;
+    let mut dataplane = Dataplane::start(field, false)?;
     let before = dataplane.counts();
-    let (sent, events) = dataplane.drain_during(|| field.storm(bounds))?;
+    let (sent, told) = dataplane.drain_during(|| field.storm(bounds))?;
     let after = dataplane.settled()?;
     let detection = Detection::of(&sent, &before, &after);
     if !detection.is_exact() {
         bail!("the storm's packets don't add up: {detection:?}; all counters: {after:?}");
     }
-    if detection.detected != events + detection.noise_lost {
+    if detection.detected != told.unknown + detection.noise_lost {
+        let events = told.unknown;
         bail!("{events} events came, but the engine tells {detection:?}");
     }
     Ok(detection)
+}
+
+/// What became of packets on former SPIs in a storm that the port cannot take.
+#[derive(Serialize, Clone, Debug)]
+pub(crate) struct FormerTold {
+    /// Former SPIs, on each of which one packet was sent.
+    pub(crate) sent: u64,
+    /// Of these, told to control.
+    pub(crate) told: u64,
+    /// The storm's packets.
+    pub(crate) storm_sent: u64,
+    /// Of these, detected.
+    pub(crate) storm_detected: u64,
+}
+
+/// A storm on a fresh dataplane from the worker's own core, while a packet on each of so many former SPIs comes.
+pub(crate) fn former(field: &Field, bounds: Bounds, former: u32, one_socket: bool) -> Result<FormerTold> {
+    let mut dataplane = Dataplane::start(field, one_socket)?;
+    let spis: Vec<Spi> = (0..former).map(|number| Spi(0x1000_0000 + number)).collect();
+    for (sequence, spis) in (1..).zip(spis.chunks(MAX_FORMER_AT_ONCE)) {
+        dataplane.order(sequence, &Command::SetFormer { spis: spis.to_vec() })?;
+    }
+    let before = dataplane.counts();
+    let topology = &field.topology;
+    let (a, b) = (topology.addresses.gateway_outside(Side::A), topology.addresses.gateway_outside(Side::B));
+    let (to, from) = (topology.hardware_address(Side::B)?, topology.hardware_address(Side::A)?);
+    let frame = move |number: u64| {
+        let esp = craft::esp(0x1000_0000 + number as u32 % former, 1, &[0x5a; 64]);
+        craft::ethernet(to, from, 0x0800, &craft::ipv4(a, b, 50, &esp))
+    };
+    let (sent, told) = dataplane.drain_during(|| {
+        let storm = field.begin_storm(bounds, WORKER_CORE)?;
+        // Within the storm, from its first tenth on.
+        std::thread::sleep(Duration::from_secs_f64(bounds.seconds / 10.0));
+        let rate = f64::from(former) / (bounds.seconds * 0.8);
+        let flood = Flood::start(topology.delay_box(), &Side::B.box_interface(), rate.ceil() as u32, frame)?;
+        while flood.sent() < u64::from(former) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(flood);
+        storm.finish()
+    })?;
+    let detection = Detection::of(&sent, &before, &dataplane.settled()?);
+    let (storm_sent, storm_detected) = (sent.sent, detection.detected);
+    Ok(FormerTold { sent: former.into(), told: told.former.len() as u64, storm_sent, storm_detected })
+}
+
+/// What control was told.
+#[derive(Default)]
+struct Told {
+    /// Unknown SPIs, each time.
+    unknown: u64,
+    /// Former SPIs.
+    former: BTreeSet<u32>,
 }
 
 /// The process and control's side of its rings; ended if dropped.
@@ -109,13 +164,14 @@ struct Dataplane {
 }
 
 impl Dataplane {
-    fn start(field: &Field) -> Result<Dataplane> {
+    fn start(field: &Field, one_socket: bool) -> Result<Dataplane> {
         let attachment = AttachmentFds::create(1)?;
         let program = std::env::current_exe()?.with_file_name("spindle-dataplane");
         let mut command = field.topology.gateway(Side::B).command(program);
         command
             .args(["--inside", &Side::B.inside_interface(), "--outside", &Side::B.outside_interface()])
             .args(["--polling", "busy", "--core", &WORKER_CORE.to_string()])
+            .args(one_socket.then_some("--one-socket"))
             .stdin(Stdio::null())
             .stdout(std::io::stderr()); // its log
         attachment.give(AttachmentSide::Dataplane, &mut command);
@@ -143,19 +199,37 @@ impl Dataplane {
         self.control.counters.iter().collect()
     }
 
-    /// Takes events off the rings while `work` goes on, and then until there are none; how many unknown SPIs they told.
-    fn drain_during<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+    /// Has the dataplane carry out a command.
+    fn order(&mut self, sequence: u64, command: &Command) -> Result<()> {
+        self.control.commands.push(&CommandRecord::encode(sequence, command)?)?;
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            while let Some(record) = self.control.urgent.pop()? {
+                if record.decode()? == (Event::Acknowledged { sequence, done: true }) {
+                    return Ok(());
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        bail!("the dataplane did not carry out {command:?} within two seconds")
+    }
+
+    /// Takes events off the rings while `work` goes on, and then until there are none; what they told.
+    fn drain_during<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<(T, Told)> {
         let done = AtomicBool::new(false);
         let control = &mut self.control;
         std::thread::scope(|scope| {
-            let drain = scope.spawn(|| -> Result<u64> {
-                let mut unknown = 0;
+            let drain = scope.spawn(|| -> Result<Told> {
+                let mut told = Told::default();
                 loop {
                     // Read first: what comes after this look is looked for once more.
                     let last = done.load(Ordering::Acquire);
                     let mut wrong = None;
                     let mut count = |record: spindle_abi::EventRecord| match record.decode() {
-                        Ok(Event::UnknownSpi(_)) => unknown += 1,
+                        Ok(Event::UnknownSpi(_)) => told.unknown += 1,
+                        Ok(Event::FormerSpi(report)) => {
+                            told.former.insert(report.spi.0);
+                        }
                         Ok(_) => {}
                         Err(error) => wrong = Some(error),
                     };
@@ -166,7 +240,7 @@ impl Dataplane {
                     }
                     if taken == 0 {
                         if last {
-                            return Ok(unknown);
+                            return Ok(told);
                         }
                         std::thread::sleep(Duration::from_micros(500));
                     }
@@ -176,8 +250,8 @@ impl Dataplane {
             // What is in the socket's ring and the engine now is told within a moment.
             std::thread::sleep(Duration::from_millis(200));
             done.store(true, Ordering::Release);
-            let unknown = drain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Ok((result?, unknown?))
+            let told = drain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok((result?, told?))
         })
     }
 

@@ -46,6 +46,13 @@ pub(crate) struct DetectArguments {
     /// Packets per second; 0 is as fast as possible
     #[arg(long, default_value_t = 100_000)]
     pps: u64,
+    /// Meanwhile a packet on each of so many former SPIs comes from a peer; the storm is then sent from the worker's core,
+    /// so that the port cannot take it all
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    former: u32,
+    /// Packets on unknown SPIs go to the socket of all others
+    #[arg(long, hide = true)]
+    one_socket: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -54,8 +61,14 @@ pub(crate) struct DetectArguments {
 /// One storm on a fresh dataplane; an error if its packets don't add up.
 pub(crate) fn detect(arguments: &DetectArguments) -> Result<()> {
     let field = Field::create()?;
-    let DetectArguments { count, seconds, pps, json } = *arguments;
-    let detection = dataplane::detect(&field, Bounds { count, seconds, pps, nice: 0 })?;
+    let DetectArguments { count, seconds, pps, former, one_socket, json } = *arguments;
+    let bounds = Bounds { count, seconds, pps, nice: 0 };
+    if former > 0 {
+        let told = dataplane::former(&field, bounds, former, one_socket)?;
+        println!("{}", serde_json::to_string(&told)?);
+        return Ok(());
+    }
+    let detection = dataplane::detect(&field, bounds)?;
     if json {
         println!("{}", serde_json::to_string(&detection)?);
         return Ok(());
