@@ -201,7 +201,9 @@ impl Dataplane {
 
     /// Has the dataplane carry out a command.
     fn order(&mut self, sequence: u64, command: &Command) -> Result<()> {
-        self.control.commands.push(&CommandRecord::encode(sequence, command)?)?;
+        self.control
+            .commands
+            .push(&CommandRecord::encode(sequence, command).context("a command that no record holds")?)?;
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
             while let Some(record) = self.control.urgent.pop()? {
