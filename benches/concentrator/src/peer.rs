@@ -206,7 +206,8 @@ impl Herd {
 
     /// A peer is back, and nothing more of it matters: its SAs go without a word.
     pub(crate) fn leave(&mut self, now: Time, peer: u32) {
-        self.gateway.lose_connection(now, &Scenario::name(peer));
+        // It has one, for it is back.
+        let _ = self.gateway.forget(now, &Scenario::name(peer), None);
     }
 
     /// Nanoseconds between two packets of a peer.

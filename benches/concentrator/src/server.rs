@@ -260,7 +260,8 @@ impl Server {
 
     /// A peer's SAs go without a word, but for the journal's, which the crash will leave.
     pub(crate) fn forget(&mut self, now: Time, peer: u32) {
-        self.gateway.lose_connection(now, &Scenario::name(peer));
+        // There is one, for the peer is up.
+        let _ = self.gateway.forget(now, &Scenario::name(peer), None);
         while let Some(output) = self.gateway.poll() {
             if let Output::Command { sequence, command } = output {
                 let done = self.apply(command);

@@ -193,12 +193,6 @@ impl Endpoint {
         self.dataplane(Command::SetSpiState { spi, state: SpiState::Unknown });
     }
 
-    /// For simulations: this side loses an IKE SA without a word.
-    #[doc(hidden)]
-    pub fn lose_ike_sa(&mut self, now: Time, ike: IkeSaId) {
-        self.with_sa(now, ike, |_, sa| sa.end(Authority::Local("lost"), false));
-    }
-
     /// The end of a Child SA that no IKE SA has any more.
     pub(crate) fn discard_child(&mut self, now: Time, mut child: ChildSa, linger: bool) {
         self.stop_sending(&mut child);

@@ -156,16 +156,8 @@ pub(crate) fn backoff(more: u32) -> Duration {
 }
 
 impl Endpoint {
-    /// Starts what is configured with [`StartAction::Start`], at these addresses of ours.
-    pub fn start(&mut self, now: Time, at: impl Fn(IpAddr) -> bool) {
-        for number in 0..self.connections.len() {
-            if at(self.connections[number].profile.local) {
-                self.start_connection(now, number);
-            }
-        }
-    }
-
-    /// The same of the connection with this place in the configuration alone. `false` if there is nothing to start.
+    /// Starts what is configured with [`StartAction::Start`] of the connection with this place in the configuration.
+    /// `false` if there is nothing to start.
     pub fn start_connection(&mut self, now: Time, number: usize) -> bool {
         let Some(profile) = self.connections.get(number).map(|connection| &connection.profile) else {
             return false;

@@ -240,7 +240,7 @@ fn several_children_come_to_be_one_after_another() {
         c.children = (0..4).map(|i| world::child(&format!("net{i}"), side, i)).collect();
         c.children.iter_mut().for_each(|c| c.start_action = StartAction::Start);
     });
-    world.at(A, |e, now| e.start(now, |_| true));
+    assert!(world.at(A, |e, now| e.start_connection(now, 0)));
     world.run(Duration::from_secs(2));
     for side in [A, B] {
         assert_eq!(world.sas(side).len(), 1);

@@ -279,18 +279,10 @@ impl Gateway {
         self.each(now, connection, child, Endpoint::rekey_ike, Endpoint::rekey_child)
     }
 
-    /// For drills: loses the IKE SAs of a connection, or the Child SAs of one of its children, as by a fault: no peer is
+    /// For drills and simulations: loses the IKE SAs of a connection, or the Child SAs of one of its children, as by a fault: no peer is
     /// told, and nothing is begun; how many.
     pub fn forget(&mut self, now: Time, connection: &str, child: Option<&str>) -> Result<usize, Refused> {
         self.each(now, connection, child, Endpoint::forget_ike, Endpoint::forget_child)
-    }
-
-    /// For simulations: loses the IKE SAs of a connection without a word.
-    #[doc(hidden)]
-    pub fn lose_connection(&mut self, now: Time, connection: &str) {
-        let lost: Vec<IkeSaId> = self.journal.of_connection(connection).map(|(id, _)| id).collect();
-        lost.into_iter().for_each(|ike| self.endpoint.lose_ike_sa(now, ike));
-        self.drain(now);
     }
 
     /// All IKE SAs with their Child SAs.

@@ -8,6 +8,7 @@
 
 mod addresses;
 mod bridge;
+mod callers;
 pub mod disk;
 mod events;
 mod messages;
@@ -23,9 +24,9 @@ use crate::config::Settings;
 use crate::protocol::{Done, Pids, Request, Response, Stats, Status};
 use addresses::Addresses;
 use bridge::Bridge;
+use callers::Callers;
 use disk::{Files, Journal};
 use events::EventLog;
-use rotation::Rotations;
 use rustix::mm::MlockAllFlags;
 use rustix::process::DumpableBehavior;
 use rustix::time::{ClockId, clock_gettime};
@@ -41,7 +42,6 @@ use spindle_recovery::store::{SmallFile, SmallFiles, StoreError};
 use spindle_ring::{Broken, ControlSide};
 use std::io;
 use std::time::Duration;
-use take_down::TakeDowns;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
@@ -133,8 +133,10 @@ struct Daemon<'a> {
     requests: Receiver<Asked>,
     journal: Journal,
     files: Files,
-    rotations: Rotations,
-    take_downs: TakeDowns,
+    /// Of `rotate-secret`.
+    rotations: Callers,
+    /// Of `take-down`.
+    take_downs: Callers,
     events: EventLog,
     waiters: Vec<Waiter>,
     stopping: Option<Time>,
@@ -282,8 +284,8 @@ impl<'a> Daemon<'a> {
             requests,
             journal,
             files,
-            rotations: Rotations::default(),
-            take_downs: TakeDowns::default(),
+            rotations: Callers::default(),
+            take_downs: Callers::default(),
             events: EventLog::new(),
             waiters: Vec::new(),
             stopping: None,

@@ -2,20 +2,9 @@
 
 use super::{Daemon, SystemRandom, now, show};
 use crate::protocol::{Request, Response};
-use spindle_abi::Time;
 use spindle_recovery::api::{Generation, Input, Report, TokenMethod};
 use spindle_recovery::store::{SmallFile, write_secrets};
 use tokio::sync::oneshot;
-
-/// Callers of `rotate-secret`, each with the end of its patience.
-#[derive(Default)]
-pub(super) struct Rotations(Vec<(Time, oneshot::Sender<Response>)>);
-
-impl Rotations {
-    pub(super) fn deadline(&self) -> Option<Time> {
-        self.0.iter().map(|(at, _)| *at).min()
-    }
-}
 
 impl Daemon<'_> {
     /// Rare and small, so that the loop may wait for the disk.
@@ -28,7 +17,7 @@ impl Daemon<'_> {
 
     pub(super) fn rotate_secret(&mut self, timeout_ms: u64, answer: oneshot::Sender<Response>) {
         match self.gateway.rotate_secret(now()) {
-            Ok(()) => self.rotations.0.push((self.until(timeout_ms), answer)),
+            Ok(()) => self.rotations.add(self.until(timeout_ms), answer),
             Err(refused) => {
                 // A caller that has gone needs no answer.
                 let _ = answer.send(Response::Error(refused.to_string()));
@@ -38,37 +27,28 @@ impl Daemon<'_> {
 
     /// The new generation is in use: that is what they waited for.
     pub(super) fn note_rotation(&mut self, report: &Report) {
-        if report.name == "secret-rotated" {
-            for (_, answer) in std::mem::take(&mut self.rotations.0) {
-                let _ = answer.send(self.show(&Request::Secret));
-            }
+        if report.name == "secret-rotated" && !self.rotations.is_empty() {
+            let secret = self.show(&Request::Secret);
+            self.rotations.answer_all(&secret);
         }
     }
 
     /// Tells those whose patience ends why the rotation takes longer.
     pub(super) fn end_rotations(&mut self) {
-        if self.rotations.deadline().is_none_or(|at| at > now()) {
-            return;
-        }
-        let secret = show::secret(&self.gateway.secret());
-        let why = match secret.generations.last() {
-            Some(oldest) if oldest.ike_sas > 0 => {
-                format!("peers of {} IKE SAs have yet to acknowledge a newer token", oldest.ike_sas)
-            }
-            Some(oldest) if oldest.needed_until_us.is_some() => {
-                "peers of IKE SAs that ended without an exchange may need the oldest generation still; `spindle secret` \
-                 says until when"
-                    .into()
-            }
-            _ => "its file is yet to be written".into(),
-        };
-        let text = format!("not in time: {why}; the rotation goes on");
-        for (at, answer) in std::mem::take(&mut self.rotations.0) {
-            if at > now() {
-                self.rotations.0.push((at, answer));
-            } else {
-                let _ = answer.send(Response::Error(text.clone()));
-            }
-        }
+        self.rotations.answer_late(now(), || {
+            let secret = show::secret(&self.gateway.secret());
+            let why = match secret.generations.last() {
+                Some(oldest) if oldest.ike_sas > 0 => {
+                    format!("peers of {} IKE SAs have yet to acknowledge a newer token", oldest.ike_sas)
+                }
+                Some(oldest) if oldest.needed_until_us.is_some() => {
+                    "peers of IKE SAs that ended without an exchange may need the oldest generation still; `spindle \
+                     secret` says until when"
+                        .into()
+                }
+                _ => "its file is yet to be written".into(),
+            };
+            format!("not in time: {why}; the rotation goes on")
+        });
     }
 }
