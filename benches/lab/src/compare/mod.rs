@@ -32,6 +32,8 @@ const FEW: u32 = 3;
 const LONG: Duration = Duration::from_secs(60);
 /// How often a drill is begun anew where the machine was too busy for a capture that is whole.
 const ATTEMPTS: u32 = 3;
+/// The extension of the file of single runs.
+const RUNS: &str = "runs.json";
 /// Of what is random in a check: any number.
 const SEED: u64 = 1;
 
@@ -108,7 +110,7 @@ impl Request {
 
     /// The file of single runs beside the cells' file.
     fn runs_file(&self) -> PathBuf {
-        self.json.with_extension("runs.json")
+        self.json.with_extension(RUNS)
     }
 }
 
@@ -169,11 +171,12 @@ pub fn compare(request: &Request, tell: &mut dyn FnMut(&str)) -> Result<Vec<Stri
             }
         }
         write(&request.json, &report)?;
-        write(&request.runs_file(), &runs)?;
         let text = |extension: &str, text: String| {
             let file = request.json.with_extension(extension);
             std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
         };
+        // For programs alone, and long.
+        text(RUNS, serde_json::to_string(&runs)? + "\n")?;
         text("md", table(&report, &failures))?;
         text("html", page(&report, &runs))
     })?;
