@@ -8,6 +8,7 @@ use crate::costs::{Costs, Kind, Samples, median};
 use crate::peer::Herd;
 use crate::scenario::{Method, Scenario, UNPACED};
 use crate::server::Server;
+use crate::world::across;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use spindle_abi::{Spi, Time};
@@ -115,7 +116,15 @@ impl Pair {
         let mut unseen = Samples::default();
         let (server, round) = Server::start(scenario, &mut disk, now, false, &Costs::default(), &mut unseen)?;
         let peer = Herd::start(scenario, 0, 1, &clock);
-        let mut pair = Pair { scenario: *scenario, now, clock, disk, server, peer, to_peer: round.transmits };
+        let mut pair = Pair {
+            scenario: *scenario,
+            now,
+            clock,
+            disk,
+            server,
+            peer,
+            to_peer: round.transmits.into_iter().map(across).collect(),
+        };
         for _ in 0..MESSAGES {
             pair.sent_by_peer(&mut unseen)?;
             match pair.to_peer.pop() {
@@ -135,9 +144,9 @@ impl Pair {
     /// Carries all that the peer wants sent to the concentrator, and works there; did it initiate?
     fn sent_by_peer(&mut self, samples: &mut Samples) -> anyhow::Result<bool> {
         let mut initiates = false;
-        while let Some(Datagram { local, remote, data }) = self.peer.poll(self.now) {
-            initiates |= is_initiation(&data);
-            self.server.receive(Datagram { local: remote, remote: local, data });
+        while let Some(datagram) = self.peer.poll(self.now) {
+            initiates |= is_initiation(&datagram.data);
+            self.server.receive(across(datagram));
         }
         self.work(samples)?;
         Ok(initiates)
@@ -146,12 +155,7 @@ impl Pair {
     fn work(&mut self, samples: &mut Samples) -> anyhow::Result<()> {
         while self.server.next_round(self.now).is_some_and(|at| at <= self.now) {
             let round = self.server.round(self.now, &Costs::default(), samples)?;
-            let turned = round.transmits.into_iter();
-            self.to_peer.extend(turned.map(|it| Datagram {
-                local: it.remote,
-                remote: it.local,
-                data: it.data,
-            }));
+            self.to_peer.extend(round.transmits.into_iter().map(across));
         }
         Ok(())
     }
@@ -173,9 +177,7 @@ impl Pair {
             &mut took.of_maker,
         )?;
         self.server = server;
-        let turned = round.transmits.into_iter();
-        self.to_peer =
-            turned.map(|it| Datagram { local: it.remote, remote: it.local, data: it.data }).collect();
+        self.to_peer = round.transmits.into_iter().map(across).collect();
         let mut esp = Some(spi).filter(|_| self.scenario.method != Method::Liveness);
         for _ in 0..MESSAGES {
             self.work(&mut took.of_maker)?;
@@ -203,13 +205,13 @@ impl Pair {
         let began = Instant::now();
         self.peer.tick(self.now);
         let waited = began.elapsed();
-        let Some(Datagram { local, remote, data }) = self.peer.poll(self.now) else { return Ok(false) };
+        let Some(datagram) = self.peer.poll(self.now) else { return Ok(false) };
         if self.scenario.method == Method::Liveness {
             took.of_taker.entry("a liveness check, sent").or_default().push(waited);
             return Ok(true);
         }
-        let initiates = is_initiation(&data);
-        self.server.receive(Datagram { local: remote, remote: local, data });
+        let initiates = is_initiation(&datagram.data);
+        self.server.receive(across(datagram));
         Ok(self.sent_by_peer(&mut took.of_maker)? || initiates)
     }
 

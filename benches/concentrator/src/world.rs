@@ -85,6 +85,11 @@ pub(crate) fn time(scenario: &Scenario) -> anyhow::Result<Samples> {
     Ok(World::new(scenario, &guess).run(&|_| {})?.1)
 }
 
+/// A datagram as whoever it is for receives it.
+pub(crate) fn across(Datagram { local, remote, data }: Datagram) -> Datagram {
+    Datagram { local: remote, remote: local, data }
+}
+
 impl World<'_> {
     fn new<'a>(scenario: &Scenario, costs: &'a Costs) -> World<'a> {
         let (peers, together) = (scenario.peers as usize, scenario.herd());
@@ -267,9 +272,10 @@ impl World<'_> {
             }
         }
         let arrival = round.end.after(self.one_way());
-        for Datagram { local, remote, data } in round.transmits {
-            if let Some(peer) = Scenario::peer_at(remote.ip()).filter(|peer| *peer < self.scenario.peers) {
-                self.schedule(arrival, Due::ToPeer(peer, Datagram { local: remote, remote: local, data }));
+        for datagram in round.transmits {
+            let peer = Scenario::peer_at(datagram.remote.ip());
+            if let Some(peer) = peer.filter(|peer| *peer < self.scenario.peers) {
+                self.schedule(arrival, Due::ToPeer(peer, across(datagram)));
             }
         }
         if !self.commit {
@@ -299,8 +305,8 @@ impl World<'_> {
             return;
         };
         act(herd);
-        while let Some(Datagram { local, remote, data }) = herd.poll(now) {
-            self.queue.put(arrival, Due::ToServer(Datagram { local: remote, remote: local, data }));
+        while let Some(datagram) = herd.poll(now) {
+            self.queue.put(arrival, Due::ToServer(across(datagram)));
         }
         if let Some(at) = herd.deadline().map(|at| at.max(now))
             && herd.scheduled.is_none_or(|scheduled| at < scheduled)

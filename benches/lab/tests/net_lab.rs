@@ -10,13 +10,20 @@ fn run(scenario: Scenario, method: impl Into<Contender>) -> Outcome {
     run_as(Drill { patience: Duration::from_secs(60), ..Drill::new(scenario, method) })
 }
 
-/// Recovers, to one IKE SA on each side.
-fn run_as(plan: Drill) -> Outcome {
+/// Recovers.
+fn play(plan: &Drill) -> Outcome {
     let what = format!("{}, {}", plan.scenario, plan.method);
-    let outcome = drill(&plan, &mut |step| eprintln!("{what}: {step}"));
+    let outcome = drill(plan, &mut |step| eprintln!("{what}: {step}"));
     let outcome = outcome.unwrap_or_else(|error| panic!("{what}: {error}"));
     eprintln!("{outcome}");
     assert!(outcome.recovered, "{what}: {:?}", outcome.failure);
+    outcome
+}
+
+/// Recovers, to one IKE SA on each side, from an outage in which packets were lost.
+fn run_as(plan: Drill) -> Outcome {
+    let what = format!("{}, {}", plan.scenario, plan.method);
+    let outcome = play(&plan);
     assert_eq!(outcome.ike_sas, [1, 1], "{what}");
     assert!(outcome.outage_ms > Some(0.0) && outcome.packets_lost > Some(0), "{what}");
     outcome
@@ -151,9 +158,7 @@ fn a_lost_ike_sa_is_told_by_the_token_in_the_answer_to_a_probe() {
 fn of_many_ike_sas_the_one_with_traffic_is_back_as_fast_as_one_alone_and_all_follow() {
     let plan = Drill::new(Scenario::Many, Method::QcdJournal);
     let plan = Drill { ike_sas: 300, patience: Duration::from_secs(120), ..plan };
-    let outcome = drill(&plan, &mut |step| eprintln!("{step}")).unwrap_or_else(|error| panic!("{error}"));
-    eprintln!("{outcome}");
-    assert!(outcome.recovered, "{:?}", outcome.failure);
+    let outcome = play(&plan);
     assert_eq!((outcome.round_trips, outcome.ike_sas), (Some(3), [300, 300]));
     assert_eq!((ended(&outcome, "token"), outcome.proofs[0]), (300, 300));
     let back = outcome.back_ms.expect("all IKE_AUTH responses");
@@ -200,9 +205,7 @@ fn a_planned_take_down_to_another_gateway_loses_no_packet() {
         patience: Duration::from_secs(60),
         ..Drill::new(Scenario::TakeDownRedirect, Method::QcdJournal)
     };
-    let outcome = drill(&plan, &mut |step| eprintln!("{step}")).unwrap_or_else(|error| panic!("{error}"));
-    eprintln!("{outcome}");
-    assert!(outcome.recovered, "{:?}", outcome.failure);
+    let outcome = play(&plan);
     assert_eq!((outcome.ike_sas, ended(&outcome, "superseded")), ([1, 1], 1));
     assert_eq!((outcome.packets_lost, outcome.tokens_shown), (Some(0), 0));
 }
@@ -253,9 +256,7 @@ fn a_taker_that_its_nat_has_moved_since_the_crash_is_told_where_it_is() {
 fn a_mapping_that_moves_under_traffic_ends_no_ike_sa_and_packets_pass_again_both_ways() {
     let plan =
         Drill { patience: Duration::from_secs(60), ..Drill::new(Scenario::NatRebinds, Method::Liveness) };
-    let outcome = drill(&plan, &mut |step| eprintln!("{step}")).unwrap_or_else(|error| panic!("{error}"));
-    eprintln!("{outcome}");
-    assert!(outcome.recovered, "{:?}", outcome.failure);
+    let outcome = play(&plan);
     assert!(outcome.deleted.iter().all(|ended| ended.is_empty()), "{:?}", outcome.deleted);
     let again = outcome.timeline.iter().find(|moment| moment.what == "packets of host B arrive again");
     // By A's liveness check, which a silence of a second starts; sooner, the mapping would not have moved.

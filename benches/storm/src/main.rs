@@ -30,6 +30,8 @@ enum Command {
     Recycle(recycle::RecycleArguments),
     /// Send one storm at a fresh dataplane in namespaces of its own, and account for every packet
     Detect(bench::DetectArguments),
+    /// Send a storm beyond the port's capacity at a fresh dataplane, and see who of its former SPIs is told of
+    Former(bench::FormerArguments),
     /// Measure what a storm is, what it costs, and what survives it
     Bench(bench::BenchArguments),
 }
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Sink(arguments) => send::sink(&arguments),
         Command::Recycle(arguments) => recycle::recycle(&arguments),
         Command::Detect(arguments) => bench::detect(&arguments),
+        Command::Former(arguments) => bench::former(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
     };
     match result {

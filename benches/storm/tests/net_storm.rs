@@ -106,7 +106,7 @@ fn every_packet_of_a_storm_beyond_the_ports_capacity_is_accounted_for_too() {
 /// How many of 200 packets on former SPIs control was told of, in a storm of which the port loses a large part.
 fn former_told(arguments: &[&str]) -> u64 {
     let output = std::process::Command::new(STORM)
-        .args(["detect", "--former", "200", "--count", "4000000000", "--pps", "0", "--seconds", "3"])
+        .args(["former", "--spis", "200", "--seconds", "3"])
         .args(arguments)
         .output()
         .expect("a storm at a dataplane");

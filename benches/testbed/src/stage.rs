@@ -51,8 +51,6 @@ pub struct Stage {
     /// Who of a pair with keepalived stands for gateway B; the first one until it fell.
     active: Member,
     keepalived: bool,
-    /// Are both of a pair known by their own addresses?
-    others: bool,
     /// Whether what the gateways count is held against their wires at the end, by side.
     counted: [bool; 2],
 }
@@ -108,7 +106,7 @@ impl Stage {
         let second = Settings { local: Some(second), ..b.clone() };
         let b = Settings { local: Some(first), ..b };
         let options = Options { a, b, second, layout: Layout::Pair, ..Options::default() };
-        Ok(Stage { counted: [true, false], others: true, ..Stage::with(options, round_trip, interval)? })
+        Ok(Stage { counted: [true, false], ..Stage::with(options, round_trip, interval)? })
     }
 
     /// A stage with gateway A behind a NAT, so that B awaits it at any address.
@@ -129,7 +127,6 @@ impl Stage {
             charon: [None, None],
             active: Member::First,
             keepalived: false,
-            others: false,
             counted: [true; 2],
         })
     }
@@ -311,7 +308,8 @@ impl Stage {
     /// All addresses by which the wires know the gateways.
     pub fn ends(&self) -> Vec<Ipv4Addr> {
         let addresses = self.testbed.topology().addresses;
-        let members = Member::BOTH.into_iter().filter(|_| self.others);
+        // Where keepalived moves one address, the wires know that one; without a pair nobody has these.
+        let members = Member::BOTH.into_iter().filter(|_| !self.keepalived);
         let own = members.map(|member| addresses.member_outside(member));
         SIDES.map(|side| addresses.seen_at(side)).concat().into_iter().chain(own).collect()
     }

@@ -1,10 +1,9 @@
 //! Trouble on the way between the gateways: loss in one direction, forgers, a storm.
 
-use super::Played;
+use super::{Played, living_spis};
 use crate::drill::{Drill, Step};
 use spindle_testbed::{
-    Crash, Error, Flood, Result, SIDES, Side, Stage, Verdict, absorb_answers, craft, now, number, programs,
-    storm,
+    Error, Flood, Result, SIDES, Side, Stage, Verdict, absorb_answers, craft, now, number, programs, storm,
 };
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -33,21 +32,10 @@ pub(crate) fn one_way_loss(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> 
     drop(forged);
     stage.testbed().delay().set_filter(None);
     let ended = now();
-    let from = Crash {
-        gateway: stage.address(Side::B),
-        killed: began,
-        started: ended,
-        ready: ended,
-        round_trip: drill.round_trip,
-    };
-    let mut played =
-        Played { crashes: [None, None], has_round_trips: false, ..Played::crash_of_b(from, began) };
+    let mut played = Played::without_crash(drill, stage.address(Side::B), (began, ended));
     played.await_recovery(drill, stage, &SIDES, step)?;
     played.await_calm(stage, Duration::from_secs(3))?;
-    let after = stage.ike_sas()?;
-    if played.failure.is_none() && before != after {
-        played.failure = Some(format!("the IKE SA of before is gone: {before:?}, then {after:?}"));
-    }
+    played.demand_same(stage, &before)?;
     Ok(played)
 }
 
@@ -77,14 +65,7 @@ pub(crate) fn in_storm(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Resu
 /// INVALID_IKE_SPI and INVALID_SPI in turn, each with a token that is none.
 fn forge(stage: &Stage, per_second: u32) -> Result<Flood> {
     let testbed = stage.testbed();
-    let list = testbed.gateway(Side::A).json("list-sas")?;
-    let spi = |value: &serde_json::Value| u64::from_str_radix(value.as_str().unwrap_or_default(), 16);
-    let (ike, child) = (&list[0], &list[0]["children"][0]);
-    let (Ok(initiator), Ok(responder), Ok(outbound)) =
-        (spi(&ike["ike_spi_i"]), spi(&ike["ike_spi_r"]), spi(&child["spi_o"]))
-    else {
-        return Err(Error::Subject(format!("gateway A lists no SPIs: {list}")));
-    };
+    let (ike, outbound) = living_spis(stage)?;
     let addresses = testbed.topology().addresses;
     let [a, b] = SIDES.map(|side| addresses.gateway_outside(side));
     let mac = testbed.topology().hardware_address(Side::A)?;
@@ -93,9 +74,9 @@ fn forge(stage: &Stage, per_second: u32) -> Result<Flood> {
         let message = if number % 2 == 0 {
             let unknown = craft::notify(41, number::INVALID_IKE_SPI, &[]);
             let payloads = [unknown, token].concat();
-            craft::ike((initiator, responder), 41, number::INFORMATIONAL, 0x20, 0, &payloads)
+            craft::ike(ike, 41, number::INFORMATIONAL, 0x20, 0, &payloads)
         } else {
-            let unknown = craft::notify(41, number::INVALID_SPI, &(outbound as u32).to_be_bytes());
+            let unknown = craft::notify(41, number::INVALID_SPI, &outbound.to_be_bytes());
             craft::ike((0, 0), 41, number::INFORMATIONAL, 0x08, 0, &[unknown, token].concat())
         };
         let packet = craft::ipv4(b, a, 17, &craft::udp(500, 500, &message));

@@ -2,7 +2,7 @@
 
 use super::Played;
 use crate::drill::{Drill, Step};
-use spindle_testbed::{Crash, Result, Side, Stage, now};
+use spindle_testbed::{Result, Side, Stage, now};
 
 /// One Child SA: its IKE SA lives, and is the same afterwards.
 pub(crate) fn child(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
@@ -28,18 +28,10 @@ fn forget(
     let began = now();
     stage.testbed().gateway(Side::B).spindle(command)?;
     let lost = now();
-    let from = Crash {
-        gateway: stage.address(Side::B),
-        killed: began,
-        started: lost,
-        ready: lost,
-        round_trip: drill.round_trip,
-    };
     let mut played = Played {
-        crashes: [None, None],
         has_round_trips: !ike_sa_stays,
         moments: vec![(lost, "gateway B has lost it")],
-        ..Played::crash_of_b(from, began)
+        ..Played::without_crash(drill, stage.address(Side::B), (began, lost))
     };
     played.await_recovery(drill, stage, &[Side::A], step)?;
     let after = stage.ike_sas()?;

@@ -13,8 +13,9 @@ pub(crate) mod twice;
 
 use crate::drill::{Drill, Step};
 use crate::watch::Awaited;
-use spindle_testbed::{Crash, Result, Side, Stage};
+use spindle_testbed::{Crash, Error, Result, Side, Stage};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// What was played. Times are CLOCK_REALTIME in nanoseconds.
@@ -65,6 +66,22 @@ impl Played {
         }
     }
 
+    /// Nobody crashed: `gateway` was not itself between two times, and recovery is measured from the second one.
+    fn without_crash(drill: &Drill, gateway: IpAddr, (began, ended): (u64, u64)) -> Played {
+        let round_trip = drill.round_trip;
+        let from = Crash { gateway, killed: began, started: ended, ready: ended, round_trip };
+        Played { crashes: [None, None], has_round_trips: false, ..Played::crash_of_b(from, began) }
+    }
+
+    /// Nobody has lost anything: the IKE SAs are those of before.
+    fn demand_same(&mut self, stage: &Stage, before: &[Vec<(String, usize)>; 2]) -> Result<()> {
+        let after = stage.ike_sas()?;
+        if self.failure.is_none() && *before != after {
+            self.failure = Some(format!("the IKE SA of before is gone: {before:?}, then {after:?}"));
+        }
+        Ok(())
+    }
+
     /// Waits until packets of these hosts pass, and both gateways hold the same single IKE SA with one Child SA.
     fn await_recovery(
         &mut self,
@@ -103,5 +120,16 @@ impl Played {
             }
         }
         Ok(())
+    }
+}
+
+/// The SPIs of the IKE SA that A has, and the one on which A sends ESP.
+fn living_spis(stage: &Stage) -> Result<((u64, u64), u32)> {
+    let list = stage.testbed().gateway(Side::A).json("list-sas")?;
+    let spi = |value: &serde_json::Value| u64::from_str_radix(value.as_str().unwrap_or_default(), 16);
+    let (ike, child) = (&list[0], &list[0]["children"][0]);
+    match (spi(&ike["ike_spi_i"]), spi(&ike["ike_spi_r"]), spi(&child["spi_o"])) {
+        (Ok(initiator), Ok(responder), Ok(outbound)) => Ok(((initiator, responder), outbound as u32)),
+        _ => Err(Error::Subject(format!("gateway A lists no SPIs: {list}"))),
     }
 }

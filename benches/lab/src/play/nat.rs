@@ -2,7 +2,7 @@
 
 use super::Played;
 use crate::drill::{Drill, Step};
-use spindle_testbed::{Crash, Result, SIDES, Side, Stage, now};
+use spindle_testbed::{Result, SIDES, Side, Stage, now};
 use std::time::Duration;
 
 /// B's journal has an address at which nobody is any more.
@@ -27,16 +27,9 @@ pub(crate) fn moves(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<
     let began = now();
     stage.testbed().topology().move_mapping()?;
     let ended = now();
-    let from = Crash {
-        gateway: stage.address(Side::B),
-        killed: began,
-        started: ended,
-        ready: ended,
-        round_trip: drill.round_trip,
-    };
     let moments = vec![(began, "the NAT maps gateway A elsewhere")];
     let mut played =
-        Played { crashes: [None, None], has_round_trips: false, moments, ..Played::crash_of_b(from, began) };
+        Played { moments, ..Played::without_crash(drill, stage.address(Side::B), (began, ended)) };
     played.await_recovery(drill, stage, &SIDES, step)?;
     // What was on its way already is no sign of the new mapping.
     let later = ended + drill.round_trip.as_nanos() as u64 + 20_000_000;
@@ -45,9 +38,6 @@ pub(crate) fn moves(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<
         None => played.failure = Some("no packet of host B arrived where gateway A is now".to_owned()),
     }
     played.await_calm(stage, Duration::from_secs(3))?;
-    let after = stage.ike_sas()?;
-    if played.failure.is_none() && before != after {
-        played.failure = Some(format!("the IKE SA of before is gone: {before:?}, then {after:?}"));
-    }
+    played.demand_same(stage, &before)?;
     Ok(played)
 }

@@ -1,9 +1,9 @@
 //! Two gateways in B's place share a secret and an address; the active one dies with its machine. While an IKE SA lives,
 //! the other one is asked about it in every way that a forger has, and is silent about tokens (RFC 6290 section 9.2).
 
-use super::Played;
+use super::{Played, living_spis};
 use crate::drill::{Drill, Step};
-use spindle_testbed::{Error, Member, Result, Side, Stage, craft, now, number};
+use spindle_testbed::{Member, Result, Side, Stage, craft, now, number};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -54,14 +54,7 @@ pub(crate) fn takes_over(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Re
 fn ask(stage: &Stage, member: Member, step: Step<'_>) -> Result<()> {
     step("asking the one that is not active about the IKE SA that lives");
     let (testbed, topology) = (stage.testbed(), stage.testbed().topology());
-    let list = testbed.gateway(Side::A).json("list-sas")?;
-    let spi = |value: &serde_json::Value| u64::from_str_radix(value.as_str().unwrap_or_default(), 16);
-    let (ike, child) = (&list[0], &list[0]["children"][0]);
-    let (Ok(initiator), Ok(responder), Ok(outbound)) =
-        (spi(&ike["ike_spi_i"]), spi(&ike["ike_spi_r"]), spi(&child["spi_o"]))
-    else {
-        return Err(Error::Subject(format!("gateway A lists no SPIs: {list}")));
-    };
+    let (ike, outbound) = living_spis(stage)?;
     let addresses = topology.addresses;
     let stranger = addresses.outside.host(STRANGER);
     let [a, b, c, d, e, f] = STRANGERS_MAC;
@@ -79,14 +72,14 @@ fn ask(stage: &Stage, member: Member, step: Step<'_>) -> Result<()> {
     };
     let request = |message_id| {
         let sealed = craft::payload(0, &[0x5a; 60]);
-        craft::ike((initiator, responder), 46, number::INFORMATIONAL, 0x08, message_id, &sealed)
+        craft::ike(ike, 46, number::INFORMATIONAL, 0x08, message_id, &sealed)
     };
     for number in 0..ASKED {
         for from in [addresses.gateway_outside(Side::A), stranger] {
             for at in [own, shared] {
                 let ike = craft::udp(500, 500, &request(1_000 + number as u32));
                 testbed.inject(Side::B, &frame(from, at, 17, &ike))?;
-                let esp = craft::esp(outbound as u32, 1_000_000 + number as u32, &[0x5a; 64]);
+                let esp = craft::esp(outbound, 1_000_000 + number as u32, &[0x5a; 64]);
                 testbed.inject(Side::B, &frame(from, at, 50, &esp))?;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::Played;
 use crate::drill::{Drill, Step};
-use spindle_testbed::{Crash, Error, Member, Result, Side, Stage, now};
+use spindle_testbed::{Error, Member, Result, Side, Stage, now};
 use std::time::Duration;
 
 /// B tells A by a Delete and is switched off; as soon as it is back A's traffic brings the tunnel up again. Nothing is left
@@ -33,22 +33,13 @@ pub(crate) fn and_elsewhere(drill: &Drill, stage: &mut Stage, step: Step<'_>) ->
     take_leave(stage, &format!("take-down --to {other} --timeout 20"), 1)?;
     let gone = now();
     stage.go_on_with_other()?;
-    let from = Crash {
-        gateway: other.into(),
-        killed: began,
-        started: gone,
-        ready: gone,
-        round_trip: drill.round_trip,
-    };
     let mut played = Played {
-        crashes: [None, None],
-        has_round_trips: false,
         silent: vec![(began, gone)],
         moments: vec![
             (began, "`spindle take-down --to` of gateway B"),
             (gone, "gateway B has no IKE SA left, and is stopped"),
         ],
-        ..Played::crash_of_b(from, began)
+        ..Played::without_crash(drill, other.into(), (began, gone))
     };
     played.await_recovery(drill, stage, &[Side::A], step)?;
     played.await_calm(stage, Duration::from_secs(1))?;

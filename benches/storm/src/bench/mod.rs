@@ -46,29 +46,29 @@ pub(crate) struct DetectArguments {
     /// Packets per second; 0 is as fast as possible
     #[arg(long, default_value_t = 100_000)]
     pps: u64,
-    /// Meanwhile a packet on each of so many former SPIs comes from a peer; the storm is then sent from the worker's core,
-    /// so that the port cannot take it all
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
-    former: u32,
-    /// Packets on unknown SPIs go to the socket of all others
-    #[arg(long, hide = true)]
-    one_socket: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct FormerArguments {
+    /// Former SPIs on each of which a packet comes meanwhile
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    spis: u32,
+    /// Seconds to send
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Packets on unknown SPIs go to the socket of all others
+    #[arg(long)]
+    one_socket: bool,
+}
+
 /// One storm on a fresh dataplane; an error if its packets don't add up.
 pub(crate) fn detect(arguments: &DetectArguments) -> Result<()> {
     let field = Field::create()?;
-    let DetectArguments { count, seconds, pps, former, one_socket, json } = *arguments;
-    let bounds = Bounds { count, seconds, pps, nice: 0 };
-    if former > 0 {
-        let told = dataplane::former(&field, bounds, former, one_socket)?;
-        println!("{}", serde_json::to_string(&told)?);
-        return Ok(());
-    }
-    let detection = dataplane::detect(&field, bounds)?;
+    let DetectArguments { count, seconds, pps, json } = *arguments;
+    let detection = dataplane::detect(&field, Bounds { count, seconds, pps, nice: 0 })?;
     if json {
         println!("{}", serde_json::to_string(&detection)?);
         return Ok(());
@@ -77,6 +77,15 @@ pub(crate) fn detect(arguments: &DetectArguments) -> Result<()> {
     for (reason, count) in &detection.dropped {
         println!("{count} dropped: {reason}");
     }
+    Ok(())
+}
+
+/// A storm that the port cannot take, and what becomes of packets on former SPIs meanwhile; as JSON.
+pub(crate) fn former(arguments: &FormerArguments) -> Result<()> {
+    let field = Field::create()?;
+    let FormerArguments { spis, seconds, one_socket } = *arguments;
+    let told = dataplane::former(&field, Bounds::full(seconds), spis, one_socket)?;
+    println!("{}", serde_json::to_string(&told)?);
     Ok(())
 }
 
