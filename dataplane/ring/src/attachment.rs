@@ -86,6 +86,16 @@ impl Part {
     fn dataplane_writes_alone(self) -> bool {
         matches!(self, Part::Activity | Part::Counters)
     }
+
+    /// A region outlives deaths; rings and bells are new at each attachment.
+    fn outlives(self, died: Side) -> bool {
+        match self {
+            Part::Activity => true,
+            // A dataplane counts from its own start.
+            Part::Counters => died == Side::Control,
+            _ => false,
+        }
+    }
 }
 
 /// Why a process cannot attach: it was not started by the supervisor, or by one of another version.
@@ -133,8 +143,23 @@ pub struct AttachmentFds {
 impl AttachmentFds {
     /// Fresh, empty rings and regions. `generation` counts the attachments of a supervisor.
     pub fn create(generation: u64) -> io::Result<AttachmentFds> {
+        AttachmentFds::with(generation, |_| None)
+    }
+
+    /// The attachment after this one, when a child has died: fresh rings, and the regions that outlive it. Where both
+    /// have died, the dataplane is the one to name.
+    pub fn successor(&self, died: Side) -> io::Result<AttachmentFds> {
+        let kept = |part: Part| part.outlives(died).then(|| self.fds[part as usize - 1].clone());
+        AttachmentFds::with(self.generation + 1, kept)
+    }
+
+    fn with(generation: u64, kept: impl Fn(Part) -> Option<Arc<OwnedFd>>) -> io::Result<AttachmentFds> {
         let mut fds = Vec::with_capacity(Part::ALL.len());
         for part in Part::ALL {
+            if let Some(kept) = kept(part) {
+                fds.push(kept);
+                continue;
+            }
             fds.push(Arc::new(match part.octets() {
                 Some(octets) => {
                     let fd = memory::create_memfd(&format!("spindle-{}", part.name()), octets)?;
@@ -157,6 +182,11 @@ impl AttachmentFds {
         self.generation
     }
 
+    /// One side's descriptors, in their order.
+    pub(crate) fn of(&self, side: Side) -> [&Arc<OwnedFd>; 7] {
+        Part::ALL.map(|part| self.fd(side, part))
+    }
+
     fn fd(&self, side: Side, part: Part) -> &Arc<OwnedFd> {
         match (side, part) {
             (Side::Control, Part::Activity) => &self.read_only[0],
@@ -167,23 +197,14 @@ impl AttachmentFds {
 
     /// Lets the child that `command` will start inherit its side's descriptors, and tells it which they are.
     pub fn give<'a>(&self, side: Side, command: &'a mut Command) -> &'a mut Command {
-        let fds = Part::ALL.map(|part| self.fd(side, part).clone());
+        let fds = self.of(side).map(Arc::clone);
         let named: Vec<String> = Part::ALL
             .iter()
             .zip(&fds)
             .map(|(part, fd)| format!("{}:{}", part.name(), fd.as_raw_fd()))
             .collect();
         command.env(ENVIRONMENT, named.join(","));
-        // SAFETY: between fork and exec the closure only calls fcntl, which is async-signal-safe, on descriptors that
-        // it keeps open; it allocates nothing.
-        unsafe {
-            command.pre_exec(move || {
-                for fd in &fds {
-                    rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
-                }
-                Ok(())
-            })
-        }
+        inherit(command, fds)
     }
 
     /// The dataplane's side in this process (tests, simulations).
@@ -205,6 +226,30 @@ impl AttachmentFds {
     }
 }
 
+/// Lets the child that `command` will start inherit these descriptors.
+pub(crate) fn inherit<const N: usize>(command: &mut Command, fds: [Arc<OwnedFd>; N]) -> &mut Command {
+    // SAFETY: between fork and exec the closure only calls fcntl, which is async-signal-safe, on descriptors that it
+    // keeps open; it allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in &fds {
+                rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Takes a descriptor that the supervisor left to this process under this number. Call it once for each number.
+pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: only looked at to learn whether the number is an open descriptor at all.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?;
+    // SAFETY: open, and left to this process by the supervisor for this purpose alone; the caller sees to it that it gets
+    // one owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 fn write_header(fd: &OwnedFd, part: Part, octets: usize, generation: u64) -> io::Result<()> {
     let words = Mapping::new(fd, octets, true)?;
     for (word, value) in words.iter().zip([MAGIC, LAYOUT_HASH, generation, part as u64]) {
@@ -214,7 +259,7 @@ fn write_header(fd: &OwnedFd, part: Part, octets: usize, generation: u64) -> io:
 }
 
 /// One side's descriptors.
-struct Inherited([OwnedFd; 7]);
+pub(crate) struct Inherited(pub(crate) [OwnedFd; 7]);
 
 impl Inherited {
     fn from_environment() -> Result<Inherited, AttachError> {
@@ -226,13 +271,7 @@ impl Inherited {
         }
         let mut fds = Vec::new();
         for (part, number) in Part::ALL.iter().zip(numbers) {
-            // SAFETY: only looked at to learn whether the number is an open descriptor at all.
-            let fd = unsafe { BorrowedFd::borrow_raw(number) };
-            rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)
-                .map_err(|e| AttachError::Part(part.name(), e.into()))?;
-            // SAFETY: open, and left to this process by the supervisor for this purpose alone; `TAKEN` sees to it that
-            // it gets one owner.
-            fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+            fds.push(inherited(number).map_err(|e| AttachError::Part(part.name(), e))?);
         }
         Ok(Inherited(fds.try_into().expect("one for each part")))
     }
@@ -252,7 +291,8 @@ impl Inherited {
         if (word(0), word(1), word(3)) != (MAGIC, LAYOUT_HASH, part as u64) {
             return Err(AttachError::Layout(part.name()));
         }
-        if word(2) != self.generation()? {
+        // A region may be of an earlier attachment.
+        if !part.dataplane_writes_alone() && word(2) != self.generation()? {
             return Err(AttachError::Stale(part.name()));
         }
         Ok(mapping)
@@ -313,7 +353,7 @@ impl DataplaneSide {
         DataplaneSide::open(&Inherited::from_environment()?)
     }
 
-    fn open(fds: &Inherited) -> Result<DataplaneSide, AttachError> {
+    pub(crate) fn open(fds: &Inherited) -> Result<DataplaneSide, AttachError> {
         let side = Side::Dataplane;
         let stale = |part: Part| move || AttachError::Stale(part.name());
         let ring = |part| fds.ring(part, side);
@@ -354,7 +394,7 @@ impl ControlSide {
         ControlSide::open(&Inherited::from_environment()?)
     }
 
-    fn open(fds: &Inherited) -> Result<ControlSide, AttachError> {
+    pub(crate) fn open(fds: &Inherited) -> Result<ControlSide, AttachError> {
         let side = Side::Control;
         let stale = |part: Part| move || AttachError::Stale(part.name());
         let ring = |part| fds.ring(part, side);

@@ -2,7 +2,9 @@
 //! two regions, each on a sealed memfd of its own.
 //!
 //! The supervisor makes it ([`AttachmentFds::create`]) and gives each child its half ([`AttachmentFds::give`]); a
-//! child finds the descriptors named in [`ENVIRONMENT`]. Then
+//! child finds the descriptors named in [`ENVIRONMENT`]. When one child has died, the supervisor makes the next
+//! attachment ([`AttachmentFds::successor`]), starts that child anew with it and hands it to the other one over a socket
+//! ([`Handover`] → [`Heir`]). Within an attachment
 //! - commands flow from [`ControlSide`] to [`DataplaneSide`], urgent and noise events back, on single-producer
 //!   single-consumer [`ring`]s of fixed-size records with an eventfd as doorbell, rung only for a consumer that sleeps;
 //! - the dataplane writes what each SA carried ([`ActivityWriter`]) and its named counters ([`CounterWriter`]); control
@@ -16,6 +18,8 @@
 #[cfg(not(loom))]
 mod attachment;
 #[cfg(not(loom))]
+mod handover;
+#[cfg(not(loom))]
 mod memory;
 #[cfg(not(loom))]
 mod region;
@@ -26,6 +30,8 @@ mod sync;
 pub use attachment::{
     AttachError, AttachmentFds, COMMAND_SLOTS, ControlSide, DataplaneSide, ENVIRONMENT, EVENT_SLOTS, Side,
 };
+#[cfg(not(loom))]
+pub use handover::{HANDOVER_ENVIRONMENT, Handover, Heir};
 #[cfg(not(loom))]
 pub use region::{ActivityReader, ActivityWriter, CounterReader, CounterWriter, MAX_COUNTERS, NAME_LENGTH};
 pub use ring::{Bell, Broken, Consumer, Producer, Record};
