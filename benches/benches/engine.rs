@@ -3,7 +3,7 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use spindle_abi::{
-    Command, KeyMaterial, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
+    Command, KeyMaterial, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
 };
 use spindle_benches::{OUTER, PEER, Recycle, Spis, engine, esp_frame, set_spi};
 use spindle_engine::{ArrayVec, BURST, Counter, Engine, MemoryFrame, NextHop, PortId};
@@ -63,6 +63,7 @@ fn looped(replay_window: u32) -> Engine {
         spi: Spi(0xc0ff_ee00),
         index,
         policy: 1,
+        mode: Mode::Tunnel,
         suite: Suite::Aes128Gcm,
         keymat: KeyMaterial::new(&[7; 20]).unwrap(),
         local: (OUTER, 0).into(),

@@ -2,8 +2,8 @@
 //! Needs root: network namespaces, XDP.
 
 use spindle_abi::{
-    Command as Order, CommandRecord, Event, KeyMaterial, MAX_FORMER_AT_ONCE, PolicyAction, SaParameters,
-    Selector, SelectorSet, Spi, SpiState, Suite,
+    Command as Order, CommandRecord, Event, KeyMaterial, MAX_FORMER_AT_ONCE, Mode, PolicyAction,
+    SaParameters, Selector, SelectorSet, Spi, SpiState, Suite,
 };
 use spindle_engine::Frame as _;
 use spindle_port::{Interface, Pool, Port, XdpFrame, XdpPort, bind_pair};
@@ -170,6 +170,7 @@ fn tunnel(topology: &Topology, side: Side, suite: Suite, encapsulated: bool) -> 
         spi: spi(receiver),
         index,
         policy: POLICY,
+        mode: Mode::Tunnel,
         suite,
         keymat: KeyMaterial::new(&vec![0x40 + receiver as u8; suite.keymat_length()]).unwrap(),
         local: address(side),

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use spindle_abi::{Selector, SelectorSet};
-use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use spindle_ike::api::{
+    ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction, TransportMode,
+};
 use spindle_recovery::api::{Config, Limits, Method as Preference, TokenMethod};
 use spindle_sim::Dice;
 use std::fmt;
@@ -225,6 +227,8 @@ impl Scenario {
             children: vec![ChildConfig {
                 name: "net".into(),
                 policy,
+                interface: 0,
+                transport: TransportMode::Never,
                 selectors: SelectorSet { local: one(ours), remote: one(theirs) },
                 proposals: vec!["aes128gcm16".into()],
                 rekey_time: Duration::ZERO,

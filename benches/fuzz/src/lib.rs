@@ -76,6 +76,8 @@ pub fn connection(side: usize) -> ConnectionConfig {
         children: vec![ChildConfig {
             name: "net".into(),
             policy: 1,
+            interface: 0,
+            transport: TransportMode::Never,
             selectors: SelectorSet { local: vec![behind(side)], remote: vec![behind(1 - side)] },
             proposals: vec!["aes128gcm16".into()],
             rekey_time: Duration::ZERO,

@@ -151,6 +151,10 @@ pub struct ChildConfig {
     pub name: String,
     /// The id of its policy in the dataplane, unique in the gateway.
     pub policy: u32,
+    /// Its virtual interface, from 1; 0: it has none, and shares the inside with others.
+    pub interface: u16,
+    /// Its mode.
+    pub transport: TransportMode,
     /// Selectors.
     pub selectors: SelectorSet,
     /// ESP proposals: `aes128gcm16`, `aes128gcm16-x25519` (with a key exchange at rekeys).
@@ -163,6 +167,18 @@ pub struct ChildConfig {
     pub hold_packets: u16,
     /// Starts the Child SA.
     pub start_action: StartAction,
+}
+
+/// Is a Child SA in transport mode (RFC 7296 section 1.3.1)?
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TransportMode {
+    /// In tunnel mode.
+    #[default]
+    Never,
+    /// If the peer agrees; else in tunnel mode.
+    Preferred,
+    /// If the peer declines there is none.
+    Required,
 }
 
 /// What may delete an IKE SA. Made only by this crate, from evidence; `Local` is the operator's.

@@ -5,7 +5,7 @@ use crate::api::*;
 use crate::connect::ChildProfile;
 use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::sa::{ChildSa, ChildState, IkeSa, jittered};
-use spindle_abi::{Command, KeyMaterial, SaParameters, SelectorSet, Spi, SpiState, Suite, Time};
+use spindle_abi::{Command, KeyMaterial, Mode, SaParameters, SelectorSet, Spi, SpiState, Suite, Time};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -75,6 +75,7 @@ impl Endpoint {
             spi,
             index,
             policy: agreed.config.policy,
+            mode: Mode::Tunnel,
             suite: agreed.suite,
             keymat,
             local,

@@ -7,7 +7,7 @@ use crate::taker::IkeSas;
 use spindle_abi::{SelectorSet, Spi, Time};
 use spindle_ike::api::{
     Authority, ChildConfig, ConnectionConfig, Identity, IkeSaId, IkeSpis, ProbeResult, Psk, Retransmission,
-    StartAction,
+    StartAction, TransportMode,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -47,6 +47,8 @@ pub(crate) fn connection(name: &str, remote: Option<&str>) -> ConnectionConfig {
         children: vec![ChildConfig {
             name: "net".into(),
             policy: 1,
+            interface: 0,
+            transport: TransportMode::Never,
             selectors: SelectorSet::default(),
             proposals: vec!["aes128gcm16".into()],
             rekey_time: Duration::from_secs(3600),

@@ -3,7 +3,9 @@
 use crate::network::Conditions;
 use crate::random::Dice;
 use spindle_abi::{Selector, SelectorSet, Time};
-use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use spindle_ike::api::{
+    ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction, TransportMode,
+};
 use spindle_ike::wire::exchange;
 use spindle_recovery::api::{Config, Limits, Method, SirLimits, TokenMethod};
 use std::net::Ipv4Addr;
@@ -274,6 +276,8 @@ impl Scenario {
             let child = ChildConfig {
                 name: CHILD.into(),
                 policy: 1,
+                interface: 0,
+                transport: TransportMode::Never,
                 selectors: SelectorSet { local: network(side), remote: network(1 - side) },
                 proposals: vec![esp.into()],
                 rekey_time: soft(dice),

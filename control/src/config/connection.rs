@@ -3,7 +3,9 @@
 use super::Result;
 use super::read::{Section, Value};
 use spindle_abi::{Selector, SelectorSet};
-use spindle_ike::api::{ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction};
+use spindle_ike::api::{
+    ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction, TransportMode,
+};
 use spindle_recovery::api::Method;
 use std::fs::File;
 use std::io;
@@ -169,6 +171,8 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
     let config = ChildConfig {
         name: name.into(),
         policy,
+        interface: 0,
+        transport: TransportMode::Never,
         selectors,
         proposals,
         rekey_time: section.optional("rekey_time").map_or(Ok(Duration::from_secs(3600)), |v| v.duration())?,

@@ -118,6 +118,27 @@ impl Suite {
     }
 }
 
+/// What an SA carries (RFC 4301 section 4.1).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum Mode {
+    /// Whole packets, behind outer headers.
+    #[default]
+    Tunnel = 1,
+    /// What is behind the IP header of packets between the outer addresses.
+    Transport = 2,
+}
+
+impl Mode {
+    fn from_u8(value: u8) -> Option<Mode> {
+        Some(match value {
+            1 => Mode::Tunnel,
+            2 => Mode::Transport,
+            _ => return None,
+        })
+    }
+}
+
 /// KEYMAT of one SA: key, then salt. Zeroised on drop, redacted in Debug.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyMaterial {
@@ -161,6 +182,8 @@ pub struct SaParameters {
     pub index: u32,
     /// The policy that this SA serves.
     pub policy: u32,
+    /// What it carries.
+    pub mode: Mode,
     /// The transform.
     pub suite: Suite,
     /// Key and salt.
@@ -181,6 +204,9 @@ pub struct SaParameters {
 
 /// SAs in one dataplane at most, inbound and outbound.
 pub const MAX_SAS: u32 = 1 << 21;
+
+/// Virtual interfaces at most.
+pub const MAX_INTERFACES: u16 = 256;
 
 /// SPIs in one [`Command::SetFormer`] at most: what a record holds.
 pub const MAX_FORMER_AT_ONCE: usize = 120;
@@ -213,6 +239,14 @@ pub enum Command {
         /// Of a `Protect` policy: packets without an SA that wait for one, at most; the others are dropped. The worker
         /// has a bound of its own for all policies together.
         hold: u16,
+    },
+    /// A policy is of one virtual interface: what the host routes into it is held against such policies alone, and what
+    /// comes on their SAs goes there. Before [`Command::SetPolicy`] and the policy's SAs, and for good.
+    BindPolicy {
+        /// The policy.
+        id: u32,
+        /// Which interface, from 1, at most [`MAX_INTERFACES`].
+        interface: u16,
     },
     /// Removes a policy; its SAs stay until removed.
     RemovePolicy {

@@ -3,8 +3,8 @@
 //! Encoding cannot fail but for selector sets that are too large; decoding checks every field.
 
 use crate::{
-    AddressRange, Command, Event, KeyMaterial, MAX_FORMER_AT_ONCE, MAX_SAS, PolicyAction, SaParameters,
-    Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time,
+    AddressRange, Command, Event, KeyMaterial, MAX_FORMER_AT_ONCE, MAX_INTERFACES, MAX_SAS, Mode,
+    PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time,
 };
 use std::net::{IpAddr, SocketAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -16,7 +16,7 @@ pub const COMMAND_SIZE: usize = 512;
 pub const EVENT_SIZE: usize = 64;
 
 /// Version of everything in this file; change it with any layout.
-const LAYOUT_VERSION: u64 = 2;
+const LAYOUT_VERSION: u64 = 3;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {
@@ -125,7 +125,7 @@ impl Writer<'_> {
         self
     }
     fn sa(&mut self, sa: &SaParameters) -> &mut Self {
-        self.u32(sa.spi.0).u32(sa.index).u32(sa.policy).u8(sa.suite as u8);
+        self.u32(sa.spi.0).u32(sa.index).u32(sa.policy).u8(sa.mode as u8).u8(sa.suite as u8);
         self.bytes(sa.keymat.as_bytes());
         self.socket(sa.local).socket(sa.remote).u8(u8::from(sa.encapsulated));
         self.u64(sa.soft_packets).u64(sa.hard_packets).selectors(&sa.selectors)
@@ -207,6 +207,7 @@ impl<'a> Reader<'a> {
             return Err(DecodeError::Field("SA index"));
         }
         let policy = self.u32()?;
+        let mode = Mode::from_u8(self.u8()?).ok_or(DecodeError::Field("mode"))?;
         let suite = Suite::from_u8(self.u8()?).ok_or(DecodeError::Field("suite"))?;
         let keymat =
             KeyMaterial::new(self.bytes(suite.keymat_length())?).ok_or(DecodeError::Field("key material"))?;
@@ -221,6 +222,7 @@ impl<'a> Reader<'a> {
             spi,
             index,
             policy,
+            mode,
             suite,
             keymat,
             local,
@@ -273,6 +275,7 @@ impl CommandRecord {
             Command::InstallOutbound { sa } => w.u8(5).sa(sa),
             Command::RemoveOutbound { index } => w.u8(6).u32(*index),
             Command::Readdress { index, local, remote } => w.u8(7).u32(*index).socket(*local).socket(*remote),
+            Command::BindPolicy { id, interface } => w.u8(9).u32(*id).u16(*interface),
             Command::SetFormer { spis } => {
                 w.u8(8).u8(spis.len() as u8);
                 spis.iter().fold(&mut w, |w, spi| w.u32(spi.0))
@@ -327,6 +330,13 @@ impl CommandRecord {
                     return Err(DecodeError::Field("SPI count"));
                 }
                 Command::SetFormer { spis: (0..count).map(|_| r.u32().map(Spi)).collect::<Result<_, _>>()? }
+            }
+            9 => {
+                let (id, interface) = (r.u32()?, r.u16()?);
+                if !(1..=MAX_INTERFACES).contains(&interface) {
+                    return Err(DecodeError::Field("interface"));
+                }
+                Command::BindPolicy { id, interface }
             }
             kind => return Err(DecodeError::Kind(kind)),
         })
@@ -410,12 +420,14 @@ mod tests {
             any::<([u8; 16], u16, [u8; 16], u16)>()
                 .prop_map(|(a, p, b, q)| (SocketAddr::from((a, p)), SocketAddr::from((b, q)))),
         ];
-        (256u32.., 0..MAX_SAS, any::<u32>(), suite, any::<[u8; 36]>(), ends, any::<bool>(), selectors())
-            .prop_map(|(spi, index, policy, suite, key, (local, remote), encapsulated, selectors)| {
+        let form = (prop_oneof![Just(Mode::Tunnel), Just(Mode::Transport)], any::<bool>());
+        (256u32.., 0..MAX_SAS, any::<u32>(), suite, any::<[u8; 36]>(), ends, form, selectors()).prop_map(
+            |(spi, index, policy, suite, key, (local, remote), (mode, encapsulated), selectors)| {
                 SaParameters {
                     spi: Spi(spi),
                     index,
                     policy,
+                    mode,
                     suite,
                     keymat: KeyMaterial::new(&key[..suite.keymat_length()]).unwrap(),
                     local,
@@ -425,7 +437,8 @@ mod tests {
                     soft_packets: u64::from(policy),
                     hard_packets: u64::from(spi),
                 }
-            })
+            },
+        )
     }
 
     fn command() -> impl Strategy<Value = Command> {
@@ -441,6 +454,8 @@ mod tests {
                 }
             ),
             any::<u32>().prop_map(|id| Command::RemovePolicy { id }),
+            (any::<u32>(), 1..=MAX_INTERFACES)
+                .prop_map(|(id, interface)| Command::BindPolicy { id, interface }),
             (any::<u32>(), state).prop_map(|(spi, state)| Command::SetSpiState { spi: Spi(spi), state }),
             (sa(), 5u32..=16, any::<bool>()).prop_map(|(sa, window, report_first)| {
                 Command::InstallInbound { sa, replay_window: 1 << window, report_first }

@@ -5,8 +5,8 @@ use crate::{
     PortId,
 };
 use spindle_abi::{
-    Command, Event, KeyMaterial, PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiState, Suite,
-    Time,
+    Command, Event, KeyMaterial, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiState,
+    Suite, Time,
 };
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -70,6 +70,7 @@ fn engine() -> Engine {
             spi: Spi(0x1234_5678),
             index,
             policy: 1,
+            mode: Mode::Tunnel,
             suite: Suite::Aes128Gcm,
             keymat: keymat.clone()?,
             local: (OUTER, 4500).into(),

@@ -35,7 +35,7 @@ use policies::Policies;
 use sas::{Holder, Inbound, Limit, Outbound, Sas, Usage};
 use selectors::Selectors;
 use spi_table::SpiTable;
-use spindle_abi::{Command, Event, SaActivity, SaParameters, SelectorSet, Spi, SpiState, Time};
+use spindle_abi::{Command, Event, Mode, SaActivity, SaParameters, SelectorSet, Spi, SpiState, Time};
 use spindle_aead::Provider;
 use spindle_esp::{InboundSa, OutboundSa, Unusable, inner_limit};
 use spindle_wire::{ethernet, ipv4, tcp};
@@ -127,6 +127,13 @@ impl Engine {
         match command {
             Command::SetPolicy { id, priority, action, selectors, hold } => {
                 self.policies.set(id, priority, action, compile(&selectors)?, hold)
+            }
+            // Neither by control as yet.
+            Command::BindPolicy { .. } => Err(Refused::Impossible("interface")),
+            Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa }
+                if sa.mode != Mode::Tunnel =>
+            {
+                Err(Refused::Impossible("mode"))
             }
             Command::RemovePolicy { id } => {
                 self.policies.remove(id);

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::{Exhausted, OutboundSa, back_length, front_length, inner_limit};
     use proptest::prelude::*;
-    use spindle_abi::{KeyMaterial, SelectorSet, Suite};
+    use spindle_abi::{KeyMaterial, Mode, SelectorSet, Suite};
     use spindle_wire::{ipv4, protocol, udp};
 
     fn parameters(suite: Suite, encapsulated: bool) -> SaParameters {
@@ -111,6 +111,7 @@ mod tests {
             spi: Spi(0xc0ff_ee01),
             index: 1,
             policy: 1,
+            mode: Mode::Tunnel,
             suite,
             keymat: KeyMaterial::new(&[0x42; 36][..suite.keymat_length()]).unwrap(),
             local: ([192, 0, 2, 1], port).into(),

@@ -158,6 +158,8 @@ pub fn child(name: &str, side: usize, number: u8) -> ChildConfig {
     ChildConfig {
         name: name.into(),
         policy: u32::from(number) + 1,
+        interface: 0,
+        transport: TransportMode::Never,
         selectors: selectors(nets[side], nets[1 - side]),
         proposals: vec!["aes128gcm16".into()],
         rekey_time: Duration::ZERO,

@@ -144,6 +144,8 @@ fn config(setup: &Setup, side: usize) -> Config {
     let child = |n: u8| ChildConfig {
         name: if n == 0 { "net".into() } else { format!("net{n}") },
         policy: POLICY + u32::from(n),
+        interface: 0,
+        transport: TransportMode::Never,
         selectors: SelectorSet { local: vec![behind(side, n)], remote: vec![behind(1 - side, n)] },
         proposals: vec!["aes128gcm16".into()],
         rekey_time: Duration::ZERO,
@@ -563,7 +565,10 @@ impl Running {
             }
             Command::InstallOutbound { sa } => self.outbound.push(sa),
             Command::RemoveOutbound { index } => self.outbound.retain(|sa| sa.index != index),
-            Command::SetPolicy { .. } | Command::RemovePolicy { .. } | Command::Readdress { .. } => {}
+            Command::SetPolicy { .. }
+            | Command::BindPolicy { .. }
+            | Command::RemovePolicy { .. }
+            | Command::Readdress { .. } => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use spindle_abi::{
-    Command, Event, KeyMaterial, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
+    Command, Event, KeyMaterial, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
 };
 use spindle_engine::{
     ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig,
@@ -141,6 +141,7 @@ pub fn sa(spi: u32, index: u32, at_a: bool, suite: Suite, encapsulated: bool) ->
         spi: Spi(spi),
         index,
         policy: POLICY,
+        mode: Mode::Tunnel,
         suite,
         keymat: KeyMaterial::new(&keymat[..suite.keymat_length()]).unwrap(),
         local: (local, port).into(),
