@@ -56,7 +56,7 @@ fn inner(length: usize) -> Vec<u8> {
 /// An engine that sends to itself: its outbound SA has the same SPI and key as its inbound one.
 fn looped(replay_window: u32) -> Engine {
     let mut engine = engine();
-    engine.set_local_addresses(&[OUTER, PEER]);
+    engine.set_local_addresses(&[OUTER.into(), PEER.into()]);
     let any = || vec![Selector::addresses([10, 0, 0, 0].into(), [10, 255, 255, 255].into())];
     let selectors = SelectorSet { local: any(), remote: any() };
     let sa = |index| SaParameters {

@@ -55,8 +55,14 @@ impl Output<MemoryFrame> for Recycle {
 
 /// An engine whose outer address is [`OUTER`], with the usual table sizes.
 pub fn engine() -> Engine {
-    let port = |mtu| PortConfig { mac: [2, 0, 0, 0, 0, 1], mtu, complete_checksums: false, address: None };
-    Engine::new(EngineConfig::new(vec![OUTER], port(1500), port(1500)))
+    let port = |mtu| PortConfig {
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu,
+        complete_checksums: false,
+        address: None,
+        address_v6: None,
+    };
+    Engine::new(EngineConfig::new(vec![OUTER.into()], port(1500), port(1500)))
 }
 
 /// A 64-octet Ethernet frame of ESP from [`PEER`] to [`OUTER`], SPI yet to be set by [`set_spi`].

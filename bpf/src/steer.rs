@@ -8,7 +8,7 @@ pub use crate::object::{LoadError, Mode};
 use crate::object::{Link, Loaded, Program};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ pub struct Steer {
 
 impl Steer {
     /// Loads both programs; attaches nothing. ESP in UDP comes to `nat_port`. At most `max_spis` SPIs have a state.
-    pub fn load(local: &[Ipv4Addr], nat_port: u16, max_spis: u32) -> Result<Steer, SteerError> {
+    pub fn load(local: &[IpAddr], nat_port: u16, max_spis: u32) -> Result<Steer, SteerError> {
         let mut object = Loaded::new(OBJECT, &[("spi_states", max_spis)])?;
         let mut ports = Array::try_from(object.take_map("nat_port").expect("in the object"))?;
         ports.set(0, u32::from(nat_port), 0)?;
@@ -96,10 +96,12 @@ impl Steer {
         Ok(steer)
     }
 
-    /// Replaces this host's addresses.
-    pub fn set_local_addresses(&mut self, local: &[Ipv4Addr]) -> Result<(), SteerError> {
+    /// Replaces this host's addresses. (Those of IPv6 are not needed: it passes.)
+    pub fn set_local_addresses(&mut self, local: &[IpAddr]) -> Result<(), SteerError> {
+        let of_ipv4 = |a: &IpAddr| if let IpAddr::V4(a) = a { Some(*a) } else { None };
+        let local: Vec<Ipv4Addr> = local.iter().filter_map(of_ipv4).collect();
         let key = |a: &Ipv4Addr| u32::from_ne_bytes(a.octets());
-        for address in local {
+        for address in &local {
             self.addresses.insert(key(address), 1, 0)?;
         }
         let stale: Vec<u32> = self.addresses.keys().filter_map(Result::ok).collect();

@@ -10,7 +10,7 @@ const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
 
 fn steer() -> Steer {
-    Steer::load(&[US], NAT_PORT, 1024).expect("these tests need root")
+    Steer::load(&[US.into()], NAT_PORT, 1024).expect("these tests need root")
 }
 
 /// Ethernet and IPv4 around a payload.
@@ -150,7 +150,7 @@ fn the_last_state_that_was_noted_counts() {
 
 #[test]
 fn a_hundred_thousand_spis_are_written_with_little_work() {
-    let mut steer = Steer::load(&[US], NAT_PORT, MAX_SPIS).unwrap();
+    let mut steer = Steer::load(&[US.into()], NAT_PORT, MAX_SPIS).unwrap();
     let mut states = steer.take_spi_states().unwrap().unwrap();
     // Of this thread, not of the machine, which others may keep busy.
     let processor = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
@@ -171,7 +171,7 @@ fn a_hundred_thousand_spis_are_written_with_little_work() {
 
 #[test]
 fn esp_in_udp_is_told_by_the_port_that_was_chosen() {
-    let steer = &mut Steer::load(&[US], 14_500, 1024).unwrap();
+    let steer = &mut Steer::load(&[US.into()], 14_500, 1024).unwrap();
     let verdict = |steer: &mut Steer, port| run(steer, Side::Outside, &packet(US, 17, 0, &udp(port, &ESP)));
     assert_eq!(verdict(steer, 14_500), (XDP_DROP, "xdp_outside_dropped_no_socket"));
     assert_eq!(verdict(steer, 4500), (XDP_PASS, "xdp_outside_passed"));
@@ -182,7 +182,7 @@ fn local_addresses_are_replaced() {
     let steer = &mut steer();
     let to_them = packet(THEM, 1, 0, &[8; 8]);
     assert_eq!(run(steer, Side::Outside, &to_them).1, "xdp_outside_dropped_not_ours");
-    steer.set_local_addresses(&[THEM]).unwrap();
+    steer.set_local_addresses(&[THEM.into()]).unwrap();
     assert_eq!(run(steer, Side::Outside, &to_them).1, "xdp_outside_passed");
     let to_us = packet(US, 1, 0, &[8; 8]);
     assert_eq!(run(steer, Side::Outside, &to_us).1, "xdp_outside_dropped_not_ours");

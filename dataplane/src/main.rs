@@ -34,7 +34,7 @@ use spindle_engine::{Engine, EngineConfig, PortConfig};
 use spindle_port::{Interface, bind_pair, driver_name};
 use spindle_ring::{Bell, Broken, DataplaneSide};
 use std::io::IsTerminal;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -140,6 +140,8 @@ impl Dataplane {
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
         ])
         .context("cannot open rtnetlink")?;
         tokio::spawn(connection);
@@ -301,20 +303,26 @@ fn protect_process() -> Result<()> {
 }
 
 /// This host's addresses.
-fn each_once(host: &[(u32, Ipv4Addr)]) -> Vec<Ipv4Addr> {
+fn each_once(host: &[(u32, IpAddr)]) -> Vec<IpAddr> {
     let mut all: Vec<_> = host.iter().map(|(_, address)| *address).collect();
     all.sort();
     all.dedup();
     all
 }
 
-fn port_config(link: &Link, host: &[(u32, Ipv4Addr)]) -> PortConfig {
+fn port_config(link: &Link, host: &[(u32, IpAddr)]) -> PortConfig {
     let driver = driver_name(&link.name).unwrap_or_default();
+    let own = || host.iter().filter(|(index, _)| *index == link.index).map(|(_, address)| *address);
     PortConfig {
         mac: link.mac,
         mtu: link.mtu,
         complete_checksums: PARTIAL_CHECKSUM_DRIVERS.contains(&driver.as_str()),
-        address: host.iter().find(|(index, _)| *index == link.index).map(|(_, address)| *address),
+        address: own()
+            .find_map(|address| if let IpAddr::V4(address) = address { Some(address) } else { None }),
+        address_v6: own().find_map(|address| match address {
+            IpAddr::V6(address) if !address.is_unicast_link_local() => Some(address),
+            _ => None,
+        }),
     }
 }
 

@@ -7,17 +7,19 @@
 use crate::worker::{Shared, Update};
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use spindle_engine::{NextHop, PortId};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Destinations that are followed at most; beyond, all are forgotten and asked for again.
@@ -57,17 +59,17 @@ impl Link {
     }
 }
 
-/// All IPv4 addresses of this host, with their interfaces.
-pub(crate) async fn local_addresses(handle: &Handle) -> Result<Vec<(u32, Ipv4Addr)>> {
+/// All addresses of this host, with their interfaces.
+pub(crate) async fn local_addresses(handle: &Handle) -> Result<Vec<(u32, IpAddr)>> {
     let mut all = Vec::new();
     let mut messages = handle.address().get().execute();
     while let Some(message) = messages.try_next().await.context("cannot read the host's addresses")? {
-        // IFA_LOCAL is the host's own address; on a point-to-point link IFA_ADDRESS is the other end's.
+        // IFA_LOCAL is the host's own address, where there is one; on a point-to-point link IFA_ADDRESS is the other end's.
         let mut own = None;
         for attribute in &message.attributes {
             match attribute {
-                AddressAttribute::Local(IpAddr::V4(a)) => own = Some(*a),
-                AddressAttribute::Address(IpAddr::V4(a)) => own = own.or(Some(*a)),
+                AddressAttribute::Local(a) => own = Some(*a),
+                AddressAttribute::Address(a) => own = own.or(Some(*a)),
                 _ => {}
             }
         }
@@ -80,7 +82,7 @@ pub(crate) async fn local_addresses(handle: &Handle) -> Result<Vec<(u32, Ipv4Add
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Way {
     interface: u32,
-    neighbour: Ipv4Addr,
+    neighbour: IpAddr,
     mtu: u16,
 }
 
@@ -89,8 +91,8 @@ pub(crate) struct Network {
     handle: Handle,
     links: [Link; 2],
     shared: Arc<Shared>,
-    ways: HashMap<Ipv4Addr, Way>,
-    neighbours: HashMap<(u32, Ipv4Addr), [u8; 6]>,
+    ways: HashMap<IpAddr, Way>,
+    neighbours: HashMap<(u32, IpAddr), [u8; 6]>,
 }
 
 /// What a notification means for the rest of the process.
@@ -117,13 +119,12 @@ impl Network {
 
     /// Finds the next hop towards a destination and tells the worker now, or as soon as it is known.
     pub(crate) async fn resolve(&mut self, destination: IpAddr) {
-        let IpAddr::V4(destination) = destination else { return self.tell(destination, None) };
         if self.ways.len() >= MAX_DESTINATIONS {
             self.forget();
         }
         let Some(way) = self.route(destination).await else {
             self.ways.remove(&destination);
-            return self.tell(destination.into(), None);
+            return self.tell(destination, None);
         };
         self.ways.insert(destination, way);
         let known = self.neighbours.contains_key(&(way.interface, way.neighbour));
@@ -133,17 +134,21 @@ impl Network {
         if let Err(error) = self.manage(way).await {
             tracing::warn!(neighbour = %way.neighbour, %error, "cannot resolve");
             if !known {
-                self.tell(destination.into(), None);
+                self.tell(destination, None);
             }
         }
     }
 
     /// RTM_GETROUTE for one destination.
-    async fn route(&self, destination: Ipv4Addr) -> Option<Way> {
+    async fn route(&self, destination: IpAddr) -> Option<Way> {
         let mut question = RouteMessage::default();
-        question.header.address_family = netlink_packet_route::AddressFamily::Inet;
-        question.header.destination_prefix_length = 32;
-        question.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(destination)));
+        let (family, length, address) = match destination {
+            IpAddr::V4(address) => (AddressFamily::Inet, 32, RouteAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(address)),
+        };
+        question.header.address_family = family;
+        question.header.destination_prefix_length = length;
+        question.attributes.push(RouteAttribute::Destination(address));
         let answer = self.handle.route().get(question).execute().next().await?.ok()?;
         if answer.header.kind != RouteType::Unicast {
             return None;
@@ -152,7 +157,11 @@ impl Network {
         for attribute in answer.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => interface = Some(index),
-                RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => neighbour = gateway,
+                RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => neighbour = gateway.into(),
+                RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) => neighbour = gateway.into(),
+                // RFC 5549: an IPv4 destination behind an IPv6 router.
+                RouteAttribute::Via(RouteVia::Inet(gateway)) => neighbour = gateway.into(),
+                RouteAttribute::Via(RouteVia::Inet6(gateway)) => neighbour = gateway.into(),
                 RouteAttribute::Metrics(metrics) => {
                     for metric in metrics {
                         if let RouteMetric::Mtu(value) = metric {
@@ -172,7 +181,7 @@ impl Network {
     async fn manage(&self, way: Way) -> Result<(), rtnetlink::Error> {
         let request = || {
             let neighbours = self.handle.neighbours();
-            neighbours.add(way.interface, way.neighbour.into()).replace().state(NeighbourState::None)
+            neighbours.add(way.interface, way.neighbour).replace().state(NeighbourState::None)
         };
         let mut managed = request();
         managed.message_mut().attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
@@ -224,11 +233,11 @@ impl Network {
     }
 
     /// Replaces this host's addresses.
-    pub(crate) fn tell_addresses(&self, addresses: Vec<Ipv4Addr>) {
+    pub(crate) fn tell_addresses(&self, addresses: Vec<IpAddr>) {
         self.send(Update::LocalAddresses(addresses));
     }
 
-    fn note(&mut self, message: &NeighbourMessage) -> Option<((u32, Ipv4Addr), Change)> {
+    fn note(&mut self, message: &NeighbourMessage) -> Option<((u32, IpAddr), Change)> {
         let key = key(message)?;
         let mac = message.attributes.iter().find_map(|a| match a {
             NeighbourAttribute::LinkLayerAddress(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
@@ -249,7 +258,7 @@ impl Network {
     }
 
     /// Tells the worker of all destinations behind a neighbour.
-    fn spread(&mut self, key: (u32, Ipv4Addr), change: Change) {
+    fn spread(&mut self, key: (u32, IpAddr), change: Change) {
         let behind = |way: &Way| (way.interface, way.neighbour) == key;
         match change {
             Change::Same => {}
@@ -261,7 +270,7 @@ impl Network {
             Change::Lost => {
                 let lost: Vec<_> = self.ways.extract_if(|_, way| behind(way)).collect();
                 for (destination, _) in lost {
-                    self.tell(destination.into(), None);
+                    self.tell(destination, None);
                 }
             }
         }
@@ -272,7 +281,7 @@ impl Network {
         self.send(Update::ForgetNextHops);
     }
 
-    fn tell_way(&self, destination: Ipv4Addr, way: Way) {
+    fn tell_way(&self, destination: IpAddr, way: Way) {
         let mac = self.neighbours.get(&(way.interface, way.neighbour));
         let port = if way.interface == self.links[0].index { PortId::Inside } else { PortId::Outside };
         let next_hop = mac.map(|mac| NextHop {
@@ -281,7 +290,7 @@ impl Network {
             destination_mac: *mac,
             mtu: way.mtu,
         });
-        self.tell(destination.into(), next_hop);
+        self.tell(destination, next_hop);
     }
 
     fn tell(&self, destination: IpAddr, next_hop: Option<NextHop>) {
@@ -303,10 +312,13 @@ enum Change {
     Lost,
 }
 
-fn key(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
+fn key(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
     message.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-            Some((message.header.ifindex, *address))
+            Some((message.header.ifindex, IpAddr::from(*address)))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+            Some((message.header.ifindex, IpAddr::from(*address)))
         }
         _ => None,
     })

@@ -169,7 +169,13 @@ mod tests {
     }
 
     fn engine() -> Engine {
-        let port = || PortConfig { mac: [2; 6], mtu: 1500, complete_checksums: false, address: None };
+        let port = || PortConfig {
+            mac: [2; 6],
+            mtu: 1500,
+            complete_checksums: false,
+            address: None,
+            address_v6: None,
+        };
         Engine::new(EngineConfig::new(Vec::new(), port(), port()))
     }
 

@@ -14,7 +14,7 @@ use spindle_bpf::steer::SpiStates;
 use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
 use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +43,7 @@ pub(crate) enum Update {
     /// Routes or links changed.
     ForgetNextHops,
     /// This host's addresses changed.
-    LocalAddresses(Vec<Ipv4Addr>),
+    LocalAddresses(Vec<IpAddr>),
 }
 
 /// What main and a worker share.

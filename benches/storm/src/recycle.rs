@@ -54,7 +54,7 @@ pub(crate) struct Recycled {
 pub(crate) fn recycle(arguments: &RecycleArguments) -> Result<()> {
     let queue = |name: &str| Interface::find(name).map(|found| Queue { index: found.index, queue: 0 });
     let (inside, outside) = (queue(&arguments.inside)?, queue(&arguments.interface)?);
-    let mut steer = Steer::load(&[arguments.address], NAT_PORT, MAX_SPIS)?;
+    let mut steer = Steer::load(&[arguments.address.into()], NAT_PORT, MAX_SPIS)?;
     let (_inside, mut port, mut pool) = bind_pair(inside, outside)?;
     steer.set_socket(Side::Outside, 0, port.as_fd())?;
     steer.set_background(0, port.background().context("the outside port has no background")?)?;

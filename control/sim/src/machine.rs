@@ -117,8 +117,9 @@ impl Machine {
     }
 
     fn engine(&self) -> Engine {
-        let port = || PortConfig { mac: MAC, mtu: MTU, complete_checksums: false, address: None };
-        let mut config = EngineConfig::new(vec![self.outside], port(), port());
+        let port =
+            || PortConfig { mac: MAC, mtu: MTU, complete_checksums: false, address: None, address_v6: None };
+        let mut config = EngineConfig::new(vec![self.outside.into()], port(), port());
         config.max_sas = 1 << 8;
         config.max_spis = 1 << 10;
         config.max_policies = 16;

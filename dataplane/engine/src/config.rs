@@ -3,7 +3,7 @@
 use spindle_aead::Provider;
 use spindle_wire::esp;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// One side's port.
 #[derive(Clone, Debug)]
@@ -16,13 +16,15 @@ pub struct PortConfig {
     pub complete_checksums: bool,
     /// The source of ICMP errors sent by it; without one none are sent.
     pub address: Option<Ipv4Addr>,
+    /// The same for ICMPv6.
+    pub address_v6: Option<Ipv6Addr>,
 }
 
 /// An engine's configuration. Sizes are limits; memory follows what is installed, but for the SPI table.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// All addresses of this host; ESP to one of them is ours.
-    pub local_addresses: Vec<Ipv4Addr>,
+    pub local_addresses: Vec<IpAddr>,
     /// The UDP port on which ESP comes in UDP (RFC 3948 section 2.1).
     pub nat_port: u16,
     /// The protected side.
@@ -45,7 +47,7 @@ pub struct EngineConfig {
 
 impl EngineConfig {
     /// Usual sizes: 131,072 SAs, 2^21 SPIs, 65,536 policies and next hops, MSS clamped.
-    pub fn new(local_addresses: Vec<Ipv4Addr>, inside: PortConfig, outside: PortConfig) -> EngineConfig {
+    pub fn new(local_addresses: Vec<IpAddr>, inside: PortConfig, outside: PortConfig) -> EngineConfig {
         EngineConfig {
             local_addresses,
             nat_port: esp::UDP_PORT,
@@ -68,8 +70,6 @@ pub enum Refused {
     Full(&'static str),
     /// The named field has an impossible value.
     Impossible(&'static str),
-    /// IPv6 is not forwarded yet.
-    Ipv6,
     /// There is no such SA or policy.
     Missing,
 }
@@ -79,7 +79,6 @@ impl fmt::Display for Refused {
         match self {
             Refused::Full(table) => write!(f, "refused: the table of {table} is full; raise its limit"),
             Refused::Impossible(field) => write!(f, "refused: control sent an impossible {field}"),
-            Refused::Ipv6 => f.write_str("refused: IPv6 is not supported in the dataplane yet"),
             Refused::Missing => f.write_str("refused: control named an SA or policy that does not exist"),
         }
     }

@@ -59,7 +59,7 @@ counted! {
         ChecksumsCompleted = "checksums_completed",
         /// SYNs whose MSS was lowered.
         MssClamped = "mss_clamped",
-        /// ICMP errors sent to the inside (fragmentation needed, time exceeded).
+        /// ICMP errors sent to the inside (fragmentation needed, packet too big, time exceeded).
         IcmpErrorsSent = "icmp_errors_sent",
         /// Packets that were fragmented.
         Fragmented = "fragmented",
@@ -79,13 +79,13 @@ counted! {
         NatKeepalive = "nat_keepalive",
         /// Consumed: a dummy packet (RFC 4303 section 2.6).
         DummyPacket = "dummy_packet",
-        /// The frame is no Ethernet frame that the gateway forwards (ARP, IPv6, VLAN, too short).
-        NotIpv4 = "not_ipv4",
-        /// The IPv4 header is malformed or its checksum wrong.
-        MalformedIpv4 = "malformed_ipv4",
+        /// The frame is no Ethernet frame that the gateway forwards (ARP, VLAN, too short).
+        NotIp = "not_ip",
+        /// The IPv4 header is malformed or its checksum wrong, or the IPv6 headers are malformed.
+        MalformedIp = "malformed_ip",
         /// To one of our own addresses, and nothing that the dataplane handles.
         ForHost = "for_host",
-        /// From or to no single host: multicast, broadcast, loopback, "this network".
+        /// From or to no single host beyond the link: multicast, broadcast, loopback, "this network", IPv6 link-local.
         NotUnicast = "not_unicast",
         /// From outside in clear, and no policy lets it by.
         CleartextFromOutside = "cleartext_from_outside",

@@ -42,7 +42,7 @@ pub trait Output<F: Frame> {
     /// The frame's way ends here. It is counted already; take its memory back.
     fn discard(&mut self, frame: F, reason: DropReason);
 
-    /// The next hop towards `destination` is not known. The frame holds its IPv4 packet behind 14 octets for the
+    /// The next hop towards `destination` is not known. The frame holds its IP packet behind 14 octets for the
     /// Ethernet header; `egress` is the only port it may leave by. Hold a bounded number of these, resolve, call
     /// [`crate::Engine::set_next_hop`], and then hand each back to [`crate::Engine::forward`], or to
     /// [`crate::Engine::give_up`].

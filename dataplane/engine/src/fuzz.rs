@@ -57,9 +57,14 @@ pub fn run(data: &[u8]) {
 }
 
 fn engine() -> Engine {
-    let port = |address| PortConfig { mac: [2; 6], mtu: 600, complete_checksums: true, address };
+    let port =
+        |address| PortConfig { mac: [2; 6], mtu: 600, complete_checksums: true, address, address_v6: None };
     let inside = port(Some(Ipv4Addr::new(10, 0, 0, 1)));
-    let mut config = EngineConfig::new(vec![OUTER, PEER, Ipv4Addr::new(10, 0, 0, 1)], inside, port(None));
+    let mut config = EngineConfig::new(
+        [OUTER, PEER, Ipv4Addr::new(10, 0, 0, 1)].map(IpAddr::V4).to_vec(),
+        inside,
+        port(None),
+    );
     (config.max_spis, config.max_sas, config.max_policies, config.max_next_hops) = (64, 4, 4, 4);
     let mut engine = Engine::new(config);
     let any = || vec![Selector::addresses([10, 0, 0, 0].into(), [10, 255, 255, 255].into())];

@@ -2,20 +2,21 @@
 //! selectors goes inside. In three steps over the burst, so that memory is fetched ahead of its use.
 
 use crate::selectors::Flow;
-use crate::spi_table::Known;
+use crate::spi_table::{End, Known};
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Spi, SpiReport, Time};
-use spindle_esp::{OpenFault, tunnel};
-use spindle_wire::{esp, ethernet, ipv4, protocol, repair, udp};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use spindle_esp::{Encapsulation, OpenFault, tunnel};
+use spindle_wire::ip::{self, Head};
+use spindle_wire::{esp, ethernet, protocol, repair, tcp, udp};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// An ESP packet for us, and where it is in its frame.
 #[derive(Clone, Copy)]
 struct Arrival {
     spi: Spi,
     sequence: u32,
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
+    source: End,
+    destination: End,
     start: u16,
     end: u16,
     encapsulated: bool,
@@ -24,7 +25,7 @@ struct Arrival {
 
 impl Arrival {
     fn report(&self, at: Time) -> SpiReport {
-        let (source, destination) = (SocketAddr::V4(self.source), SocketAddr::V4(self.destination));
+        let (source, destination) = (SocketAddr::from(self.source), SocketAddr::from(self.destination));
         SpiReport { spi: self.spi, sequence: self.sequence, source, destination, at }
     }
 }
@@ -91,36 +92,29 @@ impl Engine {
 
     #[inline]
     fn classify(&self, octets: &[u8]) -> Kind {
-        let Ok(frame) = ethernet::Frame::new_checked(octets) else { return Kind::Drop(DropReason::NotIpv4) };
-        if frame.ethertype() != ethernet::IPV4 {
-            return Kind::Drop(DropReason::NotIpv4);
-        }
-        let packet = match ipv4::Packet::new_checked(frame.payload()) {
-            Ok(packet) if packet.verify_checksum() => packet,
-            _ => return Kind::Drop(DropReason::MalformedIpv4),
+        let (head, packet) = match head(octets) {
+            Ok(read) => read,
+            Err(reason) => return Kind::Drop(reason),
         };
-        let (source, destination) = (packet.source(), packet.destination());
-        if !is_unicast(source) || !is_unicast(destination) {
+        if !is_unicast(head.source) || !is_unicast(head.destination) {
             return Kind::Drop(DropReason::NotUnicast);
         }
-        if !self.is_local(destination) {
+        if !self.is_local(head.destination) {
             return Kind::Clear;
         }
         let (mut source_port, mut destination_port) = (0, 0);
-        let mut start = ETHERNET + packet.header_length();
-        let mut payload = packet.payload();
-        let encapsulated = packet.protocol() == protocol::UDP;
+        let mut start = ETHERNET + head.upper;
+        let mut payload = head.payload(packet);
+        let encapsulated = head.protocol == protocol::UDP;
         let datagram;
-        match packet.protocol() {
-            protocol::ESP | protocol::UDP if packet.is_fragment() => {
-                // Reassembly comes before ESP (RFC 4303 section 3.4.1), and there is none yet.
-                return Kind::Drop(match packet.protocol() {
-                    protocol::ESP => DropReason::EspFragment,
-                    _ => DropReason::ForHost,
-                });
-            }
+        match head.protocol {
+            // Reassembly comes before ESP (RFC 4303 section 3.4.1), and there is none yet.
+            protocol::ESP if head.is_fragment() => return Kind::Drop(DropReason::EspFragment),
+            protocol::UDP if head.is_fragment() => return Kind::Drop(DropReason::ForHost),
             protocol::ESP => {}
             protocol::UDP => {
+                // Its checksum is not looked at: the ICV says more. RFC 3948 section 2.1 wants zero to be taken over IPv4,
+                // RFC 6935 section 5 lets a tunnel's port take it over IPv6.
                 let Ok(checked) = udp::Packet::new_checked(payload) else {
                     return Kind::Drop(DropReason::MalformedEsp);
                 };
@@ -148,12 +142,12 @@ impl Engine {
         let arrival = Arrival {
             spi: Spi(header.spi()),
             sequence: header.sequence(),
-            source: SocketAddrV4::new(source, source_port),
-            destination: SocketAddrV4::new(destination, destination_port),
+            source: (head.source, source_port),
+            destination: (head.destination, destination_port),
             start: start as u16,
             end: (start + payload.len()).min(usize::from(u16::MAX)) as u16,
             encapsulated,
-            outer_class: packet.traffic_class(),
+            outer_class: head.traffic_class,
         };
         Kind::Esp(arrival, Known::Unknown)
     }
@@ -188,7 +182,7 @@ impl Engine {
         arrival: &Arrival,
         octets: &mut [u8],
         out: &mut impl Output<F>,
-    ) -> Result<(usize, usize, Ipv4Addr), DropReason> {
+    ) -> Result<(usize, usize, IpAddr), DropReason> {
         let esp_start = usize::from(arrival.start);
         let esp_octets =
             octets.get_mut(esp_start..usize::from(arrival.end)).ok_or(DropReason::MalformedEsp)?;
@@ -208,17 +202,18 @@ impl Engine {
         }
         let first = std::mem::take(&mut inbound.report_first);
         let checked = match opened.next_header {
-            protocol::IPV4 => {
+            protocol::IPV4 | protocol::IPV6 => {
                 let payload = &mut esp_octets[opened.payload.clone()];
-                check_inner(payload, arrival.outer_class, |flow| inbound.selectors.matches(flow))
+                let is_ipv6 = opened.next_header == protocol::IPV6;
+                check_inner(payload, is_ipv6, arrival.outer_class, |flow| inbound.selectors.matches(flow))
             }
             // RFC 4303 section 2.6: dummies are discarded without prejudice.
             protocol::NONE => Err(DropReason::DummyPacket),
             _ => Err(DropReason::MalformedInner),
         };
-        let encapsulated = inbound.encapsulated;
+        let around = Encapsulation { is_ipv6: arrival.source.0.is_ipv6(), in_udp: inbound.encapsulated };
         let passed = matches!(checked, Ok(_) | Err(DropReason::DummyPacket));
-        let octets_passed = checked.map_or(0, |(length, _)| length);
+        let octets_passed = checked.map_or(0, |head| head.length);
         let limit = if passed { inbound.usage.count(now, octets_passed) } else { None };
         if first {
             self.tell(Event::FirstInbound { spi: arrival.spi }, out);
@@ -229,26 +224,32 @@ impl Engine {
         if passed {
             self.sas.mark_changed(index);
         }
-        let (length, destination) = checked?;
+        let head = checked?;
         let start = esp_start + opened.payload.start;
-        let inner = &mut octets[start..start + length];
-        self.leave(inner, Some(encapsulated))?;
-        Ok((start, length, destination))
+        let fits = self.fits(around);
+        self.leave(&head, &mut octets[start..start + head.length], Some(fits))?;
+        Ok((start, head.length, head.destination))
     }
 
-    /// A hop on a packet's way: one less to live; and if its connection runs through a tunnel, SYNs clamped.
+    /// A hop on a packet's way: one less to live; and if its connection runs through a tunnel, which takes packets of
+    /// so many octets, SYNs clamped.
     #[inline]
-    pub(crate) fn leave(&mut self, inner: &mut [u8], encapsulated: Option<bool>) -> Result<(), DropReason> {
-        let mut packet = ipv4::Packet::new_checked(&mut *inner).map_err(|_| DropReason::MalformedInner)?;
-        if packet.ttl() <= 1 {
+    pub(crate) fn leave(
+        &mut self,
+        head: &Head,
+        inner: &mut [u8],
+        fits: Option<usize>,
+    ) -> Result<(), DropReason> {
+        if !ip::decrement_hop_limit(inner).map_err(|_| DropReason::MalformedInner)? {
             return Err(DropReason::TtlExpired);
         }
-        packet.decrement_ttl();
         if self.clamp_mss
-            && let Some(encapsulated) = encapsulated
-            && repair::clamp_mss(inner, self.mss[usize::from(encapsulated)])
+            && let Some(fits) = fits
         {
-            self.counters.add(Counter::MssClamped, 1);
+            let headers = ip::header_length(head.source.is_ipv6()) + tcp::HEADER_LENGTH;
+            if repair::clamp_mss(head, inner, fits.saturating_sub(headers) as u16) {
+                self.counters.add(Counter::MssClamped, 1);
+            }
         }
         Ok(())
     }
@@ -265,51 +266,79 @@ impl Engine {
         }
     }
 
-    fn bypass_from_outside(&mut self, octets: &mut [u8]) -> Result<(usize, Ipv4Addr), DropReason> {
-        let packet = ipv4::Packet::new_checked(&octets[ETHERNET..]).map_err(|_| DropReason::MalformedIpv4)?;
-        let policy = self.policies.find(&Flow::of(&packet).reversed());
+    fn bypass_from_outside(&mut self, octets: &mut [u8]) -> Result<(usize, IpAddr), DropReason> {
+        let (head, packet) = head(octets)?;
+        let policy = self.policies.find(&Flow::of(&head, packet).reversed());
         if policy.is_none_or(|policy| policy.action != PolicyAction::Bypass) {
             return Err(DropReason::CleartextFromOutside);
         }
-        let (length, destination) = (packet.total_length(), packet.destination());
-        let inner = &mut octets[ETHERNET..ETHERNET + length];
-        if self.complete_checksums[PortId::Outside as usize] && repair::complete_checksum(inner) {
+        let inner = &mut octets[ETHERNET..ETHERNET + head.length];
+        if self.complete_checksums[PortId::Outside as usize] && repair::complete_checksum(&head, inner) {
             self.counters.add(Counter::ChecksumsCompleted, 1);
         }
-        self.leave(inner, None)?;
-        Ok((length, destination))
+        self.leave(&head, inner, None)?;
+        Ok((head.length, head.destination))
     }
 }
 
-/// Is the decrypted payload an IPv4 packet that its SA may carry? Its length and destination.
+/// The IP packet in a frame, and what its headers say.
+#[inline]
+pub(crate) fn head(octets: &[u8]) -> Result<(Head, &[u8]), DropReason> {
+    let frame = ethernet::Frame::new_checked(octets).map_err(|_| DropReason::NotIp)?;
+    let version = match frame.ethertype() {
+        ethernet::IPV4 => 4,
+        ethernet::IPV6 => 6,
+        _ => return Err(DropReason::NotIp),
+    };
+    let packet = &octets[ETHERNET..];
+    match Head::parse(packet) {
+        Ok(head) if ip::version(packet) == Some(version) => Ok((head, packet)),
+        _ => Err(DropReason::MalformedIp),
+    }
+}
+
+/// Is the decrypted payload a packet of the version that the trailer says (RFC 4303 section 2.6), and one that its SA
+/// may carry?
 #[inline]
 fn check_inner(
     payload: &mut [u8],
+    is_ipv6: bool,
     outer_class: u8,
     may_carry: impl Fn(&Flow) -> bool,
-) -> Result<(usize, Ipv4Addr), DropReason> {
-    let mut packet = match ipv4::Packet::new_checked(payload) {
-        Ok(packet) if packet.verify_checksum() => packet,
+) -> Result<Head, DropReason> {
+    let head = match Head::parse(payload) {
+        Ok(head) if head.source.is_ipv6() == is_ipv6 => head,
         _ => return Err(DropReason::MalformedInner),
     };
     // RFC 4301 section 5.2, step 4: the packet must match the selectors of the SA on which it came.
-    if !may_carry(&Flow::of(&packet).reversed()) {
+    if !may_carry(&Flow::of(&head, payload).reversed()) {
         return Err(DropReason::SelectorMismatch);
     }
-    if !is_unicast(packet.destination()) {
+    if !is_unicast(head.source) || !is_unicast(head.destination) {
         return Err(DropReason::NotUnicast);
     }
-    let class = packet.traffic_class();
+    let class = head.traffic_class;
     let new = tunnel::inner_traffic_class(class, outer_class).ok_or(DropReason::EcnMismatch)?;
     if new != class {
-        packet.set_traffic_class(new);
+        ip::set_traffic_class(payload, new).map_err(|_| DropReason::MalformedInner)?;
     }
-    Ok((packet.total_length(), packet.destination()))
+    Ok(head)
 }
 
 /// One host's address on a network: neither multicast, nor broadcast, "this network" or loopback (RFC 1122 section
-/// 3.2.1.3).
+/// 3.2.1.3); nor, of IPv6, unspecified, link-local or IPv4-mapped, which no router forwards (RFC 4291 section 2.5).
 #[inline]
-pub(crate) fn is_unicast(address: Ipv4Addr) -> bool {
-    !address.is_multicast() && !address.is_broadcast() && !matches!(address.octets()[0], 0 | 127)
+pub(crate) fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            !address.is_multicast() && !address.is_broadcast() && !matches!(address.octets()[0], 0 | 127)
+        }
+        IpAddr::V6(address) => {
+            let not_forwarded = address == Ipv6Addr::UNSPECIFIED || address == Ipv6Addr::LOCALHOST;
+            !not_forwarded
+                && !address.is_multicast()
+                && !address.is_unicast_link_local()
+                && address.to_ipv4_mapped().is_none()
+        }
+    }
 }

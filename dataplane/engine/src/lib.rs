@@ -37,10 +37,10 @@ use selectors::Selectors;
 use spi_table::SpiTable;
 use spindle_abi::{Command, Event, Mode, SaActivity, SaParameters, SelectorSet, Spi, SpiState, Time};
 use spindle_aead::Provider;
-use spindle_esp::{InboundSa, OutboundSa, Unusable, inner_limit};
-use spindle_wire::{ethernet, ipv4, tcp};
+use spindle_esp::{Encapsulation, InboundSa, OutboundSa, Unusable, inner_limit};
+use spindle_wire::{ethernet, ip};
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Octets of the Ethernet header.
 const ETHERNET: usize = ethernet::HEADER_LENGTH;
@@ -74,17 +74,16 @@ pub struct Engine {
     /// Urgent events for which there was no room. Its capacity grows with installations, never with packets.
     owed: VecDeque<Event>,
     /// Sorted.
-    local_addresses: Vec<Ipv4Addr>,
+    local_addresses: Vec<IpAddr>,
     nat_port: u16,
     /// By [`PortId`].
     complete_checksums: [bool; 2],
     /// By [`PortId`].
     mtu: [u16; 2],
     clamp_mss: bool,
-    /// Limits of the maximum segment size: for plain ESP, for ESP in UDP.
-    mss: [u16; 2],
     inside_mac: [u8; 6],
     inside_address: Option<Ipv4Addr>,
+    inside_address_v6: Option<Ipv6Addr>,
     icmp_budget: IcmpBudget,
     provider: Provider,
     installed: usize,
@@ -93,11 +92,6 @@ pub struct Engine {
 impl Engine {
     /// An engine without SAs or policies: it drops everything.
     pub fn new(config: EngineConfig) -> Engine {
-        let mss = [false, true].map(|encapsulated| {
-            let inner = inner_limit(usize::from(config.outside.mtu), encapsulated);
-            let inner = inner.min(usize::from(config.inside.mtu));
-            inner.saturating_sub(ipv4::HEADER_LENGTH + tcp::HEADER_LENGTH) as u16
-        });
         let mut engine = Engine {
             spis: SpiTable::new(config.max_spis),
             sas: Sas::new(config.max_sas.min(spindle_abi::MAX_SAS)),
@@ -110,9 +104,9 @@ impl Engine {
             complete_checksums: [config.inside.complete_checksums, config.outside.complete_checksums],
             mtu: [config.inside.mtu, config.outside.mtu],
             clamp_mss: config.clamp_mss,
-            mss,
             inside_mac: config.inside.mac,
             inside_address: config.inside.address,
+            inside_address_v6: config.inside.address_v6,
             icmp_budget: IcmpBudget::new(),
             provider: config.provider,
             installed: 0,
@@ -291,7 +285,7 @@ impl Engine {
     /// Sends a frame (14 octets for the Ethernet header, then the packet) by its next hop, which must lie on the
     /// side that is demanded: cleartext that was decapsulated never leaves outside, nor ESP inside.
     #[inline]
-    fn send<F: Frame>(&mut self, egress: PortId, to: Ipv4Addr, frame: F, out: &mut impl Output<F>) {
+    fn send<F: Frame>(&mut self, egress: PortId, to: IpAddr, frame: F, out: &mut impl Output<F>) {
         if egress == PortId::Inside && self.is_local(to) {
             return self.discard(frame, DropReason::ForHost, out);
         }
@@ -299,7 +293,7 @@ impl Engine {
             Some(hop) => self.transmit(egress, hop, frame, out),
             None => {
                 self.counters.add(Counter::Held, 1);
-                out.unresolved(egress, IpAddr::V4(to), frame);
+                out.unresolved(egress, to, frame);
             }
         }
     }
@@ -313,11 +307,13 @@ impl Engine {
         if octets.len() > ETHERNET + usize::from(hop.mtu.min(self.mtu[egress as usize])) {
             return self.discard(frame, DropReason::TooBig, out);
         }
-        if octets.len() < ETHERNET {
-            return self.discard(frame, DropReason::NotIpv4, out);
-        }
+        let ethertype = match octets.get(ETHERNET..).and_then(ip::version) {
+            Some(6) => ethernet::IPV6,
+            Some(_) => ethernet::IPV4,
+            None => return self.discard(frame, DropReason::NotIp, out),
+        };
         let (destination, source) = (hop.destination_mac, hop.source_mac);
-        ethernet::Repr { destination, source, ethertype: ethernet::IPV4 }.emit(octets);
+        ethernet::Repr { destination, source, ethertype }.emit(octets);
         let delivered = match egress {
             PortId::Inside => Counter::DeliveredInside,
             PortId::Outside => Counter::DeliveredOutside,
@@ -336,11 +332,7 @@ impl Engine {
         frame: F,
         out: &mut impl Output<F>,
     ) {
-        let hop = match destination {
-            IpAddr::V4(address) => self.next_hops.find(address),
-            IpAddr::V6(_) => None,
-        };
-        match hop {
+        match self.next_hops.find(destination) {
             Some(hop) => {
                 self.counters.subtract(Counter::Held, 1);
                 self.transmit(egress, hop, frame, out);
@@ -363,12 +355,9 @@ impl Engine {
     }
 
     /// Sets or removes the next hop towards one destination (the packet's own destination address, not the
-    /// router's). Refused if the table is full or the address is not IPv4.
+    /// router's). Refused if the table is full.
     pub fn set_next_hop(&mut self, destination: IpAddr, next_hop: Option<NextHop>) -> Result<(), Refused> {
-        match destination {
-            IpAddr::V4(address) => self.next_hops.set(address, next_hop),
-            IpAddr::V6(_) => Err(Refused::Ipv6),
-        }
+        self.next_hops.set(destination, next_hop)
     }
 
     /// Forgets all next hops (after a route changed).
@@ -378,19 +367,26 @@ impl Engine {
 
     /// The largest packet on the way out to this address, in octets.
     #[inline]
-    fn path_mtu(&mut self, destination: Ipv4Addr) -> usize {
+    fn path_mtu(&mut self, destination: IpAddr) -> usize {
         let own = self.mtu[PortId::Outside as usize];
         usize::from(self.next_hops.find(destination).map_or(own, |hop| hop.mtu.min(own)))
     }
 
+    /// The largest inner packet that fits both ports' MTUs once encapsulated so.
+    #[inline]
+    fn fits(&self, around: Encapsulation) -> usize {
+        let [inside, outside] = self.mtu.map(usize::from);
+        inner_limit(outside, around).min(inside)
+    }
+
     /// Replaces this host's addresses.
-    pub fn set_local_addresses(&mut self, addresses: &[Ipv4Addr]) {
+    pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) {
         self.local_addresses = addresses.to_vec();
         self.local_addresses.sort_unstable();
     }
 
     #[inline]
-    fn is_local(&self, address: Ipv4Addr) -> bool {
+    fn is_local(&self, address: IpAddr) -> bool {
         match &self.local_addresses[..] {
             few if few.len() <= 8 => few.contains(&address),
             many => many.binary_search(&address).is_ok(),
@@ -443,6 +439,6 @@ fn refused(fault: Unusable) -> Refused {
         Unusable::KeyLength => Refused::Impossible("key length"),
         Unusable::ReservedSpi => Refused::Impossible("SPI"),
         Unusable::ReplayWindow => Refused::Impossible("replay window"),
-        Unusable::Ipv6 => Refused::Ipv6,
+        Unusable::IpVersions => Refused::Impossible("pair of outer addresses"),
     }
 }

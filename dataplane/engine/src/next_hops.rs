@@ -4,13 +4,13 @@ use crate::{NextHop, Refused};
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::BuildHasherDefault;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 pub(crate) struct NextHops {
-    hops: HashMap<Ipv4Addr, NextHop, BuildHasherDefault<DefaultHasher>>,
+    hops: HashMap<IpAddr, NextHop, BuildHasherDefault<DefaultHasher>>,
     limit: usize,
     /// The last one that was found: bursts tend to one destination.
-    last: Option<(Ipv4Addr, NextHop)>,
+    last: Option<(IpAddr, NextHop)>,
 }
 
 impl NextHops {
@@ -18,7 +18,7 @@ impl NextHops {
         NextHops { hops: HashMap::default(), limit: limit as usize, last: None }
     }
 
-    pub(crate) fn set(&mut self, destination: Ipv4Addr, hop: Option<NextHop>) -> Result<(), Refused> {
+    pub(crate) fn set(&mut self, destination: IpAddr, hop: Option<NextHop>) -> Result<(), Refused> {
         self.last = None;
         match hop {
             None => drop(self.hops.remove(&destination)),
@@ -36,7 +36,7 @@ impl NextHops {
     }
 
     #[inline]
-    pub(crate) fn find(&mut self, destination: Ipv4Addr) -> Option<NextHop> {
+    pub(crate) fn find(&mut self, destination: IpAddr) -> Option<NextHop> {
         match self.last {
             Some((last, hop)) if last == destination => Some(hop),
             _ => {

@@ -1,22 +1,27 @@
 //! From inside: the ordered policies decide, and what is to be protected goes into the latest SA of its policy.
 
-use crate::inbound::is_unicast;
+use crate::inbound::{head, is_unicast};
 use crate::sas::Limit;
 use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Time};
 use spindle_esp::{back_length, front_length, inner_limit};
-use spindle_wire::{ethernet, icmpv4, ipv4, protocol, repair};
-use std::net::{IpAddr, Ipv4Addr};
+use spindle_wire::ip::Head;
+use spindle_wire::{ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, repair};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// ACQUIREs of one policy at most once in this time.
 const ACQUIRE_INTERVAL: Duration = Duration::from_secs(1);
-/// ICMP errors: one each in this time on average, and so many at once (RFC 1812 section 4.3.2.8).
+/// ICMP errors: one each in this time on average, and so many at once (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f).
 const ICMP_INTERVAL: Duration = Duration::from_millis(10);
 const ICMP_BURST: u64 = 16;
 /// Octets of the packet that an ICMP error quotes: the error is 576 octets at most (RFC 1812 section 4.3.2.3).
 const ICMP_QUOTE: usize = 576 - ipv4::HEADER_LENGTH - icmpv4::HEADER_LENGTH;
+/// And ICMPv6: as much as fits into every link's MTU (RFC 4443 section 2.4 c).
+const ICMPV6_QUOTE: usize = ipv6::MINIMUM_MTU - ipv6::HEADER_LENGTH - icmpv6::HEADER_LENGTH;
+/// Traffic class of ICMP errors: internetwork control (RFC 1812 section 4.3.2.5).
+const ICMP_CLASS: u8 = 0xc0;
 
 /// Fragments beside the first that a packet is split into at most.
 const FRAGMENTS: usize = 7;
@@ -25,7 +30,7 @@ const FRAGMENTS: usize = 7;
 #[derive(Clone, Copy)]
 enum Way {
     Protect { index: u32 },
-    Bypass { destination: Ipv4Addr },
+    Bypass { destination: IpAddr },
 }
 
 /// A packet's way, its length, and how long a packet may be on that way.
@@ -45,6 +50,14 @@ enum Refusal {
     },
     /// Longer than this, and not to be fragmented.
     TooBig(usize),
+}
+
+/// What a sender inside is told.
+#[derive(Clone, Copy)]
+enum Complaint {
+    /// Longer than this.
+    TooBig(usize),
+    TimeExceeded,
 }
 
 impl From<DropReason> for Refusal {
@@ -74,13 +87,10 @@ impl Engine {
             }
             Ok(decision) => self.fragment(now, decision, frame, out),
             Err(Refusal::TooBig(limit)) => {
-                // RFC 1191 section 4; no path is narrower than 68 octets.
-                let mtu = limit.clamp(68, 65_535) as u16;
-                let message = icmpv4::Repr::FragmentationNeeded { mtu };
-                self.refuse(now, message, DropReason::TooBig, frame, out);
+                self.refuse(now, Complaint::TooBig(limit), DropReason::TooBig, frame, out);
             }
             Err(Refusal::Drop(DropReason::TtlExpired)) => {
-                self.refuse(now, icmpv4::Repr::TimeExceeded, DropReason::TtlExpired, frame, out);
+                self.refuse(now, Complaint::TimeExceeded, DropReason::TtlExpired, frame, out);
             }
             Err(Refusal::Drop(reason)) => self.discard(frame, reason, out),
             Err(Refusal::Wait { policy, hold }) => match out.without_sa(policy, hold, frame) {
@@ -97,39 +107,31 @@ impl Engine {
         octets: &mut [u8],
         out: &mut impl Output<F>,
     ) -> Result<Decision, Refusal> {
-        let frame = ethernet::Frame::new_checked(&*octets).map_err(|_| DropReason::NotIpv4)?;
-        if frame.ethertype() != ethernet::IPV4 {
-            return Err(DropReason::NotIpv4.into());
-        }
-        let packet = ipv4::Packet::new_checked(&octets[ETHERNET..]).map_err(|_| DropReason::MalformedIpv4)?;
-        if !packet.verify_checksum() {
-            return Err(DropReason::MalformedIpv4.into());
-        }
-        let (length, destination) = (packet.total_length(), packet.destination());
+        let (head, packet) = head(octets)?;
+        let (length, destination) = (head.length, head.destination);
         if self.is_local(destination) {
             return Err(DropReason::ForHost.into());
         }
-        if !is_unicast(destination) || !is_unicast(packet.source()) {
+        if !is_unicast(destination) || !is_unicast(head.source) {
             return Err(DropReason::NotUnicast.into());
         }
-        let dont_fragment = packet.dont_fragment();
-        let way = self.find_way(now, &Flow::of(&packet), out)?;
-        let (limit, encapsulated) = match way {
-            Way::Bypass { destination } => (self.path_mtu(destination), false),
+        let way = self.find_way(now, &Flow::of(&head, packet), out)?;
+        let (limit, fits) = match way {
+            Way::Bypass { destination } => (self.path_mtu(destination), None),
             Way::Protect { index } => {
                 let outbound = self.sas.outbound(index).ok_or(DropReason::NoSa)?;
-                let (remote, encapsulated) = (outbound.sa.remote(), outbound.sa.is_encapsulated());
-                (inner_limit(self.path_mtu(remote), encapsulated), encapsulated)
+                let (remote, around) = (outbound.sa.remote(), outbound.sa.encapsulation());
+                (inner_limit(self.path_mtu(remote), around), Some(self.fits(around)))
             }
         };
-        if length > limit && dont_fragment {
+        if length > limit && head.dont_fragment {
             return Err(Refusal::TooBig(limit));
         }
         let inner = &mut octets[ETHERNET..ETHERNET + length];
-        if self.complete_checksums[PortId::Inside as usize] && repair::complete_checksum(inner) {
+        if self.complete_checksums[PortId::Inside as usize] && repair::complete_checksum(&head, inner) {
             self.counters.add(Counter::ChecksumsCompleted, 1);
         }
-        self.leave(inner, matches!(way, Way::Protect { .. }).then_some(encapsulated))?;
+        self.leave(&head, inner, fits)?;
         Ok(Decision { way, length, limit })
     }
 
@@ -152,7 +154,7 @@ impl Engine {
             return Ok(Way::Protect { index });
         }
         let due = policy.acquired.is_none_or(|last| now.since(last) >= ACQUIRE_INTERVAL);
-        let (source, destination) = (IpAddr::V4(flow.source), IpAddr::V4(flow.destination));
+        let (source, destination) = (flow.source, flow.destination);
         if due && out.event(Event::Acquire { policy: policy.id, source, destination }) {
             policy.acquired = Some(now);
         }
@@ -183,12 +185,12 @@ impl Engine {
         length: usize,
         frame: &mut F,
         out: &mut impl Output<F>,
-    ) -> Result<Ipv4Addr, DropReason> {
+    ) -> Result<IpAddr, DropReason> {
         let outbound = self.sas.outbound(index).ok_or(DropReason::NoSa)?;
         if outbound.usage.expired {
             return Err(DropReason::SequenceExhausted);
         }
-        let room = frame.grow_front(front_length(outbound.sa.is_encapsulated()))
+        let room = frame.grow_front(front_length(outbound.sa.encapsulation()))
             && frame.grow_back(back_length(length));
         if !room {
             return Err(DropReason::NoRoom);
@@ -207,7 +209,7 @@ impl Engine {
         Ok(remote)
     }
 
-    /// Splits a packet that may be (RFC 791 section 3.2) before it is encapsulated, so that the peer need not
+    /// Splits an IPv4 packet that may be (RFC 791 section 3.2) before it is encapsulated, so that the peer need not
     /// reassemble ESP.
     fn fragment<F: Frame>(&mut self, now: Time, decision: Decision, mut frame: F, out: &mut impl Output<F>) {
         let Decision { way, length, limit } = decision;
@@ -275,12 +277,12 @@ impl Engine {
     fn refuse<F: Frame>(
         &mut self,
         now: Time,
-        message: icmpv4::Repr,
+        complaint: Complaint,
         reason: DropReason,
         mut frame: F,
         out: &mut impl Output<F>,
     ) {
-        if !self.icmp_budget.would_allow(now) || !self.make_error(message, &mut frame) {
+        if !self.icmp_budget.would_allow(now) || !self.make_error(complaint, &mut frame) {
             return self.discard(frame, reason, out);
         }
         self.icmp_budget.take();
@@ -291,43 +293,99 @@ impl Engine {
         out.transmit(PortId::Inside, frame);
     }
 
-    fn make_error<F: Frame>(&self, message: icmpv4::Repr, frame: &mut F) -> bool {
-        const HEADERS: usize = ipv4::HEADER_LENGTH + icmpv4::HEADER_LENGTH;
-        let Some(address) = self.inside_address else { return false };
+    fn make_error<F: Frame>(&self, complaint: Complaint, frame: &mut F) -> bool {
+        let Ok((head, packet)) = head(frame.data()) else { return false };
+        // RFC 1122 section 3.2.2 and RFC 4443 section 2.4 e: never about ICMP errors, nor about fragments but the first.
+        let payload = head.payload(packet);
+        let about_error = match head.protocol {
+            protocol::ICMP => icmpv4::Packet::new_checked(payload).map_or(true, |icmp| icmp.is_error()),
+            protocol::ICMPV6 => icmpv6::Packet::new_checked(payload).map_or(true, |icmp| icmp.is_error()),
+            _ => false,
+        };
+        if about_error || head.fragment_offset != 0 || !is_unicast(head.source) {
+            return false;
+        }
         let Ok(ethernet) = ethernet::Frame::new_checked(frame.data()) else { return false };
-        let station = ethernet.source();
-        let Ok(packet) = ipv4::Packet::new_checked(ethernet.payload()) else { return false };
-        // RFC 1122 section 3.2.2: never about ICMP errors, nor about fragments but the first.
-        let about_error = packet.protocol() == protocol::ICMP
-            && icmpv4::Packet::new_checked(packet.payload()).map_or(true, |icmp| icmp.is_error());
-        if about_error || packet.fragment_offset() != 0 || !is_unicast(packet.source()) {
-            return false;
+        let repr = ethernet::Repr {
+            destination: ethernet.source(),
+            source: self.inside_mac,
+            ethertype: ethernet.ethertype(),
+        };
+        let made = match head.source {
+            IpAddr::V4(_) => self.make_icmpv4(complaint, &head, frame),
+            IpAddr::V6(_) => self.make_icmpv6(complaint, &head, frame),
+        };
+        if made.is_some() {
+            repr.emit(frame.data_mut());
         }
-        let (source, quoted) = (packet.source(), packet.total_length().min(ICMP_QUOTE));
-        if !frame.grow_front(HEADERS) {
-            return false;
-        }
-        frame.truncate(ETHERNET + HEADERS + quoted);
-        let octets = frame.data_mut();
-        let repr =
-            ethernet::Repr { destination: station, source: self.inside_mac, ethertype: ethernet::IPV4 };
-        repr.emit(octets);
+        made.is_some()
+    }
+
+    fn make_icmpv4<F: Frame>(&self, complaint: Complaint, about: &Head, frame: &mut F) -> Option<()> {
+        let (Some(source), IpAddr::V4(destination)) = (self.inside_address, about.source) else {
+            return None;
+        };
+        let message = match complaint {
+            // RFC 1191 section 4; no path is narrower than 68 octets.
+            Complaint::TooBig(limit) => {
+                icmpv4::Repr::FragmentationNeeded { mtu: limit.clamp(68, 65_535) as u16 }
+            }
+            Complaint::TimeExceeded => icmpv4::Repr::TimeExceeded,
+        };
+        let quoted = about.length.min(ICMP_QUOTE);
+        let octets = quote(frame, quoted, ipv4::HEADER_LENGTH + icmpv4::HEADER_LENGTH)?;
         let repr = ipv4::Repr {
-            traffic_class: 0xc0, // internetwork control (RFC 1812 section 4.3.2.5)
+            traffic_class: ICMP_CLASS,
             identification: 0,
             dont_fragment: true,
             more_fragments: false,
             fragment_offset: 0,
             ttl: 64,
             protocol: protocol::ICMP,
-            source: address,
-            destination: source,
+            source,
+            destination,
             payload_length: (icmpv4::HEADER_LENGTH + quoted) as u16,
         };
-        repr.emit(&mut octets[ETHERNET..]);
-        message.emit(&mut octets[ETHERNET + ipv4::HEADER_LENGTH..]);
-        true
+        repr.emit(octets);
+        message.emit(&mut octets[ipv4::HEADER_LENGTH..]);
+        Some(())
     }
+
+    fn make_icmpv6<F: Frame>(&self, complaint: Complaint, about: &Head, frame: &mut F) -> Option<()> {
+        let (Some(source), IpAddr::V6(destination)) = (self.inside_address_v6, about.source) else {
+            return None;
+        };
+        let message = match complaint {
+            // RFC 4443 section 3.2; no path is narrower than the minimum MTU (RFC 8200 section 5).
+            Complaint::TooBig(limit) => {
+                icmpv6::Repr::PacketTooBig { mtu: limit.max(ipv6::MINIMUM_MTU) as u32 }
+            }
+            Complaint::TimeExceeded => icmpv6::Repr::TimeExceeded,
+        };
+        let quoted = about.length.min(ICMPV6_QUOTE);
+        let octets = quote(frame, quoted, ipv6::HEADER_LENGTH + icmpv6::HEADER_LENGTH)?;
+        let repr = ipv6::Repr {
+            traffic_class: ICMP_CLASS,
+            flow_label: 0,
+            next_header: protocol::ICMPV6,
+            hop_limit: 64,
+            source,
+            destination,
+            payload_length: (icmpv6::HEADER_LENGTH + quoted) as u16,
+        };
+        repr.emit(octets);
+        message.emit(&mut octets[ipv6::HEADER_LENGTH..], source, destination);
+        Some(())
+    }
+}
+
+/// Cuts the frame's packet to so many octets and makes room for headers before it; the packet from these headers on.
+fn quote<F: Frame>(frame: &mut F, quoted: usize, headers: usize) -> Option<&mut [u8]> {
+    if !frame.grow_front(headers) {
+        return None;
+    }
+    frame.truncate(ETHERNET + headers + quoted);
+    frame.data_mut().get_mut(ETHERNET..)
 }
 
 /// How many ICMP errors may be sent: a bucket that fills with time.

@@ -2,33 +2,34 @@
 
 use arrayvec::ArrayVec;
 use spindle_abi::{Selector, SelectorSet};
-use spindle_wire::{ipv4, protocol};
-use std::net::{IpAddr, Ipv4Addr};
+use spindle_wire::ip::Head;
+use spindle_wire::protocol;
+use std::net::IpAddr;
 
 /// What selectors see of a packet (RFC 4301 section 4.4.1.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Flow {
-    pub(crate) source: Ipv4Addr,
-    pub(crate) destination: Ipv4Addr,
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
     pub(crate) protocol: u8,
     /// `None` where the packet shows none: fragments but the first, protocols without ports.
     pub(crate) ports: Option<(u16, u16)>,
 }
 
 impl Flow {
+    /// `packet` is what the head was read from.
     #[inline]
-    pub(crate) fn of<T: AsRef<[u8]>>(packet: &ipv4::Packet<T>) -> Flow {
-        let payload = packet.payload();
+    pub(crate) fn of(head: &Head, packet: &[u8]) -> Flow {
+        let payload = head.payload(packet);
         let word = |at: usize| payload.get(at..at + 2).map(|o| u16::from_be_bytes([o[0], o[1]]));
-        let ports = match packet.protocol() {
-            _ if packet.fragment_offset() != 0 => None,
+        let ports = match head.protocol {
+            _ if head.fragment_offset != 0 => None,
             protocol::TCP | protocol::UDP | protocol::SCTP => word(0).zip(word(2)),
             // Type and code stand for the port on either side (RFC 7296 section 3.13.1).
-            protocol::ICMP => word(0).map(|type_and_code| (type_and_code, type_and_code)),
+            protocol::ICMP | protocol::ICMPV6 => word(0).map(|type_and_code| (type_and_code, type_and_code)),
             _ => None,
         };
-        let (source, destination) = (packet.source(), packet.destination());
-        Flow { source, destination, protocol: packet.protocol(), ports }
+        Flow { source: head.source, destination: head.destination, protocol: head.protocol, ports }
     }
 
     /// The same seen from the other end.
@@ -42,24 +43,45 @@ impl Flow {
     }
 }
 
+/// Addresses as numbers.
+#[derive(Clone, Copy, Debug)]
+enum Range {
+    V4(u32, u32),
+    V6(u128, u128),
+}
+
+impl Range {
+    /// `None` if the ends are of two versions, which no packet can match.
+    fn new(start: IpAddr, end: IpAddr) -> Option<Range> {
+        match (start, end) {
+            (IpAddr::V4(start), IpAddr::V4(end)) => Some(Range::V4(start.to_bits(), end.to_bits())),
+            (IpAddr::V6(start), IpAddr::V6(end)) => Some(Range::V6(start.to_bits(), end.to_bits())),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn contains(&self, address: IpAddr) -> bool {
+        match (self, address) {
+            (Range::V4(start, end), IpAddr::V4(address)) => (start..=end).contains(&&address.to_bits()),
+            (Range::V6(start, end), IpAddr::V6(address)) => (start..=end).contains(&&address.to_bits()),
+            _ => false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct End {
-    start: u32,
-    end: u32,
+    addresses: Range,
     start_port: u16,
     end_port: u16,
     protocol: u8,
 }
 
 impl End {
-    /// `None` for IPv6, which no packet here can match.
     fn new(selector: &Selector) -> Option<End> {
-        let (IpAddr::V4(start), IpAddr::V4(end)) = (selector.addresses.start, selector.addresses.end) else {
-            return None;
-        };
         Some(End {
-            start: start.to_bits(),
-            end: end.to_bits(),
+            addresses: Range::new(selector.addresses.start, selector.addresses.end)?,
             start_port: selector.start_port,
             end_port: selector.end_port,
             protocol: selector.protocol,
@@ -67,10 +89,10 @@ impl End {
     }
 
     #[inline]
-    fn matches(&self, address: Ipv4Addr, protocol: u8, port: Option<u16>) -> bool {
+    fn matches(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
         let any_port = self.start_port == 0 && self.end_port == 65535;
         let opaque = self.start_port == 65535 && self.end_port == 0;
-        (self.start..=self.end).contains(&address.to_bits())
+        self.addresses.contains(address)
             && (self.protocol == 0 || self.protocol == protocol)
             && (any_port || port.map_or(opaque, |port| (self.start_port..=self.end_port).contains(&port)))
     }
@@ -107,17 +129,25 @@ mod tests {
     use proptest::prelude::*;
     use spindle_abi::AddressRange;
 
+    /// Both versions with the same last octet, so that one is never taken for the other.
+    fn address(six: bool, last: u8) -> IpAddr {
+        if six {
+            IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)])
+        } else {
+            [10, 0, 0, last].into()
+        }
+    }
+
     fn selector() -> impl Strategy<Value = Selector> {
         let ports = prop_oneof![Just((0, 65535)), Just((65535, 0)), (0u16..9, 0u16..9)];
-        ((0u8..4, 0u8..4), 0u8..3, ports).prop_map(|((a, b), protocol, (start_port, end_port))| Selector {
-            addresses: AddressRange {
-                start: IpAddr::from([10, 0, 0, a.min(b)]),
-                end: IpAddr::from([10, 0, 0, a.max(b)]),
+        ((0u8..4, 0u8..4, any::<bool>()), 0u8..3, ports).prop_map(
+            |((a, b, six), protocol, (start_port, end_port))| Selector {
+                addresses: AddressRange { start: address(six, a.min(b)), end: address(six, a.max(b)) },
+                protocol,
+                start_port,
+                end_port,
             },
-            protocol,
-            start_port,
-            end_port,
-        })
+        )
     }
 
     proptest! {
@@ -125,17 +155,17 @@ mod tests {
         fn the_compiled_form_matches_what_the_contract_s_does(
             local in proptest::collection::vec(selector(), 0..=4),
             remote in proptest::collection::vec(selector(), 0..=4),
-            ends in (0u8..4, 0u8..4), protocol in 0u8..3, ports: Option<(u8, u8)>,
+            ends in (0u8..4, 0u8..4), six: bool, protocol in 0u8..3, ports: Option<(u8, u8)>,
         ) {
             let set = SelectorSet { local, remote };
             let ports = ports.map(|(a, b)| (u16::from(a % 9), u16::from(b % 9)));
             let flow = Flow {
-                source: [10, 0, 0, ends.0].into(),
-                destination: [10, 0, 0, ends.1].into(),
+                source: address(six, ends.0),
+                destination: address(six, ends.1),
                 protocol,
                 ports,
             };
-            let (a, b) = (IpAddr::V4(flow.source), IpAddr::V4(flow.destination));
+            let (a, b) = (flow.source, flow.destination);
             let expected = set.matches((a, ports.map(|p| p.0)), (b, ports.map(|p| p.1)), protocol);
             prop_assert_eq!(Selectors::new(&set).unwrap().matches(&flow), expected);
             prop_assert_eq!(flow.reversed().reversed(), flow);

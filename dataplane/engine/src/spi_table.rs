@@ -8,7 +8,7 @@ use crate::Refused;
 use spindle_abi::{Spi, SpiReport, SpiState, Time};
 use spindle_aead::prefetch;
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const WIDTH: usize = 16;
@@ -37,6 +37,9 @@ pub(crate) enum Known {
     Former(u32),
 }
 
+/// Address and port: shorter than a `SocketAddr`.
+pub(crate) type End = (IpAddr, u16);
+
 /// A former SPI and the latest packet on it.
 #[derive(Clone, Copy)]
 struct Former {
@@ -44,17 +47,17 @@ struct Former {
     reported: Option<Time>,
     spi: Spi,
     sequence: u32,
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
+    source: End,
+    destination: End,
     queued: bool,
     removed: bool,
 }
 
-const _: () = assert!(size_of::<Former>() == 48);
+const _: () = assert!(size_of::<Former>() == 80);
 
 impl Former {
     fn report(&self) -> SpiReport {
-        let (source, destination) = (SocketAddr::V4(self.source), SocketAddr::V4(self.destination));
+        let (source, destination) = (SocketAddr::from(self.source), SocketAddr::from(self.destination));
         SpiReport { spi: self.spi, sequence: self.sequence, source, destination, at: self.at }
     }
 }
@@ -216,7 +219,7 @@ impl SpiTable {
     }
 
     fn new_former(&mut self, spi: Spi) -> u32 {
-        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let nowhere = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
         let former = Former {
             at: Time(0),
             reported: None,
@@ -254,13 +257,7 @@ impl SpiTable {
 
     /// ESP came on a former SPI: the latest one is told at the next sweep.
     #[inline]
-    pub(crate) fn note(
-        &mut self,
-        slot: u32,
-        sequence: u32,
-        (source, destination): (SocketAddrV4, SocketAddrV4),
-        at: Time,
-    ) {
+    pub(crate) fn note(&mut self, slot: u32, sequence: u32, (source, destination): (End, End), at: Time) {
         let Some(former) = self.formers.get_mut(slot as usize) else { return };
         (former.sequence, former.at) = (sequence, at);
         (former.source, former.destination) = (source, destination);
@@ -308,7 +305,7 @@ mod tests {
     use std::collections::HashMap;
 
     fn note(table: &mut SpiTable, spi: u32, sequence: u32) {
-        let end = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 0);
+        let end = (IpAddr::from([192, 0, 2, 1]), 0);
         let slot = slot(table, spi);
         table.note(slot, sequence, (end, end), Time(1));
     }

@@ -137,14 +137,14 @@ fn outer_lengths_and_options_are_taken_at_their_word() {
         })
     };
     for (packet, expected) in [
-        (length(1000), MalformedIpv4),
+        (length(1000), MalformedIp),
         (length(-1), AuthenticationFailed),
         (length(-(esp.len() as i16)), MalformedEsp),
         (length(-(esp.len() as i16) + 7), MalformedEsp),
         (length(-(esp.len() as i16) + 8), MalformedEsp),
-        (length(-(esp.len() as i16) - 1), MalformedIpv4),
-        (with_header(outer.clone(), |p| p[0] = 0x44), MalformedIpv4),
-        (with_header(outer.clone(), |p| p[0] = 0x55), MalformedIpv4),
+        (length(-(esp.len() as i16) - 1), MalformedIp),
+        (with_header(outer.clone(), |p| p[0] = 0x44), MalformedIp),
+        (with_header(outer.clone(), |p| p[0] = 0x55), MalformedIp),
         (with_header(outer.clone(), |p| p[6..8].copy_from_slice(&[0x20, 0])), EspFragment),
         (with_header(outer.clone(), |p| p[6..8].copy_from_slice(&[0, 1])), EspFragment),
     ] {

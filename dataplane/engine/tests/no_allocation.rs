@@ -174,8 +174,8 @@ fn no_packet_and_no_verdict_allocates() {
     for reason in [
         UnknownSpi,
         FormerSpi,
-        NotIpv4,
-        MalformedIpv4,
+        NotIp,
+        MalformedIp,
         ForHost,
         NotUnicast,
         CleartextFromOutside,

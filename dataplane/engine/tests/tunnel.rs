@@ -469,8 +469,8 @@ fn keepalives_ike_and_strangers_have_reasons_of_their_own() {
         ForHost,
         NotUnicast,
         CleartextFromOutside,
-        NotIpv4,
-        NotIpv4,
+        NotIp,
+        NotIp,
     ];
     assert_eq!(b.out.dropped, expected);
     assert!(b.out.sent.is_empty() && b.out.events.is_empty());

@@ -24,7 +24,7 @@ pub enum OpenFault {
 pub struct Opened {
     /// Where its payload lies in the octets, TFC padding included (RFC 4303 section 2.7).
     pub payload: Range<usize>,
-    /// What the payload is: 4 for IPv4, 59 for dummies.
+    /// What the payload is: 4 for IPv4, 41 for IPv6, 59 for dummies.
     pub next_header: u8,
     /// Its sequence number.
     pub sequence: u32,
@@ -100,10 +100,11 @@ impl InboundSa {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Exhausted, OutboundSa, back_length, front_length, inner_limit};
+    use crate::{Encapsulation, Exhausted, OutboundSa, back_length, front_length, inner_limit};
     use proptest::prelude::*;
     use spindle_abi::{KeyMaterial, Mode, SelectorSet, Suite};
-    use spindle_wire::{ipv4, protocol, udp};
+    use spindle_wire::{ipv4, ipv6, protocol, udp};
+    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
     fn parameters(suite: Suite, encapsulated: bool) -> SaParameters {
         let port = if encapsulated { 4500 } else { 0 };
@@ -142,7 +143,7 @@ mod tests {
     }
 
     fn encapsulated(sa: &mut OutboundSa, inner: &[u8]) -> Vec<u8> {
-        let mut octets = vec![0xee; front_length(sa.is_encapsulated())];
+        let mut octets = vec![0xee; front_length(sa.encapsulation())];
         octets.extend(inner);
         octets.resize(octets.len() + back_length(inner.len()), 0xee);
         sa.encapsulate(&mut octets, inner.len()).unwrap();
@@ -176,6 +177,77 @@ mod tests {
         let mut icv = [0; 16];
         key.seal(&[0x42, 0x42, 0x42, 0x42, 0, 0, 0, 0, 0, 0, 0, 2], &esp[..8], &mut expected, &mut icv);
         assert_eq!((&esp[16..60], &esp[60..]), (&expected[..], &icv[..]));
+    }
+
+    fn parameters_over_ipv6(suite: Suite, encapsulated: bool) -> SaParameters {
+        let sa = parameters(suite, encapsulated);
+        let [local, remote] = [1, 2].map(|n| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n));
+        SaParameters {
+            local: (local, sa.local.port()).into(),
+            remote: (remote, sa.remote.port()).into(),
+            ..sa
+        }
+    }
+
+    fn inner_ipv6(length: usize, traffic_class: u8) -> Vec<u8> {
+        let repr = ipv6::Repr {
+            traffic_class,
+            flow_label: 0xabcde,
+            next_header: 17,
+            hop_limit: 9,
+            source: "2001:db8:1::1".parse().unwrap(),
+            destination: "2001:db8:2::1".parse().unwrap(),
+            payload_length: (length - 40) as u16,
+        };
+        let mut octets: Vec<u8> = (0..length).map(|i| i as u8).collect();
+        repr.emit(&mut octets);
+        octets
+    }
+
+    /// RFC 8200 section 8.1 (the UDP checksum is right), RFC 6040 section 4.1 and RFC 4301 section 5.1.2 (what is copied).
+    #[test]
+    fn outer_ipv6_has_the_inner_class_and_a_right_udp_checksum() {
+        for inner in [inner(61, 0xb9, false), inner_ipv6(61, 0xb9)] {
+            let sa = parameters_over_ipv6(Suite::Aes128Gcm, true);
+            let mut out = OutboundSa::new(&sa, PROVIDER).unwrap();
+            let packets = [encapsulated(&mut out, &inner), encapsulated(&mut out, &inner)];
+            let labels = packets.each_ref().map(|octets| {
+                let outer = ipv6::Packet::new_checked(octets).unwrap();
+                assert_eq!((outer.total_length(), outer.next_header()), (octets.len(), protocol::UDP));
+                assert_eq!((outer.hop_limit(), outer.traffic_class()), (64, 0xb9));
+                assert_eq!((outer.source(), outer.destination()), (sa_ip(sa.local), sa_ip(sa.remote)));
+                let datagram = udp::Packet::new_checked(outer.payload()).unwrap();
+                assert_eq!((datagram.source_port(), datagram.destination_port()), (4500, 4500));
+                assert_eq!(usize::from(datagram.length()), outer.payload().len());
+                assert!(datagram.checksum() != 0);
+                assert!(datagram.verify_checksum(outer.source(), outer.destination()));
+                assert_eq!(datagram.payload()[..4], [0xc0, 0xff, 0xee, 1]);
+                outer.flow_label()
+            });
+            // RFC 6437 section 3: one flow, one label; and it is not zero.
+            assert!(labels[0] == labels[1] && labels[0] != 0);
+            let plain = parameters_over_ipv6(Suite::Aes128Gcm, false);
+            let octets = encapsulated(&mut OutboundSa::new(&plain, PROVIDER).unwrap(), &inner);
+            let outer = ipv6::Packet::new_checked(&octets).unwrap();
+            assert_eq!(
+                (outer.next_header(), &outer.payload()[..4]),
+                (protocol::ESP, &[0xc0, 0xff, 0xee, 1][..])
+            );
+        }
+    }
+
+    fn sa_ip(address: SocketAddr) -> Ipv6Addr {
+        let IpAddr::V6(address) = address.ip() else { panic!("{address} is not IPv6") };
+        address
+    }
+
+    /// RFC 4301 section 5.1.2: inner IPv6 may not be fragmented, nor may the outer packet around it.
+    #[test]
+    fn ipv6_in_ipv4_sets_df() {
+        let mut out = OutboundSa::new(&parameters(Suite::Aes128Gcm, false), PROVIDER).unwrap();
+        let octets = encapsulated(&mut out, &inner_ipv6(48, 0x2e));
+        let outer = ipv4::Packet::new_checked(&octets).unwrap();
+        assert!(outer.dont_fragment() && outer.traffic_class() == 0x2e && outer.verify_checksum());
     }
 
     /// RFC 4303 section 3.3.3.
@@ -229,24 +301,31 @@ mod tests {
         sa.spi = Spi(255);
         assert_eq!(InboundSa::new(&sa, 64, PROVIDER).unwrap_err(), Unusable::ReservedSpi);
         sa.remote = "[2001:db8::1]:0".parse().unwrap();
-        assert_eq!(OutboundSa::new(&sa, PROVIDER).unwrap_err(), Unusable::Ipv6);
+        assert_eq!(OutboundSa::new(&sa, PROVIDER).unwrap_err(), Unusable::IpVersions);
     }
 
     proptest! {
         #[test]
-        fn packets_come_back_as_they_were(length in 20usize..1500, suite in 0usize..3, udp: bool, class: u8) {
-            let sa = parameters(SUITES[suite], udp);
+        fn packets_come_back_as_they_were(
+            length in 40usize..1500, suite in 0usize..3, udp: bool, class: u8, outer_six: bool, inner_six: bool,
+        ) {
+            let suite = SUITES[suite];
+            let sa = if outer_six { parameters_over_ipv6(suite, udp) } else { parameters(suite, udp) };
             let mut out = OutboundSa::new(&sa, PROVIDER).unwrap();
+            let around = out.encapsulation();
+            prop_assert_eq!(around, Encapsulation { is_ipv6: outer_six, in_udp: udp });
             let mut inbound = InboundSa::new(&sa, 64, Provider::Portable).unwrap();
-            let inner = inner(length, class, false);
+            let inner = if inner_six { inner_ipv6(length, class) } else { inner(length, class, false) };
+            let next_header = if inner_six { protocol::IPV6 } else { protocol::IPV4 };
             for expected in 1..4 {
                 let mut packet = encapsulated(&mut out, &inner);
-                prop_assert!(inner_limit(packet.len(), udp) >= length && inner_limit(packet.len() - 1, udp) < length);
-                let esp = &mut packet[front_length(udp) - 16..];
+                prop_assert!(inner_limit(packet.len(), around) >= length);
+                prop_assert!(inner_limit(packet.len() - 1, around) < length);
+                let esp = &mut packet[front_length(around) - 16..];
                 let mut plain = esp.to_vec();
                 let opened = inbound.open(&mut plain).unwrap();
                 prop_assert_eq!(&plain[opened.payload], &inner[..]);
-                prop_assert_eq!((opened.next_header, opened.sequence), (protocol::IPV4, expected));
+                prop_assert_eq!((opened.next_header, opened.sequence), (next_header, expected));
                 let mut octets = esp.to_vec();
                 prop_assert_eq!(inbound.open(&mut octets), Err(OpenFault::Replayed));
             }

@@ -13,7 +13,7 @@ mod replay;
 pub mod tunnel;
 
 pub use inbound::{InboundSa, OpenFault, Opened};
-pub use outbound::{Exhausted, OutboundSa, back_length, front_length, inner_limit};
+pub use outbound::{Encapsulation, Exhausted, OutboundSa, back_length, front_length, inner_limit};
 pub use replay::ReplayWindow;
 
 use spindle_abi::{SaParameters, Suite};
@@ -32,8 +32,8 @@ pub enum Unusable {
     KeyLength,
     /// SPIs 0 to 255 are reserved (RFC 4303 section 2.1).
     ReservedSpi,
-    /// An outer address is not IPv4.
-    Ipv6,
+    /// The outer addresses are of two IP versions.
+    IpVersions,
     /// The replay window is neither 0 nor a power of two from 32 to 65,536.
     ReplayWindow,
 }
@@ -43,7 +43,7 @@ impl fmt::Display for Unusable {
         f.write_str(match self {
             Unusable::KeyLength => "key and salt are not as long as the suite demands",
             Unusable::ReservedSpi => "the SPI is reserved",
-            Unusable::Ipv6 => "outer IPv6 is not supported yet",
+            Unusable::IpVersions => "the outer addresses are of two IP versions",
             Unusable::ReplayWindow => "impossible replay window",
         })
     }

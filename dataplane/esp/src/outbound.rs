@@ -3,14 +3,24 @@
 use crate::{ICV_LENGTH, IV_LENGTH, Unusable, nonce, split_keymat, tunnel};
 use spindle_abi::{SaParameters, Spi};
 use spindle_aead::{Key, Provider};
-use spindle_wire::{esp, ipv4, protocol, udp};
+use spindle_wire::{esp, ip, ipv4, ipv6, protocol, udp};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Octets before the inner packet: outer IPv4, UDP if encapsulated, SPI, sequence number, IV.
+/// What stands around ESP on an SA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Encapsulation {
+    /// Outer IPv6, else IPv4.
+    pub is_ipv6: bool,
+    /// ESP in UDP (RFC 3948).
+    pub in_udp: bool,
+}
+
+/// Octets before the inner packet: outer IP, UDP if encapsulated, SPI, sequence number, IV.
 #[inline]
-pub const fn front_length(encapsulated: bool) -> usize {
-    ipv4::HEADER_LENGTH + if encapsulated { udp::HEADER_LENGTH } else { 0 } + esp::HEADER_LENGTH + IV_LENGTH
+pub const fn front_length(around: Encapsulation) -> usize {
+    let udp = if around.in_udp { udp::HEADER_LENGTH } else { 0 };
+    ip::header_length(around.is_ipv6) + udp + esp::HEADER_LENGTH + IV_LENGTH
 }
 
 /// Octets of padding before the pad length, so that the next header ends on 4 octets (RFC 4303 section 2.4).
@@ -27,8 +37,8 @@ pub const fn back_length(inner_length: usize) -> usize {
 
 /// The longest inner packet that fits the path once encapsulated; 0 if none does.
 #[inline]
-pub const fn inner_limit(path_mtu: usize, encapsulated: bool) -> usize {
-    let ciphertext = path_mtu.saturating_sub(front_length(encapsulated) + ICV_LENGTH) & !3;
+pub const fn inner_limit(path_mtu: usize, around: Encapsulation) -> usize {
+    let ciphertext = path_mtu.saturating_sub(front_length(around) + ICV_LENGTH) & !3;
     ciphertext.saturating_sub(2)
 }
 
@@ -44,7 +54,24 @@ impl fmt::Display for Exhausted {
 
 impl std::error::Error for Exhausted {}
 
-/// An outbound SA's hot state: one cache line.
+/// The outer addresses. Those of IPv6 stand apart, so that the SA stays one cache line.
+#[derive(Debug)]
+enum Ends {
+    V4 { local: Ipv4Addr, remote: Ipv4Addr },
+    V6(Box<(Ipv6Addr, Ipv6Addr)>),
+}
+
+impl Ends {
+    fn new(local: IpAddr, remote: IpAddr) -> Result<Ends, Unusable> {
+        match (local, remote) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => Ok(Ends::V4 { local, remote }),
+            (IpAddr::V6(local), IpAddr::V6(remote)) => Ok(Ends::V6(Box::new((local, remote)))),
+            _ => Err(Unusable::IpVersions),
+        }
+    }
+}
+
+/// An outbound SA's hot state: one cache line, and with outer IPv6 a second one.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct OutboundSa {
@@ -53,11 +80,10 @@ pub struct OutboundSa {
     sequence: u64,
     spi: Spi,
     salt: [u8; 4],
-    local: Ipv4Addr,
-    remote: Ipv4Addr,
+    ends: Ends,
     local_port: u16,
     remote_port: u16,
-    encapsulated: bool,
+    in_udp: bool,
 }
 
 const _: () = assert!(size_of::<OutboundSa>() == 64);
@@ -65,33 +91,33 @@ const _: () = assert!(size_of::<OutboundSa>() == 64);
 impl OutboundSa {
     /// The SA before its first packet.
     pub fn new(sa: &SaParameters, provider: Provider) -> Result<OutboundSa, Unusable> {
-        let (IpAddr::V4(local), IpAddr::V4(remote)) = (sa.local.ip(), sa.remote.ip()) else {
-            return Err(Unusable::Ipv6);
-        };
+        let ends = Ends::new(sa.local.ip(), sa.remote.ip())?;
         let (key, salt) = split_keymat(sa, provider)?;
         Ok(OutboundSa {
             key,
             sequence: 0,
             spi: sa.spi,
             salt,
-            local,
-            remote,
+            ends,
             local_port: sa.local.port(),
             remote_port: sa.remote.port(),
-            encapsulated: sa.encapsulated,
+            in_udp: sa.encapsulated,
         })
     }
 
-    /// Is ESP in UDP here?
+    /// What stands around ESP here.
     #[inline]
-    pub fn is_encapsulated(&self) -> bool {
-        self.encapsulated
+    pub fn encapsulation(&self) -> Encapsulation {
+        Encapsulation { is_ipv6: matches!(self.ends, Ends::V6(_)), in_udp: self.in_udp }
     }
 
     /// The peer's outer address.
     #[inline]
-    pub fn remote(&self) -> Ipv4Addr {
-        self.remote
+    pub fn remote(&self) -> IpAddr {
+        match &self.ends {
+            Ends::V4 { remote, .. } => (*remote).into(),
+            Ends::V6(ends) => ends.1.into(),
+        }
     }
 
     /// Its SPI.
@@ -111,23 +137,20 @@ impl OutboundSa {
 
     /// The outer addresses changed (RFC 7296 section 2.23).
     pub fn readdress(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<(), Unusable> {
-        let (IpAddr::V4(new_local), IpAddr::V4(new_remote)) = (local.ip(), remote.ip()) else {
-            return Err(Unusable::Ipv6);
-        };
-        (self.local, self.remote) = (new_local, new_remote);
+        self.ends = Ends::new(local.ip(), remote.ip())?;
         (self.local_port, self.remote_port) = (local.port(), remote.port());
         Ok(())
     }
 
-    /// Encapsulates in place. `octets` are [`front_length`], the inner IPv4 packet, [`back_length`]; and not more
-    /// than 65,535. A length that does not fit is our own mistake and panics.
+    /// Encapsulates in place. `octets` are [`front_length`], the inner packet (IPv4 or IPv6), [`back_length`]; and not
+    /// more than 65,535. A length that does not fit is our own mistake and panics.
     ///
     /// "The sender increments the sequence number (or ESN) counter for this SA and inserts the low-order 32 bits"
     /// and "an attempt to transmit a packet that would result in sequence number overflow is an auditable event"
     /// (RFC 4303 section 3.3.3): so the counter goes up first and never wraps, with replay protection or without.
     #[inline]
     pub fn encapsulate(&mut self, octets: &mut [u8], inner_length: usize) -> Result<(), Exhausted> {
-        let front = front_length(self.encapsulated);
+        let front = front_length(self.encapsulation());
         assert!(octets.len() == front + inner_length + back_length(inner_length));
         if self.sequence >= u64::from(u32::MAX) {
             return Err(Exhausted);
@@ -142,7 +165,8 @@ impl OutboundSa {
             *octet = value;
         }
         plain[inner_length + padding] = padding as u8;
-        plain[inner_length + padding + 1] = protocol::IPV4;
+        let is_ipv6 = ip::version(plain) == Some(6);
+        plain[inner_length + padding + 1] = if is_ipv6 { protocol::IPV6 } else { protocol::IPV4 };
         // RFC 4106 section 3.1: the IV must never repeat under one key. The counter doesn't.
         let nonce = nonce(self.salt, self.sequence.to_be_bytes());
         // RFC 4106 section 5: SPI and sequence number are the additional authenticated data.
@@ -151,40 +175,68 @@ impl OutboundSa {
         let mut tag = [0; ICV_LENGTH];
         self.key.seal(&nonce, &aad, plain, &mut tag);
         icv.copy_from_slice(&tag);
+        self.fill_checksum(octets);
         Ok(())
     }
 
     #[inline]
     fn write_front(&self, outer: &mut [u8], payload: &[u8]) {
         let front = outer.len();
-        // RFC 4301 section 5.1.2.1: DSCP and DF are copied. ECN as in RFC 6040 section 4.1.
-        let inner_class = payload.get(1).copied().unwrap_or(0);
-        let dont_fragment = payload.get(6).is_some_and(|flags| flags & 0x40 != 0);
-        let repr = ipv4::Repr {
-            traffic_class: tunnel::outer_traffic_class(inner_class),
-            identification: self.sequence as u16,
-            dont_fragment,
-            more_fragments: false,
-            fragment_offset: 0,
-            ttl: tunnel::TTL,
-            protocol: if self.encapsulated { protocol::UDP } else { protocol::ESP },
-            source: self.local,
-            destination: self.remote,
-            payload_length: (front - ipv4::HEADER_LENGTH + payload.len()) as u16,
-        };
-        repr.emit(outer);
-        let mut at = ipv4::HEADER_LENGTH;
-        if self.encapsulated {
-            // RFC 3948 section 2.1: the UDP checksum should be zero.
+        let inner = tunnel::Inner::of(payload);
+        let next = if self.in_udp { protocol::UDP } else { protocol::ESP };
+        let mut at = ip::header_length(matches!(self.ends, Ends::V6(_)));
+        let payload_length = (front - at + payload.len()) as u16;
+        match &self.ends {
+            Ends::V4 { local, remote } => {
+                let repr = ipv4::Repr {
+                    traffic_class: tunnel::outer_traffic_class(inner.traffic_class),
+                    identification: self.sequence as u16,
+                    dont_fragment: inner.dont_fragment,
+                    more_fragments: false,
+                    fragment_offset: 0,
+                    ttl: tunnel::TTL,
+                    protocol: next,
+                    source: *local,
+                    destination: *remote,
+                    payload_length,
+                };
+                repr.emit(outer);
+            }
+            Ends::V6(ends) => {
+                let repr = ipv6::Repr {
+                    traffic_class: tunnel::outer_traffic_class(inner.traffic_class),
+                    flow_label: tunnel::flow_label(self.spi),
+                    next_header: next,
+                    hop_limit: tunnel::TTL,
+                    source: ends.0,
+                    destination: ends.1,
+                    payload_length,
+                };
+                repr.emit(outer);
+            }
+        }
+        if self.in_udp {
+            // RFC 3948 section 2.1: over IPv4 the UDP checksum should be zero.
             let repr = udp::Repr {
                 source_port: self.local_port,
                 destination_port: self.remote_port,
-                payload_length: (front - at - udp::HEADER_LENGTH + payload.len()) as u16,
+                payload_length: payload_length - udp::HEADER_LENGTH as u16,
             };
             repr.emit(&mut outer[at..]);
             at += udp::HEADER_LENGTH;
         }
         esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(&mut outer[at..]);
         outer[at + esp::HEADER_LENGTH..].copy_from_slice(&self.sequence.to_be_bytes());
+    }
+
+    /// RFC 8200 section 8.1: over IPv6 the UDP checksum is not optional. (RFC 6935 would let a tunnel leave it out, but
+    /// the peer need not know that.)
+    #[inline]
+    fn fill_checksum(&self, octets: &mut [u8]) {
+        if let Ends::V6(ends) = &self.ends
+            && self.in_udp
+        {
+            udp::fill_checksum(&mut octets[ipv6::HEADER_LENGTH..], ends.0, ends.1);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What the outer header of a tunnel carries of the inner one, and back (RFC 6040, RFC 4301 section 5.1.2).
 
+use spindle_abi::Spi;
+
 /// Not ECN-capable.
 pub const NOT_ECT: u8 = 0b00;
 /// ECN-capable transport, code point 1.
@@ -9,8 +11,39 @@ pub const ECT_0: u8 = 0b10;
 /// Congestion experienced.
 pub const CE: u8 = 0b11;
 
-/// TTL of outer headers.
+/// TTL or hop limit of outer headers.
 pub const TTL: u8 = 64;
+
+/// What the outer header takes over from the inner packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Inner {
+    pub(crate) traffic_class: u8,
+    /// RFC 4301 section 5.1.2.1: DF is copied. Inner IPv6 can't be fragmented on its way, so neither may be the outer
+    /// packet: its sender learns the path MTU.
+    pub(crate) dont_fragment: bool,
+}
+
+impl Inner {
+    #[inline]
+    pub(crate) fn of(packet: &[u8]) -> Inner {
+        match *packet {
+            [first, second, ..] if first >> 4 == 6 => {
+                Inner { traffic_class: first << 4 | second >> 4, dont_fragment: true }
+            }
+            [_, traffic_class, _, _, _, _, flags, ..] => {
+                Inner { traffic_class, dont_fragment: flags & 0x40 != 0 }
+            }
+            _ => Inner { traffic_class: 0, dont_fragment: false },
+        }
+    }
+}
+
+/// The flow label of outer IPv6: one for each SA (RFC 6437 section 3). RFC 6438 would have one for each inner flow, but
+/// that shows which packets belong together.
+#[inline]
+pub(crate) fn flow_label(spi: Spi) -> u32 {
+    spi.0.wrapping_mul(0x9e37_79b1) >> 12
+}
 
 /// The outer traffic class: the inner DSCP, and the inner ECN field in RFC 6040's normal mode (section 4.1).
 #[inline]

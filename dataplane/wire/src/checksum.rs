@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Folds a sum of 16-bit words into 16 bits, the carries added back in.
 #[inline]
@@ -27,10 +27,20 @@ pub fn sum(octets: &[u8]) -> u64 {
     total + u64::from(u32::from_be_bytes(last))
 }
 
-/// The sum over the pseudo-header of TCP and UDP (RFC 9293 section 3.1, RFC 768), not yet folded.
+/// The sum over the pseudo-header of TCP and UDP (RFC 9293 section 3.1, RFC 768; for IPv6 RFC 8200 section 8.1), not yet
+/// folded. Both addresses are of one version.
 #[inline]
-pub fn pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, length: u16) -> u64 {
-    u64::from(source.to_bits()) + u64::from(destination.to_bits()) + u64::from(protocol) + u64::from(length)
+pub fn pseudo_header(
+    source: impl Into<IpAddr>,
+    destination: impl Into<IpAddr>,
+    protocol: u8,
+    length: u16,
+) -> u64 {
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => sum(&address.octets()),
+    };
+    address(source.into()) + address(destination.into()) + u64::from(protocol) + u64::from(length)
 }
 
 /// The checksum of these octets: the complement of their folded sum. Zero over octets that hold a right one.

@@ -17,7 +17,10 @@ pub mod checksum;
 pub mod esp;
 pub mod ethernet;
 pub mod icmpv4;
+pub mod icmpv6;
+pub mod ip;
 pub mod ipv4;
+pub mod ipv6;
 pub mod repair;
 pub mod tcp;
 pub mod udp;
@@ -46,6 +49,8 @@ impl std::error::Error for Malformed {}
 
 /// IP protocol numbers that the gateway knows.
 pub mod protocol {
+    /// IPv6 hop-by-hop options (RFC 8200 section 4.3).
+    pub const HOP_BY_HOP: u8 = 0;
     /// ICMP (RFC 792).
     pub const ICMP: u8 = 1;
     /// IPv4 in IP: the next header of tunnel mode (RFC 4303 section 2.6).
@@ -56,10 +61,18 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// IPv6 in IP.
     pub const IPV6: u8 = 41;
+    /// IPv6 routing header (RFC 8200 section 4.4).
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header (RFC 8200 section 4.5).
+    pub const FRAGMENT: u8 = 44;
     /// ESP (RFC 4303).
     pub const ESP: u8 = 50;
+    /// ICMP for IPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
     /// No next header: a dummy packet inside ESP (RFC 4303 section 2.6).
     pub const NONE: u8 = 59;
+    /// IPv6 destination options (RFC 8200 section 4.6).
+    pub const DESTINATION_OPTIONS: u8 = 60;
     /// SCTP.
     pub const SCTP: u8 = 132;
 }

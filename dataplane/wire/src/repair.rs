@@ -4,19 +4,18 @@
 //! only the folded sum over the pseudo-header. Whoever takes the frame there must complete it. And a SYN's
 //! maximum segment size is lowered so that full segments still fit once they are encapsulated.
 
-use crate::{be16, checksum, ipv4, protocol, put16, tcp, udp};
+use crate::{be16, checksum, ip, protocol, put16, tcp, udp};
 
-/// Completes a partial TCP or UDP checksum of an IPv4 packet; `true` if it did.
+/// Completes a partial TCP or UDP checksum of the IP packet with this head; `true` if it did.
 ///
 /// Partial is a field that equals the folded sum over the pseudo-header. Anything else is left alone: right ones,
-/// UDP's zero (none), and wrong ones, for what is corrupt must stay so. Fragments carry no whole sum.
-pub fn complete_checksum(ip_packet: &mut [u8]) -> bool {
-    let Ok(mut packet) = ipv4::Packet::new_checked(ip_packet) else { return false };
-    if packet.is_fragment() {
+/// UDP's zero (none over IPv4; over IPv6 it is nobody's to mend), and wrong ones, for what is corrupt must stay so. Fragments carry no whole sum.
+pub fn complete_checksum(head: &ip::Head, ip_packet: &mut [u8]) -> bool {
+    if head.is_fragment() {
         return false;
     }
-    let (source, destination, protocol) = (packet.source(), packet.destination(), packet.protocol());
-    let payload = packet.payload_mut();
+    let (source, destination, protocol) = (head.source, head.destination, head.protocol);
+    let payload = head.payload_mut(ip_packet);
     let (at, length) = match protocol {
         protocol::TCP if payload.len() >= tcp::HEADER_LENGTH => (16, payload.len()),
         protocol::UDP if payload.len() >= udp::HEADER_LENGTH => match usize::from(be16(payload, 4)) {
@@ -37,13 +36,12 @@ pub fn complete_checksum(ip_packet: &mut [u8]) -> bool {
     true
 }
 
-/// Lowers the maximum segment size in an IPv4 packet that is a TCP SYN, checksum included; `true` if it did.
-pub fn clamp_mss(ip_packet: &mut [u8], limit: u16) -> bool {
-    let Ok(mut packet) = ipv4::Packet::new_checked(ip_packet) else { return false };
-    if packet.protocol() != protocol::TCP || packet.is_fragment() {
+/// Lowers the maximum segment size in the IP packet with this head if it is a TCP SYN, checksum included; `true` if it did.
+pub fn clamp_mss(head: &ip::Head, ip_packet: &mut [u8], limit: u16) -> bool {
+    if head.protocol != protocol::TCP || head.is_fragment() {
         return false;
     }
-    let payload = packet.payload_mut();
+    let payload = head.payload_mut(ip_packet);
     let Ok(segment) = tcp::Packet::new_checked(&*payload) else { return false };
     if segment.flags() & tcp::SYN == 0 {
         return false;
@@ -65,29 +63,66 @@ pub fn clamp_mss(ip_packet: &mut [u8], limit: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ipv4, ipv6};
     use proptest::prelude::*;
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-    const A: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
-    const B: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1));
+    const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 2));
+    const A6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1));
+    const B6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2));
 
-    fn packet(protocol: u8, transport: &[u8]) -> Vec<u8> {
-        let repr = ipv4::Repr {
-            traffic_class: 0,
-            identification: 7,
-            dont_fragment: true,
-            more_fragments: false,
-            fragment_offset: 0,
-            ttl: 64,
-            protocol,
-            source: A,
-            destination: B,
-            payload_length: transport.len() as u16,
+    fn ends(six: bool) -> (IpAddr, IpAddr) {
+        if six { (A6, B6) } else { (A, B) }
+    }
+
+    /// Over IPv6 behind a destination options header.
+    fn packet(six: bool, protocol: u8, transport: &[u8]) -> Vec<u8> {
+        let mut octets = match ends(six) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let repr = ipv4::Repr {
+                    traffic_class: 0,
+                    identification: 7,
+                    dont_fragment: true,
+                    more_fragments: false,
+                    fragment_offset: 0,
+                    ttl: 64,
+                    protocol,
+                    source,
+                    destination,
+                    payload_length: transport.len() as u16,
+                };
+                let mut octets = vec![0; ipv4::HEADER_LENGTH];
+                repr.emit(&mut octets);
+                octets
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let repr = ipv6::Repr {
+                    traffic_class: 0,
+                    flow_label: 0,
+                    next_header: protocol::DESTINATION_OPTIONS,
+                    hop_limit: 64,
+                    source,
+                    destination,
+                    payload_length: 8 + transport.len() as u16,
+                };
+                let mut octets = vec![0; ipv6::HEADER_LENGTH];
+                repr.emit(&mut octets);
+                octets.extend([protocol, 0, 1, 4, 0, 0, 0, 0]);
+                octets
+            }
+            _ => unreachable!("one version"),
         };
-        let mut octets = vec![0; ipv4::HEADER_LENGTH];
-        repr.emit(&mut octets);
         octets.extend(transport);
         octets
+    }
+
+    fn head(octets: &[u8]) -> ip::Head {
+        ip::Head::parse(octets).unwrap()
+    }
+
+    fn complete(octets: &mut [u8]) -> bool {
+        complete_checksum(&head(octets), octets)
     }
 
     fn datagram(payload: &[u8]) -> Vec<u8> {
@@ -116,78 +151,92 @@ mod tests {
         octets
     }
 
-    fn partial(transport: &mut [u8], protocol: u8, at: usize) {
-        let pseudo = checksum::pseudo_header(A, B, protocol, transport.len() as u16);
+    fn partial(six: bool, transport: &mut [u8], protocol: u8, at: usize) {
+        let (source, destination) = ends(six);
+        let pseudo = checksum::pseudo_header(source, destination, protocol, transport.len() as u16);
         put16(transport, at, checksum::fold(pseudo));
     }
 
     proptest! {
         #[test]
-        fn a_partial_checksum_becomes_a_right_one(data in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn a_partial_checksum_becomes_a_right_one(
+            six: bool, data in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let (source, destination) = ends(six);
             let mut udp = datagram(&data);
-            partial(&mut udp, protocol::UDP, 6);
-            let mut whole = packet(protocol::UDP, &udp);
-            prop_assert!(complete_checksum(&mut whole));
-            prop_assert!(udp::Packet::new_checked(&whole[20..]).unwrap().verify_checksum(A, B));
+            partial(six, &mut udp, protocol::UDP, 6);
+            let mut whole = packet(six, protocol::UDP, &udp);
+            prop_assert!(complete(&mut whole));
+            let completed = head(&whole).payload(&whole);
+            prop_assert!(udp::Packet::new_checked(completed).unwrap().verify_checksum(source, destination));
             let mut tcp = segment(&[], 0x10, &data);
-            partial(&mut tcp, protocol::TCP, 16);
-            let mut whole = packet(protocol::TCP, &tcp);
+            partial(six, &mut tcp, protocol::TCP, 16);
+            let mut whole = packet(six, protocol::TCP, &tcp);
             whole.extend([0; 6]); // Ethernet padding
-            prop_assert!(complete_checksum(&mut whole));
-            let end = whole.len() - 6;
-            prop_assert!(tcp::Packet::new_checked(&whole[20..end]).unwrap().verify_checksum(A, B));
+            prop_assert!(complete(&mut whole));
+            let completed = head(&whole).payload(&whole);
+            prop_assert!(tcp::Packet::new_checked(completed).unwrap().verify_checksum(source, destination));
         }
 
         #[test]
-        fn what_is_not_partial_is_left_alone(data in proptest::collection::vec(any::<u8>(), 0..300), wrong: u16) {
+        fn what_is_not_partial_is_left_alone(
+            six: bool, data in proptest::collection::vec(any::<u8>(), 0..300), wrong: u16,
+        ) {
+            let (source, destination) = ends(six);
             let mut tcp = segment(&[], 0x10, &data);
-            tcp::fill_checksum(&mut tcp, A, B);
+            tcp::fill_checksum(&mut tcp, source, destination);
             let right = be16(&tcp, 16);
-            let pseudo = checksum::fold(checksum::pseudo_header(A, B, protocol::TCP, tcp.len() as u16));
+            let pseudo =
+                checksum::fold(checksum::pseudo_header(source, destination, protocol::TCP, tcp.len() as u16));
             for field in [right, wrong] {
                 prop_assume!(field != pseudo);
                 put16(&mut tcp, 16, field);
-                let mut whole = packet(protocol::TCP, &tcp);
+                let mut whole = packet(six, protocol::TCP, &tcp);
                 let before = whole.clone();
-                prop_assert!(!complete_checksum(&mut whole));
+                prop_assert!(!complete(&mut whole));
                 prop_assert_eq!(whole, before);
             }
         }
 
         #[test]
-        fn a_syn_is_clamped_and_stays_right(mss: u16, limit in 536u16..1500, odd: bool, syn: bool) {
+        fn a_syn_is_clamped_and_stays_right(six: bool, mss: u16, limit in 536u16..1500, odd: bool, syn: bool) {
+            let (source, destination) = ends(six);
             let [high, low] = mss.to_be_bytes();
             let options = if odd { [1, 2, 4, high, low, 1, 1, 0] } else { [1, 1, 2, 4, high, low, 1, 1] };
             let mut tcp = segment(&options, if syn { 0x12 } else { 0x10 }, b"x");
-            tcp::fill_checksum(&mut tcp, A, B);
-            let mut whole = packet(protocol::TCP, &tcp);
-            prop_assert_eq!(clamp_mss(&mut whole, limit), syn && mss > limit);
-            let after = tcp::Packet::new_checked(&whole[20..]).unwrap();
+            tcp::fill_checksum(&mut tcp, source, destination);
+            let mut whole = packet(six, protocol::TCP, &tcp);
+            let before = head(&whole);
+            prop_assert_eq!(clamp_mss(&before, &mut whole, limit), syn && mss > limit);
+            let after = tcp::Packet::new_checked(before.payload(&whole)).unwrap();
             prop_assert_eq!(after.mss().unwrap(), if syn { mss.min(limit) } else { mss });
-            prop_assert!(after.verify_checksum(A, B));
+            prop_assert!(after.verify_checksum(source, destination));
         }
 
         #[test]
-        fn mutated_packets_never_panic(at in 0usize..60, to: u8, cut in 0usize..70, tcp: bool) {
+        fn mutated_packets_never_panic(six: bool, at in 0usize..90, to: u8, cut in 0usize..100, tcp: bool) {
             let transport = if tcp { segment(&[2, 4, 5, 180], 2, b"payload") } else { datagram(b"payload") };
-            let mut whole = packet(if tcp { 6 } else { 17 }, &transport);
+            let mut whole = packet(six, if tcp { 6 } else { 17 }, &transport);
             if let Some(octet) = whole.get_mut(at) {
                 *octet = to;
             }
             whole.truncate(cut);
-            complete_checksum(&mut whole);
-            clamp_mss(&mut whole, 1000);
+            if let Ok(head) = ip::Head::parse(&whole) {
+                complete_checksum(&head, &mut whole);
+                clamp_mss(&head, &mut whole, 1000);
+            }
         }
     }
 
     #[test]
     fn fragments_and_udp_without_checksum_are_left_alone() {
         let mut udp = datagram(b"none");
-        let mut whole = packet(protocol::UDP, &udp);
-        assert!(!complete_checksum(&mut whole));
-        partial(&mut udp, protocol::UDP, 6);
-        let mut whole = packet(protocol::UDP, &udp);
+        for six in [false, true] {
+            assert!(!complete(&mut packet(six, protocol::UDP, &udp)));
+        }
+        partial(false, &mut udp, protocol::UDP, 6);
+        let mut whole = packet(false, protocol::UDP, &udp);
         ipv4::Packet::new_checked(&mut whole[..]).unwrap().set_fragment(false, true, 0);
-        assert!(!complete_checksum(&mut whole));
+        assert!(!complete(&mut whole));
     }
 }

@@ -1,7 +1,7 @@
 //! TCP (RFC 9293), as far as a gateway looks at it: ports, flags, options.
 
 use crate::{Malformed, be16, be32, checksum, protocol, put16, put32};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Octets of a header without options.
 pub const HEADER_LENGTH: usize = 20;
@@ -95,7 +95,7 @@ impl<T: AsRef<[u8]>> Packet<T> {
     }
 
     /// Is the checksum right?
-    pub fn verify_checksum(&self, source: Ipv4Addr, destination: Ipv4Addr) -> bool {
+    pub fn verify_checksum(&self, source: impl Into<IpAddr>, destination: impl Into<IpAddr>) -> bool {
         let octets = self.0.as_ref();
         let pseudo = checksum::pseudo_header(source, destination, protocol::TCP, octets.len() as u16);
         checksum::fold(pseudo + checksum::sum(octets)) == 0xffff
@@ -159,7 +159,7 @@ impl Repr {
 }
 
 /// Computes and writes the checksum of this segment (header and payload).
-pub fn fill_checksum(segment: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr) {
+pub fn fill_checksum(segment: &mut [u8], source: impl Into<IpAddr>, destination: impl Into<IpAddr>) {
     if segment.len() < HEADER_LENGTH {
         return;
     }
@@ -173,6 +173,7 @@ pub fn fill_checksum(segment: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
     const B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);

@@ -1,7 +1,7 @@
 //! UDP (RFC 768).
 
 use crate::{Malformed, be16, checksum, protocol, put16};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Octets of the header.
 pub const HEADER_LENGTH: usize = 8;
@@ -56,7 +56,7 @@ impl<T: AsRef<[u8]>> Packet<T> {
     }
 
     /// Is the checksum right, or none?
-    pub fn verify_checksum(&self, source: Ipv4Addr, destination: Ipv4Addr) -> bool {
+    pub fn verify_checksum(&self, source: impl Into<IpAddr>, destination: impl Into<IpAddr>) -> bool {
         let length = self.length();
         let pseudo = checksum::pseudo_header(source, destination, protocol::UDP, length);
         self.checksum() == 0
@@ -101,7 +101,7 @@ impl Repr {
 }
 
 /// Computes and writes the checksum of this datagram (header and payload).
-pub fn fill_checksum(datagram: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr) {
+pub fn fill_checksum(datagram: &mut [u8], source: impl Into<IpAddr>, destination: impl Into<IpAddr>) {
     if datagram.len() < HEADER_LENGTH {
         return;
     }
@@ -118,6 +118,7 @@ pub fn fill_checksum(datagram: &mut [u8], source: Ipv4Addr, destination: Ipv4Add
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
     const B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);

@@ -74,9 +74,10 @@ impl Gateway {
             mtu: 1500,
             complete_checksums,
             address: Some(address),
+            address_v6: None,
         };
         let mut config = EngineConfig::new(
-            vec![inside, outer],
+            vec![inside.into(), outer.into()],
             port(INSIDE_MAC, inside, true),
             port(OUTSIDE_MAC, outer, false),
         );

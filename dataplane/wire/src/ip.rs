@@ -1,0 +1,202 @@
+//! Either version of IP: what a gateway looks at, read once.
+
+use crate::{Malformed, ipv4, ipv6};
+use std::net::IpAddr;
+
+/// The version in the first octet, 4 or 6.
+#[inline]
+pub fn version(octets: &[u8]) -> Option<u8> {
+    octets.first().map(|first| first >> 4).filter(|version| matches!(version, 4 | 6))
+}
+
+/// Octets of a packet's header without options and extension headers.
+#[inline]
+pub const fn header_length(is_ipv6: bool) -> usize {
+    if is_ipv6 { ipv6::HEADER_LENGTH } else { ipv4::HEADER_LENGTH }
+}
+
+/// What the headers of a packet say, up to the upper layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Head {
+    /// Whence.
+    pub source: IpAddr,
+    /// Whereto.
+    pub destination: IpAddr,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Time to live, or hop limit.
+    pub hop_limit: u8,
+    /// The upper layer's protocol. Of an IPv6 fragment but the first: what its fragment header names.
+    pub protocol: u8,
+    /// Must not be fragmented on its way? IPv6 never may.
+    pub dont_fragment: bool,
+    /// Is this not the last fragment?
+    pub more_fragments: bool,
+    /// Where this fragment belongs, in units of 8 octets.
+    pub fragment_offset: u16,
+    /// Where in the packet the upper layer begins.
+    pub upper: usize,
+    /// Octets of the packet; what lies behind is padding.
+    pub length: usize,
+}
+
+impl Head {
+    /// Reads the headers of the packet at the front, and checks IPv4's checksum.
+    #[inline]
+    pub fn parse(octets: &[u8]) -> Result<Head, Malformed> {
+        if version(octets) == Some(6) {
+            return Head::of_ipv6(&ipv6::Packet::new_checked(octets)?);
+        }
+        let packet = ipv4::Packet::new_checked(octets)?;
+        if !packet.verify_checksum() {
+            return Err(Malformed::Field("IPv4 checksum"));
+        }
+        Ok(Head {
+            source: packet.source().into(),
+            destination: packet.destination().into(),
+            traffic_class: packet.traffic_class(),
+            hop_limit: packet.ttl(),
+            protocol: packet.protocol(),
+            dont_fragment: packet.dont_fragment(),
+            more_fragments: packet.more_fragments(),
+            fragment_offset: packet.fragment_offset(),
+            upper: packet.header_length(),
+            length: packet.total_length(),
+        })
+    }
+
+    fn of_ipv6(packet: &ipv6::Packet<&[u8]>) -> Result<Head, Malformed> {
+        let upper = packet.upper()?;
+        Ok(Head {
+            source: packet.source().into(),
+            destination: packet.destination().into(),
+            traffic_class: packet.traffic_class(),
+            hop_limit: packet.hop_limit(),
+            protocol: upper.protocol,
+            dont_fragment: true,
+            more_fragments: upper.fragment.is_some_and(|fragment| fragment.more),
+            fragment_offset: upper.fragment.map_or(0, |fragment| fragment.offset),
+            upper: upper.start,
+            length: packet.total_length(),
+        })
+    }
+
+    /// Is it less than a whole packet?
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        self.more_fragments || self.fragment_offset != 0
+    }
+
+    /// The upper layer in the packet that this was read from.
+    #[inline]
+    pub fn payload<'a>(&self, octets: &'a [u8]) -> &'a [u8] {
+        octets.get(self.upper..self.length).unwrap_or_default()
+    }
+
+    /// The upper layer, to be changed.
+    #[inline]
+    pub fn payload_mut<'a>(&self, octets: &'a mut [u8]) -> &'a mut [u8] {
+        octets.get_mut(self.upper..self.length).unwrap_or_default()
+    }
+}
+
+/// One hop less for the packet at the front; `false`, and no change, if it has none to spare.
+#[inline]
+pub fn decrement_hop_limit(octets: &mut [u8]) -> Result<bool, Malformed> {
+    if version(octets) == Some(6) {
+        let mut packet = ipv6::Packet::new_checked(octets)?;
+        let alive = packet.hop_limit() > 1;
+        if alive {
+            packet.decrement_hop_limit();
+        }
+        return Ok(alive);
+    }
+    let mut packet = ipv4::Packet::new_checked(octets)?;
+    let alive = packet.ttl() > 1;
+    if alive {
+        packet.decrement_ttl();
+    }
+    Ok(alive)
+}
+
+/// Sets DSCP and ECN of the packet at the front.
+#[inline]
+pub fn set_traffic_class(octets: &mut [u8], class: u8) -> Result<(), Malformed> {
+    if version(octets) == Some(6) {
+        ipv6::Packet::new_checked(octets)?.set_traffic_class(class);
+    } else {
+        ipv4::Packet::new_checked(octets)?.set_traffic_class(class);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn packets() -> [Vec<u8>; 2] {
+        let four = ipv4::Repr {
+            traffic_class: 0xb9,
+            identification: 1,
+            dont_fragment: false,
+            more_fragments: true,
+            fragment_offset: 3,
+            ttl: 7,
+            protocol: 17,
+            source: [10, 0, 0, 1].into(),
+            destination: [10, 0, 0, 2].into(),
+            payload_length: 12,
+        };
+        let six = ipv6::Repr {
+            traffic_class: 0xb9,
+            flow_label: 5,
+            next_header: 44,
+            hop_limit: 7,
+            source: "2001:db8::1".parse().unwrap(),
+            destination: "2001:db8::2".parse().unwrap(),
+            payload_length: 20,
+        };
+        let mut octets = [vec![0; 20 + 12], vec![0; 40 + 20]];
+        four.emit(&mut octets[0]);
+        six.emit(&mut octets[1]);
+        ipv6::Fragment { offset: 3, more: true, identification: 1 }.emit(17, &mut octets[1][40..]);
+        octets
+    }
+
+    #[test]
+    fn both_versions_say_the_same_in_the_same_words() {
+        for mut octets in packets() {
+            octets.extend([0; 5]); // Ethernet padding
+            let head = Head::parse(&octets).unwrap();
+            assert_eq!((head.protocol, head.traffic_class, head.hop_limit), (17, 0xb9, 7));
+            assert_eq!((head.is_fragment(), head.more_fragments, head.fragment_offset), (true, true, 3));
+            assert_eq!((head.payload(&octets).len(), head.length), (12, octets.len() - 5));
+            assert_eq!(head.dont_fragment, head.source.is_ipv6());
+            set_traffic_class(&mut octets, 1).unwrap();
+            for left in (1..7).rev() {
+                assert_eq!(decrement_hop_limit(&mut octets), Ok(true));
+                let after = Head { traffic_class: 1, hop_limit: left, ..head };
+                assert_eq!(Head::parse(&octets), Ok(after));
+            }
+            assert_eq!(decrement_hop_limit(&mut octets), Ok(false));
+            assert_eq!(Head::parse(&octets).unwrap().hop_limit, 1);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mutated_packets_are_read_or_refused(six: bool, at in 0usize..60, to: u8, cut in 0usize..70) {
+            let [four, other] = packets();
+            let mut octets = if six { other } else { four };
+            if let Some(octet) = octets.get_mut(at) {
+                *octet = to;
+            }
+            octets.truncate(cut);
+            if let Ok(head) = Head::parse(&octets) {
+                prop_assert!(head.upper <= head.length && head.length <= octets.len());
+            }
+            let _ = (decrement_hop_limit(&mut octets), set_traffic_class(&mut octets, to));
+        }
+    }
+}
