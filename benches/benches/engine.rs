@@ -3,7 +3,7 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use spindle_abi::{
-    Command, KeyMaterial, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
+    Command, KeyMaterial, Limits, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
 };
 use spindle_benches::{OUTER, PEER, Recycle, Spis, engine, esp_frame, set_spi};
 use spindle_engine::{ArrayVec, BURST, Counter, Engine, MemoryFrame, NextHop, PortId};
@@ -70,8 +70,9 @@ fn looped(replay_window: u32) -> Engine {
         remote: (PEER, 0).into(),
         encapsulated: false,
         selectors: selectors.clone(),
-        soft_packets: 0,
-        hard_packets: 0,
+        esn: false,
+        soft: Limits::default(),
+        hard: Limits::default(),
     };
     let set = Command::SetPolicy {
         id: 1,

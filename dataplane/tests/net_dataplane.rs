@@ -2,7 +2,7 @@
 //! Needs root: network namespaces, XDP.
 
 use spindle_abi::{
-    Command as Order, CommandRecord, Event, KeyMaterial, MAX_FORMER_AT_ONCE, Mode, PolicyAction,
+    Command as Order, CommandRecord, Event, KeyMaterial, Limits, MAX_FORMER_AT_ONCE, Mode, PolicyAction,
     SaParameters, Selector, SelectorSet, Spi, SpiState, Suite,
 };
 use spindle_engine::Frame as _;
@@ -177,8 +177,9 @@ fn tunnel(topology: &Topology, side: Side, suite: Suite, encapsulated: bool) -> 
         remote: address(other),
         encapsulated,
         selectors: selectors.clone(),
-        soft_packets: 0,
-        hard_packets: 0,
+        esn: false,
+        soft: Limits::default(),
+        hard: Limits::default(),
     };
     let action = PolicyAction::Protect;
     [

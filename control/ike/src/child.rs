@@ -5,7 +5,9 @@ use crate::api::*;
 use crate::connect::ChildProfile;
 use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::sa::{ChildSa, ChildState, IkeSa, jittered};
-use spindle_abi::{Command, KeyMaterial, Mode, SaParameters, SelectorSet, Spi, SpiState, Suite, Time};
+use spindle_abi::{
+    Command, KeyMaterial, Limits, Mode, SaParameters, SelectorSet, Spi, SpiState, Suite, Time,
+};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -36,7 +38,7 @@ pub(crate) struct Agreed {
 
 /// The outbound SA asks to be rekeyed after this many packets: well before 2^32 of them, where sequence numbers end
 /// (RFC 4303 section 3.3.3).
-const SOFT_PACKETS: u64 = 3 << 30;
+const SOFT: Limits = Limits { packets: 3 << 30, bytes: 0 };
 
 /// Removed outbound SPIs that an IKE SA remembers at most.
 const RECENT_OUTBOUND: usize = 64;
@@ -71,7 +73,7 @@ impl Endpoint {
         // RFC 7296 section 2.23: UDP encapsulation MUST NOT be done on port 500.
         let encapsulated = sa.nat.encapsulates() && sa.local.port() == NAT_PORT;
         let (local, remote) = esp_ends(sa, encapsulated);
-        let parameters = |spi, index, keymat, soft_packets| SaParameters {
+        let parameters = |spi, index, keymat, soft| SaParameters {
             spi,
             index,
             policy: agreed.config.policy,
@@ -82,12 +84,13 @@ impl Endpoint {
             remote,
             encapsulated,
             selectors: agreed.selectors.clone(),
-            soft_packets,
-            hard_packets: 0,
+            esn: false,
+            soft,
+            hard: Limits::default(),
         };
-        let outbound = parameters(agreed.outbound, outbound_index, agreed.outbound_keys, SOFT_PACKETS);
+        let outbound = parameters(agreed.outbound, outbound_index, agreed.outbound_keys, SOFT);
         self.dataplane(Command::InstallInbound {
-            sa: parameters(agreed.inbound, inbound_index, agreed.inbound_keys, 0),
+            sa: parameters(agreed.inbound, inbound_index, agreed.inbound_keys, Limits::default()),
             replay_window: agreed.config.replay_window,
             report_first: sends == Sends::OnceUsed,
         });

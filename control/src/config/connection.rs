@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 const START_ACTIONS: &[(&str, StartAction)] =
     &[("none", StartAction::None), ("trap", StartAction::Trap), ("start", StartAction::Start)];
-const ENCRYPTION: &[&str] = &["aes128gcm16", "aes256gcm16", "chacha20poly1305"];
+const ENCRYPTION: &[&str] = &["aes128gcm16", "aes192gcm16", "aes256gcm16", "chacha20poly1305"];
 const PRF: &[&str] = &["prfsha256", "prfsha384"];
 const KEY_EXCHANGE: &[&str] = &["x25519", "curve25519", "ecp256"];
 

@@ -89,13 +89,20 @@ pub enum Suite {
     Aes256Gcm = 2,
     /// ChaCha20-Poly1305 (RFC 7634).
     ChaCha20Poly1305 = 3,
+    /// AES-GCM with a 192-bit key (RFC 4106).
+    Aes192Gcm = 4,
 }
 
 impl Suite {
+    /// All of them.
+    pub const ALL: [Suite; 4] =
+        [Suite::Aes128Gcm, Suite::Aes192Gcm, Suite::Aes256Gcm, Suite::ChaCha20Poly1305];
+
     /// Octets of the key without its salt.
     pub const fn key_length(self) -> usize {
         match self {
             Suite::Aes128Gcm => 16,
+            Suite::Aes192Gcm => 24,
             Suite::Aes256Gcm | Suite::ChaCha20Poly1305 => 32,
         }
     }
@@ -113,6 +120,7 @@ impl Suite {
             1 => Suite::Aes128Gcm,
             2 => Suite::Aes256Gcm,
             3 => Suite::ChaCha20Poly1305,
+            4 => Suite::Aes192Gcm,
             _ => return None,
         })
     }
@@ -172,6 +180,15 @@ impl fmt::Debug for KeyMaterial {
     }
 }
 
+/// How much an SA may carry (RFC 4301 section 4.4.2.1); 0 is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Packets.
+    pub packets: u64,
+    /// Inner octets.
+    pub bytes: u64,
+}
+
 /// What both directions of an SA have in common.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SaParameters {
@@ -196,10 +213,13 @@ pub struct SaParameters {
     pub encapsulated: bool,
     /// Selectors of this SA, seen from here: `local` is behind us in both directions (RFC 4301 section 4.4.1).
     pub selectors: SelectorSet,
-    /// Events [`Event::Lifetime`] with `hard: false` at this count of packets; 0 is never.
-    pub soft_packets: u64,
-    /// The SA stops, with an event, at this count of packets; 0 is the sequence number's end.
-    pub hard_packets: u64,
+    /// Sequence numbers of 64 bits (RFC 4303 section 2.2.1)? An inbound SA must then have a replay window.
+    pub esn: bool,
+    /// [`Event::Lifetime`] with `hard: false` when the first of these is reached.
+    pub soft: Limits,
+    /// The SA stops, with an event, when the first of these is reached, and at the end of its sequence numbers in any
+    /// case.
+    pub hard: Limits,
 }
 
 /// SAs in one dataplane at most, inbound and outbound.
@@ -342,7 +362,7 @@ pub enum Event {
         /// Our SPI.
         spi: Spi,
     },
-    /// An SA's count of packets came to a limit. Urgent.
+    /// An SA came to a limit. Urgent.
     Lifetime {
         /// The SA's `index`.
         index: u32,

@@ -3,7 +3,7 @@
 //! Encoding cannot fail but for selector sets that are too large; decoding checks every field.
 
 use crate::{
-    AddressRange, Command, Event, KeyMaterial, MAX_FORMER_AT_ONCE, MAX_INTERFACES, MAX_SAS, Mode,
+    AddressRange, Command, Event, KeyMaterial, Limits, MAX_FORMER_AT_ONCE, MAX_INTERFACES, MAX_SAS, Mode,
     PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time,
 };
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ pub const COMMAND_SIZE: usize = 512;
 pub const EVENT_SIZE: usize = 64;
 
 /// Version of everything in this file; change it with any layout.
-const LAYOUT_VERSION: u64 = 3;
+const LAYOUT_VERSION: u64 = 4;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {
@@ -128,7 +128,10 @@ impl Writer<'_> {
         self.u32(sa.spi.0).u32(sa.index).u32(sa.policy).u8(sa.mode as u8).u8(sa.suite as u8);
         self.bytes(sa.keymat.as_bytes());
         self.socket(sa.local).socket(sa.remote).u8(u8::from(sa.encapsulated));
-        self.u64(sa.soft_packets).u64(sa.hard_packets).selectors(&sa.selectors)
+        self.u8(u8::from(sa.esn)).limits(sa.soft).limits(sa.hard).selectors(&sa.selectors)
+    }
+    fn limits(&mut self, limits: Limits) -> &mut Self {
+        self.u64(limits.packets).u64(limits.bytes)
     }
     fn report(&mut self, r: &SpiReport) -> &mut Self {
         self.u32(r.spi.0).u32(r.sequence).u64(r.at.0).socket(r.source).socket(r.destination)
@@ -215,8 +218,8 @@ impl<'a> Reader<'a> {
         if local.is_ipv4() != remote.is_ipv4() {
             return Err(DecodeError::Field("IP version"));
         }
-        let encapsulated = self.bool()?;
-        let (soft_packets, hard_packets) = (self.u64()?, self.u64()?);
+        let (encapsulated, esn) = (self.bool()?, self.bool()?);
+        let (soft, hard) = (self.limits()?, self.limits()?);
         let selectors = self.selectors()?;
         Ok(SaParameters {
             spi,
@@ -229,9 +232,13 @@ impl<'a> Reader<'a> {
             remote,
             encapsulated,
             selectors,
-            soft_packets,
-            hard_packets,
+            esn,
+            soft,
+            hard,
         })
+    }
+    fn limits(&mut self) -> Result<Limits, DecodeError> {
+        Ok(Limits { packets: self.u64()?, bytes: self.u64()? })
     }
     fn report(&mut self) -> Result<SpiReport, DecodeError> {
         Ok(SpiReport {
@@ -412,17 +419,16 @@ mod tests {
     }
 
     fn sa() -> impl Strategy<Value = SaParameters> {
-        let suite =
-            prop_oneof![Just(Suite::Aes128Gcm), Just(Suite::Aes256Gcm), Just(Suite::ChaCha20Poly1305)];
+        let suite = proptest::sample::select(&Suite::ALL[..]);
         let ends = prop_oneof![
             any::<([u8; 4], u16, [u8; 4], u16)>()
                 .prop_map(|(a, p, b, q)| (SocketAddr::from((a, p)), SocketAddr::from((b, q)))),
             any::<([u8; 16], u16, [u8; 16], u16)>()
                 .prop_map(|(a, p, b, q)| (SocketAddr::from((a, p)), SocketAddr::from((b, q)))),
         ];
-        let form = (prop_oneof![Just(Mode::Tunnel), Just(Mode::Transport)], any::<bool>());
+        let form = (prop_oneof![Just(Mode::Tunnel), Just(Mode::Transport)], any::<bool>(), any::<bool>());
         (256u32.., 0..MAX_SAS, any::<u32>(), suite, any::<[u8; 36]>(), ends, form, selectors()).prop_map(
-            |(spi, index, policy, suite, key, (local, remote), (mode, encapsulated), selectors)| {
+            |(spi, index, policy, suite, key, (local, remote), (mode, encapsulated, esn), selectors)| {
                 SaParameters {
                     spi: Spi(spi),
                     index,
@@ -434,8 +440,9 @@ mod tests {
                     remote,
                     encapsulated,
                     selectors,
-                    soft_packets: u64::from(policy),
-                    hard_packets: u64::from(spi),
+                    esn,
+                    soft: Limits { packets: policy.into(), bytes: spi.into() },
+                    hard: Limits { packets: index.into(), bytes: policy.into() },
                 }
             },
         )

@@ -5,8 +5,8 @@ use crate::{
     PortId,
 };
 use spindle_abi::{
-    Command, Event, KeyMaterial, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiState,
-    Suite, Time,
+    Command, Event, KeyMaterial, Limits, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi,
+    SpiState, Suite, Time,
 };
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -82,8 +82,9 @@ fn engine() -> Engine {
             remote: (PEER, 4500).into(),
             encapsulated: true,
             selectors: selectors.clone(),
-            soft_packets: 3,
-            hard_packets: 200,
+            esn: false,
+            soft: Limits { packets: 3, bytes: 0 },
+            hard: Limits { packets: 200, bytes: 0 },
         })
     };
     let set = Command::SetPolicy {

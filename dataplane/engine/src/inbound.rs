@@ -187,7 +187,7 @@ impl Engine {
         let esp_octets =
             octets.get_mut(esp_start..usize::from(arrival.end)).ok_or(DropReason::MalformedEsp)?;
         let Some(inbound) = self.sas.inbound(index) else { return Err(DropReason::RetiredSpi) };
-        if inbound.usage.expired {
+        if inbound.usage.is_expired() {
             return Err(DropReason::InboundExpired);
         }
         let opened = inbound.sa.open(esp_octets).map_err(|fault| match fault {

@@ -187,7 +187,7 @@ impl Engine {
         out: &mut impl Output<F>,
     ) -> Result<IpAddr, DropReason> {
         let outbound = self.sas.outbound(index).ok_or(DropReason::NoSa)?;
-        if outbound.usage.expired {
+        if outbound.usage.is_expired() {
             return Err(DropReason::SequenceExhausted);
         }
         let room = frame.grow_front(front_length(outbound.sa.encapsulation()))
@@ -196,7 +196,7 @@ impl Engine {
             return Err(DropReason::NoRoom);
         }
         if outbound.sa.encapsulate(&mut frame.data_mut()[ETHERNET..], length).is_err() {
-            outbound.usage.expired = true;
+            outbound.usage.expire();
             self.tell_limit(index, Limit::Hard, out);
             return Err(DropReason::SequenceExhausted);
         }

@@ -1,7 +1,7 @@
 //! The SAs, by the index that control gave them: hot state in cache lines of its own, selectors behind a pointer.
 
 use crate::selectors::Selectors;
-use spindle_abi::{SaActivity, SaParameters, Spi, Time};
+use spindle_abi::{Limits, SaActivity, SaParameters, Spi, Time};
 use spindle_esp::{InboundSa, OutboundSa};
 use std::collections::VecDeque;
 
@@ -9,10 +9,9 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(crate) struct Usage {
     pub(crate) activity: SaActivity,
-    soft_packets: u64,
-    hard_packets: u64,
-    /// The hard limit was reached, or the sequence numbers: the SA is no longer used.
-    pub(crate) expired: bool,
+    /// The limits that are reached next: the soft ones, then the hard ones, then [`EXPIRED`]. `u64::MAX` is none.
+    next: Limits,
+    hard: Box<Limits>,
 }
 
 /// A limit that was just reached.
@@ -22,30 +21,49 @@ pub(crate) enum Limit {
     Hard,
 }
 
+/// Beyond the hard limit, or the sequence numbers are used up: the SA is no longer used.
+const EXPIRED: Limits = Limits { packets: 0, bytes: 0 };
+
 impl Usage {
     pub(crate) fn new(sa: &SaParameters) -> Usage {
-        Usage {
-            activity: SaActivity::default(),
-            soft_packets: sa.soft_packets,
-            hard_packets: sa.hard_packets,
-            expired: false,
-        }
+        let or_never = |limit| if limit == 0 { u64::MAX } else { limit };
+        let limits = |l: Limits| Limits { packets: or_never(l.packets), bytes: or_never(l.bytes) };
+        let (soft, hard) = (limits(sa.soft), limits(sa.hard));
+        let next = Limits { packets: soft.packets.min(hard.packets), bytes: soft.bytes.min(hard.bytes) };
+        Usage { activity: SaActivity::default(), next, hard: Box::new(hard) }
     }
 
-    /// One more packet of so many inner octets.
+    /// One more packet of so many inner octets. The one that reaches a limit still passes.
     #[inline]
     pub(crate) fn count(&mut self, now: Time, octets: usize) -> Option<Limit> {
         self.activity.packets += 1;
         self.activity.bytes += octets as u64;
         self.activity.last = now;
-        if self.activity.packets == self.hard_packets {
-            self.expired = true;
-            Some(Limit::Hard)
-        } else if self.activity.packets == self.soft_packets {
-            Some(Limit::Soft)
-        } else {
-            None
+        if self.has_reached(self.next) { Some(self.reach()) } else { None }
+    }
+
+    #[inline]
+    pub(crate) fn is_expired(&self) -> bool {
+        self.next == EXPIRED
+    }
+
+    pub(crate) fn expire(&mut self) {
+        self.next = EXPIRED;
+    }
+
+    #[inline]
+    fn has_reached(&self, limits: Limits) -> bool {
+        self.activity.packets >= limits.packets || self.activity.bytes >= limits.bytes
+    }
+
+    #[cold]
+    fn reach(&mut self) -> Limit {
+        if self.has_reached(*self.hard) {
+            self.expire();
+            return Limit::Hard;
         }
+        self.next = *self.hard;
+        Limit::Soft
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use proptest::prelude::*;
-use spindle_abi::{Command, Event, PolicyAction, Spi, SpiState, Suite, Time};
+use spindle_abi::{Command, Event, Limits, PolicyAction, Spi, SpiState, Suite, Time};
 use spindle_engine::{Counter, DropReason, Frame, MemoryFrame, PortId, Refused};
 use spindle_wire::{icmpv4, ipv4, protocol, tcp, udp};
 use std::net::Ipv4Addr;
@@ -18,8 +18,8 @@ fn through(a: &mut Gateway, b: &mut Gateway, packets: &[Vec<u8>]) -> Vec<Vec<u8>
 
 proptest! {
     #[test]
-    fn packets_arrive_as_they_were_sent(length in 1usize..=1400, suite in 0usize..3, udp: bool, kind in 0..3) {
-        let suite = [Suite::Aes128Gcm, Suite::Aes256Gcm, Suite::ChaCha20Poly1305][suite];
+    fn packets_arrive_as_they_were_sent(length in 1usize..=1400, suite in 0usize..4, udp: bool, kind in 0..3) {
+        let suite = Suite::ALL[suite];
         let (mut a, mut b) = pair(suite, udp);
         let data = content(length);
         let sent = match kind {
@@ -231,7 +231,7 @@ fn a_full_ring_loses_noise_counted_and_keeps_what_is_urgent() {
 fn sequence_numbers_end_with_an_event_and_silence() {
     let (mut a, mut b) = pair(Suite::Aes128Gcm, false);
     let mut limited = sa(TO_B, 2, true, Suite::Aes128Gcm, false);
-    (limited.soft_packets, limited.hard_packets) = (3, 5);
+    (limited.soft.packets, limited.hard.packets) = (3, 5);
     a.apply(Command::InstallOutbound { sa: limited });
     a.out.rings_full = true;
     a.process(PortId::Inside, (0..9).map(|_| frame(&echo(HOST_A, HOST_B, b""))));
@@ -242,6 +242,37 @@ fn sequence_numbers_end_with_an_event_and_silence() {
     assert_eq!(a.dropped(DropReason::SequenceExhausted), 4);
     b.process(PortId::Outside, a.take_sent(PortId::Outside));
     assert_eq!(b.take_sent(PortId::Inside).len(), 5);
+}
+
+/// RFC 4301 section 4.4.2.1: a lifetime in octets, soft and hard; with both kinds of limits the first one counts.
+#[test]
+fn an_sa_stops_at_its_limit_in_octets_whatever_its_limit_in_packets() {
+    let (mut a, mut b) = pair(Suite::Aes128Gcm, false);
+    let mut limited = sa(TO_B, 2, true, Suite::Aes128Gcm, false);
+    let length = echo(HOST_A, HOST_B, b"").len() as u64;
+    // Two packets and a bit, four and a bit.
+    (limited.soft, limited.hard) =
+        (Limits { packets: 5, bytes: 2 * length + 1 }, Limits { packets: 7, bytes: 4 * length + 1 });
+    a.apply(Command::InstallOutbound { sa: limited });
+    let mut lifetimes = Vec::new();
+    for _ in 0..9 {
+        a.process(PortId::Inside, [frame(&echo(HOST_A, HOST_B, b""))]);
+        lifetimes.push(a.out.events.drain(..).collect::<Vec<_>>());
+    }
+    let at = |n: usize| lifetimes[n - 1].clone();
+    assert_eq!(at(3), [Event::Lifetime { index: 2, hard: false }]);
+    assert_eq!(at(5), [Event::Lifetime { index: 2, hard: true }]);
+    assert_eq!(lifetimes.concat().len(), 2);
+    assert_eq!(a.dropped(DropReason::SequenceExhausted), 4);
+    let mut limited = sa(TO_B + 1, 3, false, Suite::Aes128Gcm, false);
+    limited.hard = Limits { packets: 0, bytes: length };
+    b.apply(inbound(limited));
+    a.apply(Command::InstallOutbound { sa: sa(TO_B + 1, 3, true, Suite::Aes128Gcm, false) });
+    a.process(PortId::Inside, (0..3).map(|_| frame(&echo(HOST_A, HOST_B, b""))));
+    b.process(PortId::Outside, a.take_sent(PortId::Outside));
+    // Five on the SA that stopped at A, and one on that which stops at B.
+    assert_eq!(b.take_sent(PortId::Inside).len(), 6);
+    assert_eq!(b.dropped(DropReason::InboundExpired), 2);
 }
 
 /// RFC 7296 section 2.8: the new SA takes over without a lost packet, and the old one still receives.

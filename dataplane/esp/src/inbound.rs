@@ -1,6 +1,6 @@
 //! An inbound SA: replay window and decapsulation.
 
-use crate::{ICV_LENGTH, IV_LENGTH, ReplayWindow, Unusable, nonce, split_keymat};
+use crate::{AdditionalData, ICV_LENGTH, IV_LENGTH, ReplayWindow, Unusable, nonce, split_keymat};
 use spindle_abi::{SaParameters, Spi};
 use spindle_aead::{Key, Provider};
 use spindle_wire::esp;
@@ -26,8 +26,8 @@ pub struct Opened {
     pub payload: Range<usize>,
     /// What the payload is: 4 for IPv4, 41 for IPv6, 59 for dummies.
     pub next_header: u8,
-    /// Its sequence number.
-    pub sequence: u32,
+    /// Its sequence number, all 64 bits of it where the SA has extended ones.
+    pub sequence: u64,
 }
 
 /// An inbound SA's hot state: one cache line beside the window's blocks.
@@ -38,6 +38,7 @@ pub struct InboundSa {
     window: ReplayWindow,
     spi: Spi,
     salt: [u8; 4],
+    esn: bool,
 }
 
 const _: () = assert!(size_of::<InboundSa>() == 64);
@@ -47,7 +48,11 @@ impl InboundSa {
     pub fn new(sa: &SaParameters, replay_window: u32, provider: Provider) -> Result<InboundSa, Unusable> {
         let (key, salt) = split_keymat(sa, provider)?;
         let window = ReplayWindow::new(replay_window).ok_or(Unusable::ReplayWindow)?;
-        Ok(InboundSa { key, window, spi: sa.spi, salt })
+        // RFC 4303 section 3.3.3: it takes the window to know the high-order bits.
+        if sa.esn && replay_window == 0 {
+            return Err(Unusable::ReplayWindow);
+        }
+        Ok(InboundSa { key, window, spi: sa.spi, salt, esn: sa.esn })
     }
 
     /// Its SPI.
@@ -56,7 +61,7 @@ impl InboundSa {
     }
 
     /// The highest sequence number that was authenticated.
-    pub fn sequence(&self) -> u32 {
+    pub fn sequence(&self) -> u64 {
         self.window.top()
     }
 
@@ -74,14 +79,16 @@ impl InboundSa {
         let end = octets.len() - ICV_LENGTH;
         let (head, icv) = octets.split_at_mut(end);
         let (front, cipher) = head.split_at_mut(FRONT);
-        let sequence = u32::from_be_bytes([front[4], front[5], front[6], front[7]]);
-        if !self.window.check(sequence) {
+        let low = u32::from_be_bytes([front[4], front[5], front[6], front[7]]);
+        let number = if self.esn { self.window.extend(low) } else { Some(low.into()) };
+        let Some(sequence) = number.filter(|number| self.window.check(*number)) else {
             return Err(OpenFault::Replayed);
-        }
+        };
         let (mut iv, mut tag) = ([0; IV_LENGTH], [0; ICV_LENGTH]);
         iv.copy_from_slice(&front[esp::HEADER_LENGTH..]);
         tag.copy_from_slice(icv);
-        let opened = self.key.open(&nonce(self.salt, iv), &front[..esp::HEADER_LENGTH], cipher, &tag);
+        let additional = AdditionalData::new(&front[..esp::HEADER_LENGTH], sequence, self.esn);
+        let opened = self.key.open(&nonce(self.salt, iv), additional.octets(), cipher, &tag);
         opened.map_err(|_| OpenFault::NotAuthentic)?;
         self.window.update(sequence);
         let next_header = cipher[cipher.len() - 1];
@@ -102,7 +109,7 @@ mod tests {
     use super::*;
     use crate::{Encapsulation, Exhausted, OutboundSa, back_length, front_length, inner_limit};
     use proptest::prelude::*;
-    use spindle_abi::{KeyMaterial, Mode, SelectorSet, Suite};
+    use spindle_abi::{KeyMaterial, Limits, Mode, SelectorSet, Suite};
     use spindle_wire::{ipv4, ipv6, protocol, udp};
     use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -119,8 +126,9 @@ mod tests {
             remote: ([192, 0, 2, 2], port).into(),
             encapsulated,
             selectors: SelectorSet::default(),
-            soft_packets: 0,
-            hard_packets: 0,
+            esn: false,
+            soft: Limits::default(),
+            hard: Limits::default(),
         }
     }
 
@@ -150,7 +158,6 @@ mod tests {
         octets
     }
 
-    const SUITES: [Suite; 3] = [Suite::Aes128Gcm, Suite::Aes256Gcm, Suite::ChaCha20Poly1305];
     const PROVIDER: Provider = Provider::AwsLc;
 
     /// The layout written out by hand from RFC 4303 section 2 and RFC 4106, sealed by the other provider.
@@ -265,6 +272,55 @@ mod tests {
         assert_eq!(out.sequence(), u64::from(u32::MAX));
     }
 
+    /// RFC 4303 section 2.2.1: of the 64 bits the low-order ones are transmitted; RFC 4106 section 5, RFC 7634 section 2.1:
+    /// all of them are authenticated, between the SPI and the ciphertext.
+    #[test]
+    fn extended_sequence_numbers_go_on_beyond_32_bits() {
+        for suite in Suite::ALL {
+            let sa = SaParameters { esn: true, ..parameters(suite, false) };
+            let mut out = OutboundSa::new(&sa, PROVIDER).unwrap();
+            let mut inbound = InboundSa::new(&sa, 32, PROVIDER).unwrap();
+            let inner = inner(40, 0, false);
+            // By less than 2^32 at once, which the receiver can follow, to the end of the low-order bits' first run.
+            out.skip_to(1 << 31);
+            inbound.open(&mut encapsulated(&mut out, &inner)[20..]).unwrap();
+            out.skip_to(u64::from(u32::MAX) - 3);
+            for expected in (1u64 << 32) - 3..(1 << 32) + 3 {
+                let packet = encapsulated(&mut out, &inner);
+                assert_eq!(packet[24..28], (expected as u32).to_be_bytes());
+                assert_eq!(packet[28..36], expected.to_be_bytes());
+                let (mut cipher, icv) = (packet[36..80].to_vec(), packet[80..].try_into().unwrap());
+                let algorithm = match suite {
+                    Suite::Aes128Gcm => spindle_aead::Algorithm::Aes128Gcm,
+                    Suite::Aes192Gcm => spindle_aead::Algorithm::Aes192Gcm,
+                    Suite::Aes256Gcm => spindle_aead::Algorithm::Aes256Gcm,
+                    Suite::ChaCha20Poly1305 => spindle_aead::Algorithm::ChaCha20Poly1305,
+                };
+                let key = Provider::Portable.key(algorithm, &[0x42; 32][..suite.key_length()]).unwrap();
+                let (mut nonce, mut aad) = ([0x42; 12], [0xc0, 0xff, 0xee, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+                nonce[4..].copy_from_slice(&expected.to_be_bytes());
+                aad[4..].copy_from_slice(&expected.to_be_bytes());
+                assert_eq!(key.open(&nonce, &aad, &mut cipher, &icv), Ok(()));
+                assert_eq!(cipher[..40], inner);
+                let opened = inbound.open(&mut packet[20..].to_vec()).unwrap();
+                assert_eq!(opened.sequence, expected);
+                assert_eq!(inbound.open(&mut packet[20..].to_vec()), Err(OpenFault::Replayed));
+            }
+            assert_eq!(inbound.sequence(), (1 << 32) + 2);
+        }
+    }
+
+    /// RFC 4303 section 3.3.3: neither 32 bits nor 64 ever wrap.
+    #[test]
+    fn extended_sequence_numbers_end_too() {
+        let sa = SaParameters { esn: true, ..parameters(Suite::Aes128Gcm, false) };
+        let mut out = OutboundSa::new(&sa, PROVIDER).unwrap();
+        out.skip_to(u64::MAX - 1);
+        encapsulated(&mut out, &inner(40, 0, false));
+        let mut octets = vec![0; front_length(out.encapsulation()) + 40 + back_length(40)];
+        assert_eq!((out.encapsulate(&mut octets, 40), out.sequence()), (Err(Exhausted), u64::MAX));
+    }
+
     /// RFC 4303 section 2.4 and 3.4.3: sealed by the peer's key, with another padding.
     #[test]
     fn padding_other_than_1_2_3_is_refused_though_authentic() {
@@ -296,6 +352,8 @@ mod tests {
     fn unusable_parameters_are_refused() {
         let mut sa = parameters(Suite::Aes128Gcm, false);
         assert_eq!(InboundSa::new(&sa, 48, PROVIDER).unwrap_err(), Unusable::ReplayWindow);
+        sa.esn = true;
+        assert_eq!(InboundSa::new(&sa, 0, PROVIDER).unwrap_err(), Unusable::ReplayWindow);
         sa.suite = Suite::Aes256Gcm;
         assert_eq!(OutboundSa::new(&sa, PROVIDER).unwrap_err(), Unusable::KeyLength);
         sa.spi = Spi(255);
@@ -307,10 +365,11 @@ mod tests {
     proptest! {
         #[test]
         fn packets_come_back_as_they_were(
-            length in 40usize..1500, suite in 0usize..3, udp: bool, class: u8, outer_six: bool, inner_six: bool,
+            length in 40usize..1500, suite in 0usize..4, udp: bool, class: u8, outer_six: bool, inner_six: bool, esn: bool,
         ) {
-            let suite = SUITES[suite];
+            let suite = Suite::ALL[suite];
             let sa = if outer_six { parameters_over_ipv6(suite, udp) } else { parameters(suite, udp) };
+            let sa = SaParameters { esn, ..sa };
             let mut out = OutboundSa::new(&sa, PROVIDER).unwrap();
             let around = out.encapsulation();
             prop_assert_eq!(around, Encapsulation { is_ipv6: outer_six, in_udp: udp });

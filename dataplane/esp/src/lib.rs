@@ -18,6 +18,7 @@ pub use replay::ReplayWindow;
 
 use spindle_abi::{SaParameters, Suite};
 use spindle_aead::{Algorithm, Key, Provider};
+use spindle_wire::esp;
 use std::fmt;
 
 /// Octets of the explicit IV (RFC 4106 section 3.1, RFC 7634 section 2).
@@ -34,7 +35,8 @@ pub enum Unusable {
     ReservedSpi,
     /// The outer addresses are of two IP versions.
     IpVersions,
-    /// The replay window is neither 0 nor a power of two from 32 to 65,536.
+    /// The replay window is neither 0 nor a power of two from 32 to 65,536; or it is 0 on an SA with extended sequence
+    /// numbers.
     ReplayWindow,
 }
 
@@ -63,11 +65,37 @@ fn split_keymat(sa: &SaParameters, provider: Provider) -> Result<(Key, [u8; 4]),
     let (key, salt) = keymat.split_at(sa.suite.key_length());
     let algorithm = match sa.suite {
         Suite::Aes128Gcm => Algorithm::Aes128Gcm,
+        Suite::Aes192Gcm => Algorithm::Aes192Gcm,
         Suite::Aes256Gcm => Algorithm::Aes256Gcm,
         Suite::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
     };
     let key = provider.key(algorithm, key).ok_or(Unusable::KeyLength)?;
     Ok((key, salt.try_into().map_err(|_| Unusable::KeyLength)?))
+}
+
+/// What is authenticated beside the ciphertext: SPI and sequence number, all 64 bits of an extended one (RFC 4106 section
+/// 5, RFC 7634 section 2.1).
+struct AdditionalData {
+    octets: [u8; 12],
+    length: usize,
+}
+
+impl AdditionalData {
+    /// `header` is the packet's ESP header.
+    #[inline]
+    fn new(header: &[u8], sequence: u64, esn: bool) -> AdditionalData {
+        let mut octets = [0; 12];
+        octets[..esp::HEADER_LENGTH].copy_from_slice(header);
+        if esn {
+            octets[4..].copy_from_slice(&sequence.to_be_bytes());
+        }
+        AdditionalData { octets, length: if esn { 12 } else { esp::HEADER_LENGTH } }
+    }
+
+    #[inline]
+    fn octets(&self) -> &[u8] {
+        &self.octets[..self.length]
+    }
 }
 
 /// Salt, then explicit IV (RFC 4106 section 4, RFC 7634 section 2).

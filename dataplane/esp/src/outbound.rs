@@ -1,6 +1,6 @@
 //! An outbound SA: sequence numbers and encapsulation.
 
-use crate::{ICV_LENGTH, IV_LENGTH, Unusable, nonce, split_keymat, tunnel};
+use crate::{AdditionalData, ICV_LENGTH, IV_LENGTH, Unusable, nonce, split_keymat, tunnel};
 use spindle_abi::{SaParameters, Spi};
 use spindle_aead::{Key, Provider};
 use spindle_wire::{esp, ip, ipv4, ipv6, protocol, udp};
@@ -84,6 +84,7 @@ pub struct OutboundSa {
     local_port: u16,
     remote_port: u16,
     in_udp: bool,
+    esn: bool,
 }
 
 const _: () = assert!(size_of::<OutboundSa>() == 64);
@@ -102,6 +103,7 @@ impl OutboundSa {
             local_port: sa.local.port(),
             remote_port: sa.remote.port(),
             in_udp: sa.encapsulated,
+            esn: sa.esn,
         })
     }
 
@@ -130,6 +132,12 @@ impl OutboundSa {
         self.sequence
     }
 
+    /// The last one that there is.
+    #[inline]
+    fn last_sequence(&self) -> u64 {
+        if self.esn { u64::MAX } else { u32::MAX.into() }
+    }
+
     /// Goes on behind this number, never back: after a restart that may have lost the last few.
     pub fn skip_to(&mut self, sequence: u64) {
         self.sequence = self.sequence.max(sequence);
@@ -152,7 +160,7 @@ impl OutboundSa {
     pub fn encapsulate(&mut self, octets: &mut [u8], inner_length: usize) -> Result<(), Exhausted> {
         let front = front_length(self.encapsulation());
         assert!(octets.len() == front + inner_length + back_length(inner_length));
-        if self.sequence >= u64::from(u32::MAX) {
+        if self.sequence >= self.last_sequence() {
             return Err(Exhausted);
         }
         self.sequence += 1;
@@ -169,11 +177,10 @@ impl OutboundSa {
         plain[inner_length + padding + 1] = if is_ipv6 { protocol::IPV6 } else { protocol::IPV4 };
         // RFC 4106 section 3.1: the IV must never repeat under one key. The counter doesn't.
         let nonce = nonce(self.salt, self.sequence.to_be_bytes());
-        // RFC 4106 section 5: SPI and sequence number are the additional authenticated data.
-        let mut aad = [0; esp::HEADER_LENGTH];
-        aad.copy_from_slice(&outer[front - IV_LENGTH - esp::HEADER_LENGTH..front - IV_LENGTH]);
+        let header = &outer[front - IV_LENGTH - esp::HEADER_LENGTH..front - IV_LENGTH];
+        let additional = AdditionalData::new(header, self.sequence, self.esn);
         let mut tag = [0; ICV_LENGTH];
-        self.key.seal(&nonce, &aad, plain, &mut tag);
+        self.key.seal(&nonce, additional.octets(), plain, &mut tag);
         icv.copy_from_slice(&tag);
         self.fill_checksum(octets);
         Ok(())

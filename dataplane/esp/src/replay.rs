@@ -1,11 +1,12 @@
 //! The replay window (RFC 4303 section 3.4.3) as a ring of 64-bit blocks (the method of RFC 6479): moving it
-//! clears whole blocks and shifts nothing.
+//! clears whole blocks and shifts nothing. Numbers have 64 bits, of which packets carry the low 32; where the SA has
+//! no extended sequence numbers the others are 0.
 
 /// Which sequence numbers have been received: the highest, and which of the `size` up to it.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow {
     /// The highest sequence number that was authenticated; 0 before the first.
-    top: u32,
+    top: u64,
     /// Numbers in the window; 0 is off.
     size: u32,
     /// At least one block more than the window fills, so that its left end is whole wherever its right end stands in
@@ -24,22 +25,33 @@ impl ReplayWindow {
         Some(ReplayWindow { top: 0, size, blocks: vec![0; blocks].into_boxed_slice() })
     }
 
+    /// The 64-bit number of a packet that carries these low 32 bits (RFC 4303 appendix A2.2): of the 2^32 numbers from
+    /// the window's left end on, the one that ends in them. `None` if that lies before the SA's first number or beyond
+    /// its last.
     #[inline]
-    fn place(&self, sequence: u32) -> (usize, u64) {
+    pub fn extend(&self, low: u32) -> Option<u64> {
+        // Wraps where the window reaches further back than the SA; the number must then have wrapped again.
+        let left = self.top.wrapping_sub(self.size.saturating_sub(1).into());
+        let sequence = left.wrapping_add(low.wrapping_sub(left as u32).into());
+        ((sequence < left) == (self.top < left)).then_some(sequence)
+    }
+
+    #[inline]
+    fn place(&self, sequence: u64) -> (usize, u64) {
         ((sequence >> 6) as usize & (self.blocks.len() - 1), 1 << (sequence & 63))
     }
 
     /// May a packet with this number be new? Left of the window and seen ones are not; nor is 0, for the first
     /// number of an SA is 1 (RFC 4303 section 3.3.3). Changes nothing: the ICV is not checked yet.
     #[inline]
-    pub fn check(&self, sequence: u32) -> bool {
+    pub fn check(&self, sequence: u64) -> bool {
         if self.size == 0 {
             return true;
         }
         if sequence > self.top {
             return true;
         }
-        if sequence == 0 || self.top - sequence >= self.size {
+        if sequence == 0 || self.top - sequence >= u64::from(self.size) {
             return false;
         }
         let (block, bit) = self.place(sequence);
@@ -48,7 +60,7 @@ impl ReplayWindow {
 
     /// Marks a number that `check` let by and whose packet is authentic.
     #[inline]
-    pub fn update(&mut self, sequence: u32) {
+    pub fn update(&mut self, sequence: u64) {
         if self.size == 0 {
             self.top = self.top.max(sequence);
             return;
@@ -56,7 +68,7 @@ impl ReplayWindow {
         if sequence > self.top {
             let (old, new) = (self.top >> 6, sequence >> 6);
             let mask = self.blocks.len() - 1;
-            let moved = ((new - old) as usize).min(self.blocks.len());
+            let moved = (new - old).min(self.blocks.len() as u64) as usize;
             for step in 1..=moved {
                 self.blocks[(old as usize + step) & mask] = 0;
             }
@@ -67,7 +79,7 @@ impl ReplayWindow {
     }
 
     /// The highest number that was authenticated.
-    pub fn top(&self) -> u32 {
+    pub fn top(&self) -> u64 {
         self.top
     }
 }
@@ -80,20 +92,27 @@ mod tests {
 
     /// The window as RFC 4303 section 3.4.3 words it: everything seen, and nothing left of the window.
     struct Oracle {
-        seen: HashSet<u32>,
-        top: u32,
+        seen: HashSet<u64>,
+        top: u64,
         size: u32,
     }
 
     impl Oracle {
-        fn accept(&mut self, sequence: u32) -> bool {
-            let left = u64::from(sequence) + u64::from(self.size) <= u64::from(self.top);
+        fn accept(&mut self, sequence: u64) -> bool {
+            let left = u128::from(sequence) + u128::from(self.size) <= u128::from(self.top);
             if sequence == 0 || left || !self.seen.insert(sequence) {
                 return false;
             }
             self.top = self.top.max(sequence);
             true
         }
+    }
+
+    /// A window whose right end is `top`.
+    fn window(size: u32, top: u64) -> ReplayWindow {
+        let mut window = ReplayWindow::new(size).unwrap();
+        window.update(top);
+        window
     }
 
     #[test]
@@ -108,13 +127,15 @@ mod tests {
 
     #[test]
     fn the_last_sequence_number_is_accepted_once() {
-        let mut window = ReplayWindow::new(64).unwrap();
-        for sequence in [u32::MAX - 63, u32::MAX] {
-            assert!(window.check(sequence));
-            window.update(sequence);
-            assert!(!window.check(sequence));
+        for last in [u64::from(u32::MAX), u64::MAX] {
+            let mut window = ReplayWindow::new(64).unwrap();
+            for sequence in [last - 63, last] {
+                assert!(window.check(sequence));
+                window.update(sequence);
+                assert!(!window.check(sequence));
+            }
+            assert!(!window.check(last - 64) && window.check(last - 1));
         }
-        assert!(!window.check(u32::MAX - 64) && window.check(u32::MAX - 1));
     }
 
     /// RFC 4303 section 3.4.3: every number within the window is remembered, wherever in a block its right end stands.
@@ -122,14 +143,37 @@ mod tests {
     fn nothing_in_the_window_is_accepted_again_as_it_moves_on_one_by_one() {
         for size in [32, 64, 128, 1024] {
             let mut window = ReplayWindow::new(size).unwrap();
-            for top in 1..3 * size + 200 {
+            for top in 1..u64::from(3 * size + 200) {
                 assert!(window.check(top));
                 window.update(top);
-                for sequence in top.saturating_sub(size + 70)..=top {
+                for sequence in top.saturating_sub(u64::from(size) + 70)..=top {
                     assert!(!window.check(sequence), "{sequence} again below {top}, window {size}");
                 }
             }
         }
+    }
+
+    /// RFC 4303 appendix A2.1, its two cases by the numbers: the window within one run of the low 32 bits, and across
+    /// the end of one.
+    #[test]
+    fn the_high_bits_are_those_that_appendix_a_infers() {
+        const RUN: u64 = 1 << 32;
+        // Case A: what is left of the window in this run is the next run's.
+        let a = window(64, 5 * RUN + 1000);
+        assert_eq!(a.extend(1000 - 63), Some(5 * RUN + 937));
+        assert_eq!(a.extend(1000 - 64), Some(6 * RUN + 936));
+        assert_eq!(a.extend(u32::MAX), Some(5 * RUN + 0xffff_ffff));
+        // Case B: the window's left part is the run's before.
+        let b = window(64, 5 * RUN + 10);
+        assert_eq!(b.extend(10), Some(5 * RUN + 10));
+        assert_eq!(b.extend(0u32.wrapping_sub(53)), Some(5 * RUN - 53));
+        assert_eq!(b.extend(0u32.wrapping_sub(54)), Some(6 * RUN - 54));
+        // Before the first number and beyond the last there is nothing.
+        let first = window(64, 10);
+        assert_eq!((first.extend(11), first.extend(0u32.wrapping_sub(53))), (Some(11), None));
+        assert_eq!(first.extend(0u32.wrapping_sub(54)), Some(RUN - 54));
+        let last = window(64, u64::MAX - 3);
+        assert_eq!((last.extend(u32::MAX), last.extend(7)), (Some(u64::MAX), None));
     }
 
     proptest! {
@@ -137,16 +181,15 @@ mod tests {
         #[test]
         fn the_ring_accepts_what_the_rfc_accepts(
             exponent in 5u32..=12,
-            start in prop_oneof![Just(0u32), any::<u32>()],
+            start in prop_oneof![Just(0u64), any::<u32>().prop_map(u64::from), any::<u64>()],
             steps in proptest::collection::vec((-9000i64..9000, 0u8..8), 1..300),
         ) {
             let size = 1 << exponent;
             let mut window = ReplayWindow::new(size).unwrap();
             let mut oracle = Oracle { seen: HashSet::new(), top: 0, size };
-            let mut at = i64::from(start);
+            let mut sequence = start;
             for (step, scale) in steps {
-                at = (at + (step >> scale)).clamp(0, i64::from(u32::MAX));
-                let sequence = at as u32;
+                sequence = sequence.saturating_add_signed(step >> scale);
                 let accepted = window.check(sequence);
                 prop_assert_eq!(accepted, oracle.accept(sequence), "{}", sequence);
                 if accepted {
@@ -154,6 +197,22 @@ mod tests {
                 }
                 prop_assert_eq!(window.top(), oracle.top);
             }
+        }
+
+        /// RFC 4303 appendix A2.2: whatever is in the window, or less than 2^32 minus the window ahead of it, is known
+        /// by its low 32 bits.
+        #[test]
+        fn numbers_near_the_window_are_known_by_their_low_bits(
+            exponent in 5u32..=16,
+            top in prop_oneof![1u64..100_000, (0u64..100_000).prop_map(|n| (7 << 32) - 50_000 + n), any::<u64>()],
+            offset: u32,
+        ) {
+            let size = 1u32 << exponent;
+            let left = u128::from(top) + 1 + u128::from(offset);
+            let Some(sequence) = left.checked_sub(size.into()).and_then(|n| u64::try_from(n).ok()) else {
+                return Ok(());
+            };
+            prop_assert_eq!(window(size, top).extend(sequence as u32), Some(sequence));
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The AEADs of the SK payload: AES-GCM with a 16-octet ICV (RFC 5282) and ChaCha20-Poly1305 (RFC 7634).
 
+use aes_gcm::aead::consts::U12;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes128Gcm, Aes256Gcm};
+use aes_gcm::aes::Aes192;
+use aes_gcm::{Aes128Gcm, Aes256Gcm, AesGcm};
 use chacha20poly1305::ChaCha20Poly1305;
 use spindle_abi::Suite;
 use zeroize::Zeroizing;
@@ -12,8 +14,11 @@ pub(crate) struct Aead {
     salt: Zeroizing<[u8; 4]>,
 }
 
+type Aes192Gcm = AesGcm<Aes192, U12>;
+
 enum Cipher {
     Aes128Gcm(Box<Aes128Gcm>),
+    Aes192Gcm(Box<Aes192Gcm>),
     Aes256Gcm(Box<Aes256Gcm>),
     ChaCha20Poly1305(Box<ChaCha20Poly1305>),
 }
@@ -25,6 +30,9 @@ impl Aead {
         let cipher = match suite {
             Suite::Aes128Gcm => {
                 Cipher::Aes128Gcm(Box::new(Aes128Gcm::new_from_slice(key).expect("16 octets")))
+            }
+            Suite::Aes192Gcm => {
+                Cipher::Aes192Gcm(Box::new(Aes192Gcm::new_from_slice(key).expect("24 octets")))
             }
             Suite::Aes256Gcm => {
                 Cipher::Aes256Gcm(Box::new(Aes256Gcm::new_from_slice(key).expect("32 octets")))
@@ -49,6 +57,7 @@ impl Aead {
         let nonce = self.nonce(iv).into();
         match &self.cipher {
             Cipher::Aes128Gcm(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
+            Cipher::Aes192Gcm(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
             Cipher::Aes256Gcm(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
             Cipher::ChaCha20Poly1305(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
         }
@@ -63,6 +72,7 @@ impl Aead {
         let icv = &(*icv).into();
         match &self.cipher {
             Cipher::Aes128Gcm(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
+            Cipher::Aes192Gcm(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
             Cipher::Aes256Gcm(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
             Cipher::ChaCha20Poly1305(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
         }

@@ -77,8 +77,9 @@ pub enum NotationError {
 #[error("no proposal in common")]
 pub struct SelectionError;
 
-const SUITES: [(&str, Suite); 3] = [
+const SUITES: [(&str, Suite); 4] = [
     ("aes128gcm16", Suite::Aes128Gcm),
+    ("aes192gcm16", Suite::Aes192Gcm),
     ("aes256gcm16", Suite::Aes256Gcm),
     ("chacha20poly1305", Suite::ChaCha20Poly1305),
 ];
@@ -86,9 +87,11 @@ const PRFS: [(&str, Prf); 3] =
     [("prfsha256", Prf::HmacSha256), ("prfsha384", Prf::HmacSha384), ("prfsha512", Prf::HmacSha512)];
 const GROUPS: [(&str, Group); 2] = [("x25519", Group::X25519), ("ecp256", Group::P256)];
 /// Other names of the same, understood but not printed.
-const ALIASES: [(&str, &str); 5] = [
+const ALIASES: [(&str, &str); 7] = [
     ("aes128gcm128", "aes128gcm16"),
     ("aes128gcm", "aes128gcm16"),
+    ("aes192gcm128", "aes192gcm16"),
+    ("aes192gcm", "aes192gcm16"),
     ("aes256gcm128", "aes256gcm16"),
     ("aes256gcm", "aes256gcm16"),
     ("curve25519", "x25519"),
@@ -214,6 +217,7 @@ fn plain(kind: u8, id: u16) -> Transform {
 fn encryption(suite: Suite) -> Transform {
     let (id, key_length) = match suite {
         Suite::Aes128Gcm => (transform::AES_GCM_16, Some(128)),
+        Suite::Aes192Gcm => (transform::AES_GCM_16, Some(192)),
         Suite::Aes256Gcm => (transform::AES_GCM_16, Some(256)),
         // RFC 7634 section 4: no Key Length attribute.
         Suite::ChaCha20Poly1305 => (transform::CHACHA20_POLY1305, None),

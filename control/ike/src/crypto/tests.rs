@@ -258,7 +258,7 @@ fn a_bad_proposal_names_the_fault_and_what_is_known() {
     let say = |text| parse_ike(text).unwrap_err().to_string();
     assert_eq!(
         say("aes128-prfsha256-x25519"),
-        "proposal \"aes128-prfsha256-x25519\": \"aes128\" is not known; known are aes128gcm16, aes256gcm16, \
+        "proposal \"aes128-prfsha256-x25519\": \"aes128\" is not known; known are aes128gcm16, aes192gcm16, aes256gcm16, \
          chacha20poly1305, prfsha256, prfsha384, prfsha512, x25519, ecp256"
     );
     assert!(say("aes128gcm16-x25519").contains("names no pseudorandom function; known are prfsha256"));
@@ -267,7 +267,10 @@ fn a_bad_proposal_names_the_fault_and_what_is_known() {
     assert!(say("").contains("\"\" is not known"));
     assert!(parse_esp("x25519").unwrap_err().to_string().contains("names no encryption"));
     let text = parse_esp("aes128gcm16-prfsha256").unwrap_err().to_string();
-    assert!(text.ends_with("known are aes128gcm16, aes256gcm16, chacha20poly1305, x25519, ecp256"), "{text}");
+    assert!(
+        text.ends_with("known are aes128gcm16, aes192gcm16, aes256gcm16, chacha20poly1305, x25519, ecp256"),
+        "{text}"
+    );
 }
 
 fn ike(text: &str) -> IkeProposal {

@@ -104,7 +104,7 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 fn suite() -> impl Strategy<Value = Suite> {
-    prop_oneof![Just(Suite::Aes128Gcm), Just(Suite::Aes256Gcm), Just(Suite::ChaCha20Poly1305)]
+    prop::sample::select(&Suite::ALL[..])
 }
 
 fn keys(suite: Suite) -> (SealingKey, OpeningKey) {

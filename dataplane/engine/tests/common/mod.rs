@@ -2,7 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use spindle_abi::{
-    Command, Event, KeyMaterial, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite, Time,
+    Command, Event, KeyMaterial, Limits, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite,
+    Time,
 };
 use spindle_engine::{
     ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig,
@@ -149,8 +150,9 @@ pub fn sa(spi: u32, index: u32, at_a: bool, suite: Suite, encapsulated: bool) ->
         remote: (remote, port).into(),
         encapsulated,
         selectors: set,
-        soft_packets: 0,
-        hard_packets: 0,
+        esn: false,
+        soft: Limits::default(),
+        hard: Limits::default(),
     }
 }
 
