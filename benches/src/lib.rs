@@ -38,6 +38,11 @@ impl Output<MemoryFrame> for Recycle {
         self.frames.push(frame);
     }
     #[inline]
+    fn to_host(&mut self, _interface: u16, frame: MemoryFrame) {
+        self.sent += 1;
+        self.frames.push(frame);
+    }
+    #[inline]
     fn discard(&mut self, frame: MemoryFrame, _reason: DropReason) {
         self.frames.push(frame);
     }

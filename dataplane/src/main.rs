@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod devices;
 mod held;
 mod network;
 mod outlet;
@@ -18,7 +19,9 @@ mod worker;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use crossbeam::queue::ArrayQueue;
+use devices::Device;
 use futures_util::{Stream, StreamExt};
+use held::Towards;
 use netlink_packet_route::RouteNetlinkMessage;
 use network::{Changed, Link, Network};
 use outlet::Outlet;
@@ -30,8 +33,8 @@ use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::CpuSet;
 use spindle_aead::Provider;
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
-use spindle_engine::{Engine, EngineConfig, PortConfig};
-use spindle_port::{Interface, bind_pair, driver_name};
+use spindle_engine::{Engine, EngineConfig, PortConfig, PortId};
+use spindle_port::{Interface, XdpPort, bind_outside, bind_pair, driver_name};
 use spindle_ring::{Bell, Broken, DataplaneSide};
 use std::io::IsTerminal;
 use std::net::IpAddr;
@@ -56,9 +59,12 @@ const QUEUE: usize = 1024;
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Arguments {
-    /// The protected side's interface.
+    /// The protected side's interface, if it has one of its own.
     #[arg(long)]
-    inside: String,
+    inside: Option<String>,
+    /// A TUN device by which the host's own stack is on the protected side: NUMBER:NAME. Number 0 is the inside.
+    #[arg(long = "tun")]
+    tuns: Vec<Device>,
     /// The unprotected side's interface.
     #[arg(long)]
     outside: String,
@@ -123,7 +129,7 @@ struct Dataplane {
     handle: rtnetlink::Handle,
     shared: Arc<Shared>,
     xdp_counters: usize,
-    requests: mpsc::Receiver<IpAddr>,
+    requests: mpsc::Receiver<Towards>,
     notifications: Notifications,
     worker: Option<std::thread::JoinHandle<()>>,
     ended: Ended,
@@ -145,11 +151,19 @@ impl Dataplane {
         ])
         .context("cannot open rtnetlink")?;
         tokio::spawn(connection);
-        let inside = Link::by_name(&handle, &arguments.inside).await?;
+        let inside = match &arguments.inside {
+            Some(name) => Some(Link::by_name(&handle, name).await?),
+            None => None,
+        };
         let outside = Link::by_name(&handle, &arguments.outside).await?;
-        if inside.index == outside.index {
+        if inside.as_ref().is_some_and(|inside| inside.index == outside.index) {
             bail!("--inside and --outside are the same interface; they must be two");
         }
+        let inside_is_host = arguments.tuns.iter().any(|device| device.interface == 0);
+        if inside_is_host && inside.is_some() {
+            bail!("--inside and --tun 0 are both the inside; it must be one");
+        }
+        let tuns = devices::open(&handle, &arguments.tuns, outside.mtu).await?;
         let host = network::local_addresses(&handle).await?;
         let local = each_once(&host);
         // The kernel makes a map with millions of buckets, which takes as long as all the rest; so it goes on beside it.
@@ -157,19 +171,34 @@ impl Dataplane {
         let loading = std::thread::spawn(move || Steer::load(&addresses, nat_port, MAX_SPIS));
 
         let queue = |link: &Link| Interface { index: link.index, queue: 0 };
-        let (port_inside, port_outside, pool) = bind_pair(queue(&inside), queue(&outside))?;
-        let zero_copy = port_inside.is_zero_copy() && port_outside.is_zero_copy();
+        let (port_inside, port_outside, pool) = match &inside {
+            Some(inside) => {
+                let (port_inside, port_outside, pool) = bind_pair(queue(inside), queue(&outside))?;
+                (Some(port_inside), port_outside, pool)
+            }
+            None => {
+                let (port_outside, pool) = bind_outside(queue(&outside))?;
+                (None, port_outside, pool)
+            }
+        };
+        let zero_copy = port_outside.is_zero_copy() && port_inside.as_ref().is_none_or(XdpPort::is_zero_copy);
         let choice = Provider::choose()?;
         for (provider, algorithm) in &choice.failed {
             tracing::error!(%provider, ?algorithm, "a self-test failed: something is amiss with this machine");
         }
-        let ports = (port_config(&inside, &host), port_config(&outside, &host));
+        let ports = (inside.as_ref().map(|inside| port_config(inside, &host)), port_config(&outside, &host));
+        // Without an inside nothing leaves by it.
+        let mtu = devices::mtu(outside.mtu);
+        let none =
+            || PortConfig { mac: [0; 6], mtu, complete_checksums: false, address: None, address_v6: None };
         let provider = choice.provider;
-        let config = EngineConfig::new(local.clone(), ports.0, ports.1);
-        let engine = Engine::new(EngineConfig { provider, nat_port, ..config });
+        let config = EngineConfig::new(local.clone(), ports.0.unwrap_or_else(none), ports.1);
+        let engine = Engine::new(EngineConfig { provider, nat_port, inside_is_host, ..config });
         let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
         let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
-        steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
+        if let Some(port_inside) = &port_inside {
+            steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
+        }
         steer.set_socket(Side::Outside, 0, port_outside.as_fd())?;
         let background = port_outside.background().context("the outside port has no background")?;
         steer.set_background(0, if arguments.one_socket { port_outside.as_fd() } else { background })?;
@@ -192,12 +221,17 @@ impl Dataplane {
             stop: AtomicBool::new(false),
             counters,
         });
-        let links = [inside.clone(), outside.clone()];
-        let network = Network::new(handle.clone(), links, shared.clone()).await?;
+        let links = [(PortId::Inside, inside.clone()), (PortId::Outside, Some(outside.clone()))];
+        let links = links.into_iter().filter_map(|(port, link)| link.map(|link| (port, link))).collect();
+        let by_interface = !arguments.tuns.is_empty();
+        let network = Network::new(handle.clone(), links, by_interface, shared.clone()).await?;
         let (requests_in, requests) = mpsc::channel(QUEUE);
+        let ports = [port_inside, Some(port_outside)];
+        let mut outlet = Outlet::new(ports, pool, side.urgent, side.noise, requests_in);
+        outlet.tuns = tuns;
         let worker = Worker {
             engine,
-            outlet: Outlet::new([port_inside, port_outside], pool, side.urgent, side.noise, requests_in),
+            outlet,
             commands: side.commands,
             activity: side.activity,
             spi_states,
@@ -216,10 +250,12 @@ impl Dataplane {
                 Mode::Generic
             }
         };
-        steer.attach(Side::Inside, inside.index, mode).context(inside.name.clone())?;
+        if let Some(inside) = &inside {
+            steer.attach(Side::Inside, inside.index, mode).context(inside.name.clone())?;
+        }
         steer.attach(Side::Outside, outside.index, mode).context(outside.name.clone())?;
         tracing::info!(
-            inside = inside.name,
+            inside = inside.map_or("the host".to_owned(), |inside| inside.name),
             outside = outside.name,
             ?mode,
             zero_copy,
@@ -252,7 +288,7 @@ impl Dataplane {
         let mut tick = tokio::time::interval(COUNTERS);
         let result = loop {
             tokio::select! {
-                Some(destination) = self.requests.recv() => self.network.resolve(destination).await,
+                Some(towards) = self.requests.recv() => self.network.resolve(towards).await,
                 Some(message) = self.notifications.next() => match self.network.notice(&message) {
                     Changed::Nothing => {}
                     Changed::Addresses => self.addresses_changed().await?,

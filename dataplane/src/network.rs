@@ -4,6 +4,7 @@
 //! made a *managed* one, which the kernel keeps resolved although it never sees our packets; where the kernel knows
 //! none (before 5.16) it is asked to resolve once. Notifications keep what was told to the worker true.
 
+use crate::held::Towards;
 use crate::worker::{Shared, Update};
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
@@ -89,7 +90,11 @@ struct Way {
 /// What was told to the worker, and what it was told from.
 pub(crate) struct Network {
     handle: Handle,
-    links: [Link; 2],
+    /// The inside may be none of ours.
+    links: Vec<(PortId, Link)>,
+    /// Routes outside are looked up among those by the outside interface alone: others may lead into our own virtual
+    /// interfaces.
+    by_interface: bool,
     shared: Arc<Shared>,
     ways: HashMap<IpAddr, Way>,
     neighbours: HashMap<(u32, IpAddr), [u8; 6]>,
@@ -107,9 +112,15 @@ pub(crate) enum Changed {
 }
 
 impl Network {
-    /// `links` are inside and outside.
-    pub(crate) async fn new(handle: Handle, links: [Link; 2], shared: Arc<Shared>) -> Result<Network> {
-        let mut network = Network { handle, links, shared, ways: HashMap::new(), neighbours: HashMap::new() };
+    /// What is outside is looked up `by_interface` where the host has virtual interfaces of ours.
+    pub(crate) async fn new(
+        handle: Handle,
+        links: Vec<(PortId, Link)>,
+        by_interface: bool,
+        shared: Arc<Shared>,
+    ) -> Result<Network> {
+        let mut network =
+            Network { handle, links, by_interface, shared, ways: HashMap::new(), neighbours: HashMap::new() };
         let mut messages = network.handle.neighbours().get().execute();
         while let Some(message) = messages.try_next().await.context("cannot read the neighbours")? {
             network.note(&message);
@@ -118,11 +129,11 @@ impl Network {
     }
 
     /// Finds the next hop towards a destination and tells the worker now, or as soon as it is known.
-    pub(crate) async fn resolve(&mut self, destination: IpAddr) {
+    pub(crate) async fn resolve(&mut self, (egress, destination): Towards) {
         if self.ways.len() >= MAX_DESTINATIONS {
             self.forget();
         }
-        let Some(way) = self.route(destination).await else {
+        let Some(way) = self.route(egress, destination).await else {
             self.ways.remove(&destination);
             return self.tell(destination, None);
         };
@@ -140,7 +151,7 @@ impl Network {
     }
 
     /// RTM_GETROUTE for one destination.
-    async fn route(&self, destination: IpAddr) -> Option<Way> {
+    async fn route(&self, egress: PortId, destination: IpAddr) -> Option<Way> {
         let mut question = RouteMessage::default();
         let (family, length, address) = match destination {
             IpAddr::V4(address) => (AddressFamily::Inet, 32, RouteAddress::Inet(address)),
@@ -149,6 +160,10 @@ impl Network {
         question.header.address_family = family;
         question.header.destination_prefix_length = length;
         question.attributes.push(RouteAttribute::Destination(address));
+        if self.by_interface && egress == PortId::Outside {
+            let (_, outside) = self.links.iter().find(|(port, _)| *port == PortId::Outside)?;
+            question.attributes.push(RouteAttribute::Oif(outside.index));
+        }
         let answer = self.handle.route().get(question).execute().next().await?.ok()?;
         if answer.header.kind != RouteType::Unicast {
             return None;
@@ -172,7 +187,7 @@ impl Network {
                 _ => {}
             }
         }
-        let link = self.links.iter().find(|link| Some(link.index) == interface)?;
+        let link = self.links.iter().map(|(_, link)| link).find(|link| Some(link.index) == interface)?;
         let mtu = mtu.min(u32::from(link.mtu)) as u16;
         Some(Way { interface: link.index, neighbour, mtu })
     }
@@ -210,7 +225,9 @@ impl Network {
                 return Changed::Addresses;
             }
             RouteNetlinkMessage::NewLink(m) => {
-                let Some(link) = self.links.iter_mut().find(|l| l.index == m.header.index) else {
+                let Some(link) =
+                    self.links.iter_mut().map(|(_, link)| link).find(|l| l.index == m.header.index)
+                else {
                     return Changed::Nothing;
                 };
                 for attribute in &m.attributes {
@@ -223,7 +240,9 @@ impl Network {
                 self.forget();
             }
             RouteNetlinkMessage::DelLink(m) => {
-                if let Some(link) = self.links.iter().find(|l| l.index == m.header.index) {
+                if let Some(link) =
+                    self.links.iter().map(|(_, link)| link).find(|l| l.index == m.header.index)
+                {
                     return Changed::InterfaceGone(link.name.clone());
                 }
             }
@@ -283,10 +302,10 @@ impl Network {
 
     fn tell_way(&self, destination: IpAddr, way: Way) {
         let mac = self.neighbours.get(&(way.interface, way.neighbour));
-        let port = if way.interface == self.links[0].index { PortId::Inside } else { PortId::Outside };
-        let next_hop = mac.map(|mac| NextHop {
-            port,
-            source_mac: self.links[port as usize].mac,
+        let link = self.links.iter().find(|(_, link)| link.index == way.interface);
+        let next_hop = mac.zip(link).map(|(mac, (port, link))| NextHop {
+            port: *port,
+            source_mac: link.mac,
             destination_mac: *mac,
             mtu: way.mtu,
         });

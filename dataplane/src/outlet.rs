@@ -4,7 +4,7 @@ use crate::held::{Held, Towards, UNRESOLVED, WITHOUT_SA};
 use arrayvec::ArrayVec;
 use spindle_abi::{Event, EventRecord, Time};
 use spindle_engine::{BURST, DropReason, Engine, Output, PortId};
-use spindle_port::{Pool, Port};
+use spindle_port::{Pool, Port, Tuns};
 use spindle_ring::{Broken, Producer};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -25,6 +25,8 @@ const NOISE: usize = 64;
 /// One worker's outlet.
 pub(crate) struct Outlet<P: Port> {
     pub(crate) ports: [P; 2],
+    /// The host's own stack.
+    pub(crate) tuns: Tuns<P::Frame>,
     pub(crate) pool: Pool<P::Frame>,
     pub(crate) urgent: Producer<EventRecord>,
     pub(crate) noise: Producer<EventRecord>,
@@ -33,7 +35,7 @@ pub(crate) struct Outlet<P: Port> {
     /// What waits for an SA, by policy.
     pub(crate) without_sa: Held<u32, P::Frame, WITHOUT_SA>,
     /// Destinations to be resolved.
-    pub(crate) requests: mpsc::Sender<IpAddr>,
+    pub(crate) requests: mpsc::Sender<Towards>,
     /// The time of this burst.
     pub(crate) now: Time,
     /// The attachment is over.
@@ -50,10 +52,11 @@ impl<P: Port> Outlet<P> {
         pool: Pool<P::Frame>,
         urgent: Producer<EventRecord>,
         noise: Producer<EventRecord>,
-        requests: mpsc::Sender<IpAddr>,
+        requests: mpsc::Sender<Towards>,
     ) -> Outlet<P> {
         Outlet {
             ports,
+            tuns: Tuns::default(),
             pool,
             urgent,
             noise,
@@ -73,6 +76,8 @@ impl<P: Port> Outlet<P> {
         while let Some(frame) = self.surplus.pop() {
             engine.give_up(frame, DropReason::NoNextHop, self);
         }
+        self.lost[PortId::Inside as usize] += self.tuns.flush();
+        self.tuns.replenish::<P>(&mut self.pool);
         for (port, id) in [PortId::Inside, PortId::Outside].into_iter().enumerate() {
             self.ports[port].flush();
             self.ports[port].replenish(&mut self.pool);
@@ -91,8 +96,8 @@ impl<P: Port> Outlet<P> {
     }
 
     /// Asks for a next hop. If too many are asked for already, a later frame asks again.
-    pub(crate) fn ask(&mut self, destination: IpAddr) {
-        let _ = self.requests.try_send(destination);
+    pub(crate) fn ask(&mut self, towards: Towards) {
+        let _ = self.requests.try_send(towards);
     }
 }
 
@@ -100,6 +105,13 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
     fn transmit(&mut self, port: PortId, frame: P::Frame) {
         if let Err(frame) = self.ports[port as usize].transmit(frame) {
             self.lost[port as usize] += 1;
+            self.pool.put(frame);
+        }
+    }
+
+    fn to_host(&mut self, interface: u16, frame: P::Frame) {
+        if let Err(frame) = self.tuns.transmit(interface, frame) {
+            self.lost[PortId::Inside as usize] += 1;
             self.pool.put(frame);
         }
     }
@@ -112,10 +124,10 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
         let asked = self.held.count(|(_, to)| to == destination) > 0;
         match self.held.hold((egress, destination), self.now, frame) {
             Ok(()) if asked => {}
-            Ok(()) => self.ask(destination),
+            Ok(()) => self.ask((egress, destination)),
             Err(frame) => {
                 if !asked {
-                    self.ask(destination);
+                    self.ask((egress, destination));
                 }
                 self.surplus.push(frame);
             }
@@ -159,7 +171,7 @@ mod tests {
     use spindle_ring::{AttachmentFds, ControlSide};
     use std::net::SocketAddr;
 
-    fn outlet() -> (Outlet<MemoryPort>, ControlSide, mpsc::Receiver<IpAddr>) {
+    fn outlet() -> (Outlet<MemoryPort>, ControlSide, mpsc::Receiver<Towards>) {
         let fds = AttachmentFds::create(1).unwrap();
         let (side, control) = (fds.dataplane_side().unwrap(), fds.control_side().unwrap());
         let (requests, asked) = mpsc::channel(8);
@@ -197,7 +209,7 @@ mod tests {
         for _ in 0..UNRESOLVED + 3 {
             outlet.unresolved(PortId::Inside, destination, MemoryFrame::new(&[0; 64]));
         }
-        assert_eq!(asked.try_recv(), Ok(destination));
+        assert_eq!(asked.try_recv(), Ok((PortId::Inside, destination)));
         assert!(asked.try_recv().is_err());
         outlet.finish(&mut engine());
         assert_eq!(outlet.pool.len(), 3); // those for which there was no room

@@ -1,9 +1,9 @@
 //! One worker: a thread that owns a queue of each side, an engine, and this worker's ends of the rings.
 //!
-//! A turn of its loop: commands → frames from inside → frames from outside → send, replenish, publish → counters. With
+//! A turn of its loop: commands → frames from inside and from the host → frames from outside → send, replenish, publish → counters. With
 //! nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
 
-use crate::held::UNRESOLVED;
+use crate::held::{Towards, UNRESOLVED};
 use crate::outlet::Outlet;
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
@@ -70,7 +70,7 @@ pub(crate) enum Polling {
 /// One worker.
 pub(crate) struct Worker {
     pub(crate) engine: Engine,
-    pub(crate) outlet: Outlet<XdpPort>,
+    pub(crate) outlet: Outlet<Option<XdpPort>>,
     pub(crate) commands: Consumer<CommandRecord>,
     pub(crate) activity: ActivityWriter,
     pub(crate) spi_states: SpiStates,
@@ -107,7 +107,8 @@ impl Worker {
             let now = monotonic();
             self.outlet.now = now;
             let orders = self.updates(now) + self.commands(now, limit)?;
-            let frames = self.burst(now, PortId::Inside) + self.burst(now, PortId::Outside);
+            let frames =
+                self.burst(now, PortId::Inside) + self.bursts_of_host(now) + self.burst(now, PortId::Outside);
             limit = if frames > 0 { COMMANDS } else { COMMANDS_AT_LEISURE };
             self.outlet.finish(&mut self.engine);
             if orders + frames > 0 {
@@ -140,6 +141,22 @@ impl Worker {
         let frames = burst.len();
         if frames > 0 {
             self.engine.process(now, port, &mut burst, &mut self.outlet);
+        }
+        frames
+    }
+
+    /// Moves what the host has routed into its virtual interfaces, a burst of each at most.
+    fn bursts_of_host(&mut self, now: Time) -> usize {
+        let mut places: ArrayVec<usize, BURST> = ArrayVec::new();
+        self.outlet.tuns.ready(&mut places);
+        let mut frames = 0;
+        for place in places {
+            let mut burst: ArrayVec<XdpFrame, BURST> = ArrayVec::new();
+            let Some(interface) = self.outlet.tuns.receive(place, &mut burst) else { continue };
+            frames += burst.len();
+            self.engine.process_from_host(now, interface, &mut burst, &mut self.outlet);
+            // Each burst takes empty frames for the next.
+            self.outlet.finish(&mut self.engine);
         }
         frames
     }
@@ -209,7 +226,7 @@ impl Worker {
     fn take_up(&mut self, now: Time, policy: u32) {
         for _ in 0..self.outlet.without_sa.count(|of| of == policy) {
             let Some(w) = self.outlet.without_sa.take_for(|of| of == policy) else { return };
-            self.engine.take_up(now, w.frame, &mut self.outlet);
+            self.engine.take_up(now, policy, w.frame, &mut self.outlet);
         }
     }
 
@@ -231,9 +248,8 @@ impl Worker {
                 }
                 Update::ForgetNextHops => {
                     self.engine.clear_next_hops();
-                    let waited: ArrayVec<IpAddr, UNRESOLVED> =
-                        self.outlet.held.keys().map(|(_, destination)| destination).collect();
-                    waited.into_iter().for_each(|destination| self.outlet.ask(destination));
+                    let waited: ArrayVec<Towards, UNRESOLVED> = self.outlet.held.keys().collect();
+                    waited.into_iter().for_each(|towards| self.outlet.ask(towards));
                 }
                 Update::LocalAddresses(addresses) => self.engine.set_local_addresses(&addresses),
             }
@@ -263,7 +279,7 @@ impl Worker {
 
     fn ask_sockets(&self) {
         for (side, port) in self.outlet.ports.iter().enumerate() {
-            let Ok(counts) = port.counts() else { continue };
+            let Some(Ok(counts)) = port.as_ref().map(XdpPort::counts) else { continue };
             let values = [counts.dropped, counts.ring_full, counts.transmit_invalid];
             for (n, value) in values.into_iter().enumerate() {
                 self.shared.counters.store(self.socket_counters + side * values.len() + n, value);
@@ -276,16 +292,24 @@ impl Worker {
         if !self.commands.announce_sleep()? {
             return Ok(());
         }
-        let [inside, outside] = &mut self.outlet.ports;
-        if inside.is_idle() && outside.is_idle() && self.shared.updates.is_empty() {
+        let idle = self.outlet.ports.iter_mut().flatten().all(XdpPort::is_idle);
+        if idle && self.shared.updates.is_empty() {
             let wake = self.shared.wake.as_fd();
-            let background = outside.background().unwrap_or(wake);
-            let (inside, outside) = (inside.as_fd(), outside.as_fd());
-            let bell = self.commands.bell().map_or(wake, AsFd::as_fd);
-            let fds = &mut [inside, outside, background, bell, wake]
-                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            let [inside, outside] = &self.outlet.ports;
+            let background = outside.as_ref().and_then(XdpPort::background);
+            let bell = self.commands.bell().map(AsFd::as_fd);
+            let fds = [
+                Some(wake),
+                bell,
+                inside.as_ref().map(AsFd::as_fd),
+                outside.as_ref().map(AsFd::as_fd),
+                background,
+                self.outlet.tuns.watch(),
+            ];
+            let mut fds: ArrayVec<PollFd<'_>, 6> =
+                fds.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
             // An interrupted sleep is as good as a short one.
-            let _ = poll(fds, Some(&SLEEP));
+            let _ = poll(&mut fds, Some(&SLEEP));
             self.shared.wake.silence();
         }
         self.commands.awake();

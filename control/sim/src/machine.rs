@@ -65,6 +65,9 @@ impl Output<MemoryFrame> for Verdicts {
             PortId::Inside => self.inside.push(packet),
         }
     }
+    fn to_host(&mut self, _interface: u16, frame: MemoryFrame) {
+        self.inside.push(frame.data()[14..].to_vec());
+    }
     fn discard(&mut self, _frame: MemoryFrame, _reason: DropReason) {}
     fn unresolved(&mut self, egress: PortId, destination: IpAddr, frame: MemoryFrame) {
         self.unresolved.push((egress, destination, frame));

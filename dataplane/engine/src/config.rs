@@ -31,6 +31,8 @@ pub struct EngineConfig {
     pub inside: PortConfig,
     /// The unprotected side.
     pub outside: PortConfig,
+    /// The inside is a virtual interface (a TUN device): the host is its router, and no frame passes `inside`.
+    pub inside_is_host: bool,
     /// Lower the MSS of SYNs, both ways, so that encapsulated segments fit the outer MTU.
     pub clamp_mss: bool,
     /// SAs at most, both directions together.
@@ -53,6 +55,7 @@ impl EngineConfig {
             nat_port: esp::UDP_PORT,
             inside,
             outside,
+            inside_is_host: false,
             clamp_mss: true,
             max_sas: 1 << 17,
             max_spis: 1 << 21,

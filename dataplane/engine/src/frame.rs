@@ -33,11 +33,16 @@ pub enum PortId {
     Outside = 1,
 }
 
-/// Where the engine's verdicts go. Each frame goes to exactly one of `transmit`, `discard`, `unresolved` and, if it keeps
+/// Where the engine's verdicts go. Each frame goes to exactly one of `transmit`, `to_host`, `discard`, `unresolved` and, if it keeps
 /// it, `without_sa`.
 pub trait Output<F: Frame> {
     /// A complete layer-2 frame to be sent. If it cannot be, tell [`crate::Engine::lost_in_transmit`].
     fn transmit(&mut self, port: PortId, frame: F);
+
+    /// A packet, behind 14 octets for an Ethernet header, for the host by a virtual interface; 0 is the inside, which is
+    /// one then. Where there are none, it is never called. If it cannot be sent, tell [`crate::Engine::lost_in_transmit`]
+    /// of the inside.
+    fn to_host(&mut self, interface: u16, frame: F);
 
     /// The frame's way ends here. It is counted already; take its memory back.
     fn discard(&mut self, frame: F, reason: DropReason);

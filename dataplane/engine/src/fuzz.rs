@@ -150,6 +150,9 @@ impl Output<MemoryFrame> for Sink {
             self.last_esp = frame.data().to_vec();
         }
     }
+    fn to_host(&mut self, _interface: u16, _frame: MemoryFrame) {
+        self.frames += 1;
+    }
     fn discard(&mut self, _frame: MemoryFrame, _reason: DropReason) {
         self.frames += 1;
     }

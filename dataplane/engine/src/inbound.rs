@@ -1,6 +1,7 @@
 //! From outside: frames become ESP packets, their SPIs' states decide, and what opens and is within its SA's
 //! selectors goes inside. In three steps over the burst, so that memory is fetched ahead of its use.
 
+use crate::interfaces::INSIDE;
 use crate::selectors::Flow;
 use crate::spi_table::{End, Known};
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
@@ -28,6 +29,14 @@ impl Arrival {
         let (source, destination) = (SocketAddr::from(self.source), SocketAddr::from(self.destination));
         SpiReport { spi: self.spi, sequence: self.sequence, source, destination, at }
     }
+}
+
+/// What was in an ESP packet: where it starts in the frame, its length, and where it goes.
+struct Opened {
+    start: usize,
+    length: usize,
+    destination: IpAddr,
+    interface: u16,
 }
 
 /// What a frame from outside is.
@@ -165,16 +174,19 @@ impl Engine {
     ) {
         match self.open(now, index, &arrival, frame.data_mut(), out) {
             Err(reason) => self.discard(frame, reason, out),
-            Ok((start, length, destination)) => {
+            Ok(Opened { start, length, destination, interface }) => {
                 frame.shrink_front(start - ETHERNET);
                 frame.truncate(ETHERNET + length);
                 self.counters.add(Counter::Decapsulated, 1);
-                self.send(PortId::Inside, destination, frame, out);
+                match interface {
+                    INSIDE => self.send(PortId::Inside, destination, frame, out),
+                    interface => self.send_to_host(interface, frame, out),
+                }
             }
         }
     }
 
-    /// Opens the packet and checks what is in it: where the inner packet starts, its length and destination.
+    /// Opens the packet and checks what is in it.
     fn open<F: Frame>(
         &mut self,
         now: Time,
@@ -182,7 +194,7 @@ impl Engine {
         arrival: &Arrival,
         octets: &mut [u8],
         out: &mut impl Output<F>,
-    ) -> Result<(usize, usize, IpAddr), DropReason> {
+    ) -> Result<Opened, DropReason> {
         let esp_start = usize::from(arrival.start);
         let esp_octets =
             octets.get_mut(esp_start..usize::from(arrival.end)).ok_or(DropReason::MalformedEsp)?;
@@ -201,11 +213,13 @@ impl Engine {
             self.counters.add(Counter::OtherEncapsulation, 1);
         }
         let first = std::mem::take(&mut inbound.report_first);
+        let interface = inbound.interface;
         let checked = match opened.next_header {
             protocol::IPV4 | protocol::IPV6 => {
                 let payload = &mut esp_octets[opened.payload.clone()];
                 let is_ipv6 = opened.next_header == protocol::IPV6;
-                check_inner(payload, is_ipv6, arrival.outer_class, |flow| inbound.selectors.matches(flow))
+                let may_carry = |flow: &Flow| inbound.selectors.matches(flow);
+                check_inner(payload, is_ipv6, arrival.outer_class, interface != INSIDE, may_carry)
             }
             // RFC 4303 section 2.6: dummies are discarded without prejudice.
             protocol::NONE => Err(DropReason::DummyPacket),
@@ -227,20 +241,24 @@ impl Engine {
         let head = checked?;
         let start = esp_start + opened.payload.start;
         let fits = self.fits(around);
-        self.leave(&head, &mut octets[start..start + head.length], Some(fits))?;
-        Ok((start, head.length, head.destination))
+        self.leave(interface, &head, &mut octets[start..start + head.length], Some(fits))?;
+        Ok(Opened { start, length: head.length, destination: head.destination, interface })
     }
 
     /// A hop on a packet's way: one less to live; and if its connection runs through a tunnel, which takes packets of
-    /// so many octets, SYNs clamped.
+    /// so many octets, SYNs clamped. Where the host is the router, the hop is counted there, and none for what is its own
+    /// (RFC 4301 section 5.1.2.1, note 3).
     #[inline]
     pub(crate) fn leave(
         &mut self,
+        interface: u16,
         head: &Head,
         inner: &mut [u8],
         fits: Option<usize>,
     ) -> Result<(), DropReason> {
-        if !ip::decrement_hop_limit(inner).map_err(|_| DropReason::MalformedInner)? {
+        if !self.is_host(interface)
+            && !ip::decrement_hop_limit(inner).map_err(|_| DropReason::MalformedInner)?
+        {
             return Err(DropReason::TtlExpired);
         }
         if self.clamp_mss
@@ -276,7 +294,7 @@ impl Engine {
         if self.complete_checksums[PortId::Outside as usize] && repair::complete_checksum(&head, inner) {
             self.counters.add(Counter::ChecksumsCompleted, 1);
         }
-        self.leave(&head, inner, None)?;
+        self.leave(INSIDE, &head, inner, None)?;
         Ok((head.length, head.destination))
     }
 }
@@ -298,12 +316,13 @@ pub(crate) fn head(octets: &[u8]) -> Result<(Head, &[u8]), DropReason> {
 }
 
 /// Is the decrypted payload a packet of the version that the trailer says (RFC 4303 section 2.6), and one that its SA
-/// may carry?
+/// may carry? Multicast is for virtual interfaces alone.
 #[inline]
 fn check_inner(
     payload: &mut [u8],
     is_ipv6: bool,
     outer_class: u8,
+    multicast: bool,
     may_carry: impl Fn(&Flow) -> bool,
 ) -> Result<Head, DropReason> {
     let head = match Head::parse(payload) {
@@ -314,7 +333,8 @@ fn check_inner(
     if !may_carry(&Flow::of(&head, payload).reversed()) {
         return Err(DropReason::SelectorMismatch);
     }
-    if !is_unicast(head.source) || !is_unicast(head.destination) {
+    let to_many = multicast && head.destination.is_multicast();
+    if !is_unicast(head.source) || !(is_unicast(head.destination) || to_many) {
         return Err(DropReason::NotUnicast);
     }
     let class = head.traffic_class;

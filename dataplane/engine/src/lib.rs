@@ -2,7 +2,7 @@
 //!
 //! [`Engine::process`] takes frames from one side. From *outside* (`inbound`): classify → SPI state → SA →
 //! decapsulate in place → the inner packet must match the SA's selectors → [`Output::transmit`] to the inside.
-//! From *inside* (`outbound`): ordered policies → the latest SA of the policy → encapsulate in place → outside.
+//! From *inside* (`outbound`), and from the host by virtual interfaces (`interfaces`): ordered policies → the latest SA of the policy → encapsulate in place → outside.
 //! An SPI that is not current is told to control: a former one by a pending mark that [`Engine::sweep`] turns
 //! into an urgent event, an unknown one at once on the lossy ring. Here nothing is ever answered on that account.
 //!
@@ -17,6 +17,7 @@ mod counters;
 mod frame;
 pub mod fuzz;
 mod inbound;
+mod interfaces;
 mod next_hops;
 mod outbound;
 mod policies;
@@ -29,6 +30,7 @@ pub use config::{EngineConfig, PortConfig, Refused};
 pub use counters::{Counter, Counters, DropReason, Imbalance};
 pub use frame::{BURST, Frame, MemoryFrame, Output, PortId};
 
+use interfaces::Interfaces;
 use next_hops::NextHops;
 use outbound::IcmpBudget;
 use policies::Policies;
@@ -69,6 +71,9 @@ pub struct Engine {
     spis: SpiTable,
     sas: Sas,
     policies: Policies,
+    interfaces: Interfaces,
+    max_policies: u32,
+    inside_is_host: bool,
     next_hops: NextHops,
     counters: Counters,
     /// Urgent events for which there was no room. Its capacity grows with installations, never with packets.
@@ -96,6 +101,9 @@ impl Engine {
             spis: SpiTable::new(config.max_spis),
             sas: Sas::new(config.max_sas.min(spindle_abi::MAX_SAS)),
             policies: Policies::new(config.max_policies),
+            interfaces: Interfaces::default(),
+            max_policies: config.max_policies,
+            inside_is_host: config.inside_is_host,
             next_hops: NextHops::new(config.max_next_hops),
             counters: Counters::new(),
             owed: VecDeque::new(),
@@ -120,17 +128,17 @@ impl Engine {
     pub fn apply(&mut self, _now: Time, command: Command) -> Result<(), Refused> {
         match command {
             Command::SetPolicy { id, priority, action, selectors, hold } => {
-                self.policies.set(id, priority, action, compile(&selectors)?, hold)
+                self.policies_with(id).set(id, priority, action, compile(&selectors)?, hold)
             }
-            // Neither by control as yet.
-            Command::BindPolicy { .. } => Err(Refused::Impossible("interface")),
+            Command::BindPolicy { id, interface } => self.bind_policy(id, interface),
+            // Not by control as yet.
             Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa }
                 if sa.mode != Mode::Tunnel =>
             {
                 Err(Refused::Impossible("mode"))
             }
             Command::RemovePolicy { id } => {
-                self.policies.remove(id);
+                self.policies_with(id).remove(id);
                 Ok(())
             }
             Command::SetSpiState { spi, state } => self.set_spi_state(spi, state),
@@ -148,7 +156,7 @@ impl Engine {
             Command::InstallOutbound { sa } => self.install_outbound(&sa),
             Command::RemoveOutbound { index } => {
                 if let Some(policy) = self.sas.outbound(index).map(|outbound| outbound.policy) {
-                    self.policies.remove_sa(policy, index);
+                    self.policies_with(policy).remove_sa(policy, index);
                     self.sas.remove(index);
                     self.installed -= 1;
                 }
@@ -202,6 +210,7 @@ impl Engine {
             usage: Usage::new(sa),
             selectors: Box::new(compile(&sa.selectors)?),
             encapsulated: sa.encapsulated,
+            interface: self.interfaces.of(sa.policy),
             report_first,
         };
         self.spis.set(sa.spi, SpiState::Current, sa.index)?;
@@ -221,7 +230,7 @@ impl Engine {
             policy: sa.policy,
         };
         self.sas.put_outbound(sa.index, outbound);
-        self.policies.add_sa(sa.policy, sa.index);
+        self.policies_with(sa.policy).add_sa(sa.policy, sa.index);
         self.count_installed();
         Ok(())
     }
@@ -286,6 +295,9 @@ impl Engine {
     /// side that is demanded: cleartext that was decapsulated never leaves outside, nor ESP inside.
     #[inline]
     fn send<F: Frame>(&mut self, egress: PortId, to: IpAddr, frame: F, out: &mut impl Output<F>) {
+        if egress == PortId::Inside && self.inside_is_host {
+            return self.send_to_host(interfaces::INSIDE, frame, out);
+        }
         if egress == PortId::Inside && self.is_local(to) {
             return self.discard(frame, DropReason::ForHost, out);
         }
@@ -349,9 +361,9 @@ impl Engine {
     }
 
     /// Takes a frame that [`Output::without_sa`] kept, now that its policy has a new SA.
-    pub fn take_up<F: Frame>(&mut self, now: Time, frame: F, out: &mut impl Output<F>) {
+    pub fn take_up<F: Frame>(&mut self, now: Time, policy: u32, frame: F, out: &mut impl Output<F>) {
         self.counters.subtract(Counter::Held, 1);
-        self.process_one(now, frame, out);
+        self.process_one(now, self.interfaces.of(policy), frame, out);
     }
 
     /// Sets or removes the next hop towards one destination (the packet's own destination address, not the
@@ -428,6 +440,11 @@ impl Engine {
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
+}
+
+/// The longest packet that a tunnel over an outside with this MTU carries whole, whatever is around it; in octets.
+pub fn tunnel_limit(outside_mtu: u16) -> usize {
+    inner_limit(usize::from(outside_mtu), Encapsulation { is_ipv6: true, in_udp: true })
 }
 
 fn compile(selectors: &SelectorSet) -> Result<Selectors, Refused> {

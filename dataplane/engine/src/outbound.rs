@@ -1,6 +1,7 @@
 //! From inside: the ordered policies decide, and what is to be protected goes into the latest SA of its policy.
 
 use crate::inbound::{head, is_unicast};
+use crate::interfaces::INSIDE;
 use crate::sas::Limit;
 use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
@@ -74,23 +75,29 @@ impl Engine {
         out: &mut impl Output<F>,
     ) {
         for frame in burst.drain(..) {
-            self.process_one(now, frame, out);
+            self.process_one(now, INSIDE, frame, out);
         }
     }
 
     #[inline]
-    pub(crate) fn process_one<F: Frame>(&mut self, now: Time, mut frame: F, out: &mut impl Output<F>) {
-        match self.decide(now, frame.data_mut(), out) {
+    pub(crate) fn process_one<F: Frame>(
+        &mut self,
+        now: Time,
+        interface: u16,
+        mut frame: F,
+        out: &mut impl Output<F>,
+    ) {
+        match self.decide(now, interface, frame.data_mut(), out) {
             Ok(decision) if decision.length <= decision.limit => {
                 frame.truncate(ETHERNET + decision.length);
                 self.go(now, decision.way, decision.length, frame, out);
             }
             Ok(decision) => self.fragment(now, decision, frame, out),
             Err(Refusal::TooBig(limit)) => {
-                self.refuse(now, Complaint::TooBig(limit), DropReason::TooBig, frame, out);
+                self.refuse(now, interface, Complaint::TooBig(limit), DropReason::TooBig, frame, out);
             }
             Err(Refusal::Drop(DropReason::TtlExpired)) => {
-                self.refuse(now, Complaint::TimeExceeded, DropReason::TtlExpired, frame, out);
+                self.refuse(now, interface, Complaint::TimeExceeded, DropReason::TtlExpired, frame, out);
             }
             Err(Refusal::Drop(reason)) => self.discard(frame, reason, out),
             Err(Refusal::Wait { policy, hold }) => match out.without_sa(policy, hold, frame) {
@@ -104,6 +111,7 @@ impl Engine {
     fn decide<F: Frame>(
         &mut self,
         now: Time,
+        interface: u16,
         octets: &mut [u8],
         out: &mut impl Output<F>,
     ) -> Result<Decision, Refusal> {
@@ -112,10 +120,11 @@ impl Engine {
         if self.is_local(destination) {
             return Err(DropReason::ForHost.into());
         }
-        if !is_unicast(destination) || !is_unicast(head.source) {
+        let multicast = interface != INSIDE && destination.is_multicast();
+        if !(is_unicast(destination) || multicast) || !is_unicast(head.source) {
             return Err(DropReason::NotUnicast.into());
         }
-        let way = self.find_way(now, &Flow::of(&head, packet), out)?;
+        let way = self.find_way(now, interface, &Flow::of(&head, packet), out)?;
         let (limit, fits) = match way {
             Way::Bypass { destination } => (self.path_mtu(destination), None),
             Way::Protect { index } => {
@@ -128,10 +137,12 @@ impl Engine {
             return Err(Refusal::TooBig(limit));
         }
         let inner = &mut octets[ETHERNET..ETHERNET + length];
-        if self.complete_checksums[PortId::Inside as usize] && repair::complete_checksum(&head, inner) {
+        // A TUN device completes them itself.
+        let partial = self.complete_checksums[PortId::Inside as usize] && !self.is_host(interface);
+        if partial && repair::complete_checksum(&head, inner) {
             self.counters.add(Counter::ChecksumsCompleted, 1);
         }
-        self.leave(&head, inner, fits)?;
+        self.leave(interface, &head, inner, fits)?;
         Ok(Decision { way, length, limit })
     }
 
@@ -139,10 +150,15 @@ impl Engine {
     fn find_way<F: Frame>(
         &mut self,
         now: Time,
+        interface: u16,
         flow: &Flow,
         out: &mut impl Output<F>,
     ) -> Result<Way, Refusal> {
-        let policy = self.policies.find(flow).ok_or(DropReason::NoPolicy)?;
+        let policies = match interface {
+            INSIDE => &mut self.policies,
+            interface => self.interfaces.policies(interface).ok_or(DropReason::NoPolicy)?,
+        };
+        let policy = policies.find(flow).ok_or(DropReason::NoPolicy)?;
         match policy.action {
             PolicyAction::Discard => return Err(DropReason::PolicyDiscard.into()),
             PolicyAction::Bypass => return Ok(Way::Bypass { destination: flow.destination }),
@@ -277,23 +293,27 @@ impl Engine {
     fn refuse<F: Frame>(
         &mut self,
         now: Time,
+        interface: u16,
         complaint: Complaint,
         reason: DropReason,
         mut frame: F,
         out: &mut impl Output<F>,
     ) {
-        if !self.icmp_budget.would_allow(now) || !self.make_error(complaint, &mut frame) {
+        if !self.icmp_budget.would_allow(now) || !self.make_error(interface, complaint, &mut frame) {
             return self.discard(frame, reason, out);
         }
         self.icmp_budget.take();
         self.counters.drop(reason, 1);
         self.counters.add(Counter::Created, 1);
         self.counters.add(Counter::IcmpErrorsSent, 1);
+        if self.is_host(interface) {
+            return self.send_to_host(interface, frame, out);
+        }
         self.counters.add(Counter::DeliveredInside, 1);
         out.transmit(PortId::Inside, frame);
     }
 
-    fn make_error<F: Frame>(&self, complaint: Complaint, frame: &mut F) -> bool {
+    fn make_error<F: Frame>(&self, interface: u16, complaint: Complaint, frame: &mut F) -> bool {
         let Ok((head, packet)) = head(frame.data()) else { return false };
         // RFC 1122 section 3.2.2 and RFC 4443 section 2.4 e: never about ICMP errors, nor about fragments but the first.
         let payload = head.payload(packet);
@@ -311,72 +331,84 @@ impl Engine {
             source: self.inside_mac,
             ethertype: ethernet.ethertype(),
         };
+        // The host takes nothing from its own addresses. So the destination seems to answer.
+        let own = match self.is_host(interface) {
+            true => Some(head.destination).filter(|to| is_unicast(*to)),
+            false if head.source.is_ipv4() => self.inside_address.map(IpAddr::V4),
+            false => self.inside_address_v6.map(IpAddr::V6),
+        };
         let made = match head.source {
-            IpAddr::V4(_) => self.make_icmpv4(complaint, &head, frame),
-            IpAddr::V6(_) => self.make_icmpv6(complaint, &head, frame),
+            IpAddr::V4(_) => make_icmpv4(own, complaint, &head, frame),
+            IpAddr::V6(_) => make_icmpv6(own, complaint, &head, frame),
         };
         if made.is_some() {
             repr.emit(frame.data_mut());
         }
         made.is_some()
     }
+}
 
-    fn make_icmpv4<F: Frame>(&self, complaint: Complaint, about: &Head, frame: &mut F) -> Option<()> {
-        let (Some(source), IpAddr::V4(destination)) = (self.inside_address, about.source) else {
-            return None;
-        };
-        let message = match complaint {
-            // RFC 1191 section 4; no path is narrower than 68 octets.
-            Complaint::TooBig(limit) => {
-                icmpv4::Repr::FragmentationNeeded { mtu: limit.clamp(68, 65_535) as u16 }
-            }
-            Complaint::TimeExceeded => icmpv4::Repr::TimeExceeded,
-        };
-        let quoted = about.length.min(ICMP_QUOTE);
-        let octets = quote(frame, quoted, ipv4::HEADER_LENGTH + icmpv4::HEADER_LENGTH)?;
-        let repr = ipv4::Repr {
-            traffic_class: ICMP_CLASS,
-            identification: 0,
-            dont_fragment: true,
-            more_fragments: false,
-            fragment_offset: 0,
-            ttl: 64,
-            protocol: protocol::ICMP,
-            source,
-            destination,
-            payload_length: (icmpv4::HEADER_LENGTH + quoted) as u16,
-        };
-        repr.emit(octets);
-        message.emit(&mut octets[ipv4::HEADER_LENGTH..]);
-        Some(())
-    }
+fn make_icmpv4<F: Frame>(
+    own: Option<IpAddr>,
+    complaint: Complaint,
+    about: &Head,
+    frame: &mut F,
+) -> Option<()> {
+    let (Some(IpAddr::V4(source)), IpAddr::V4(destination)) = (own, about.source) else {
+        return None;
+    };
+    let message = match complaint {
+        // RFC 1191 section 4; no path is narrower than 68 octets.
+        Complaint::TooBig(limit) => icmpv4::Repr::FragmentationNeeded { mtu: limit.clamp(68, 65_535) as u16 },
+        Complaint::TimeExceeded => icmpv4::Repr::TimeExceeded,
+    };
+    let quoted = about.length.min(ICMP_QUOTE);
+    let octets = quote(frame, quoted, ipv4::HEADER_LENGTH + icmpv4::HEADER_LENGTH)?;
+    let repr = ipv4::Repr {
+        traffic_class: ICMP_CLASS,
+        identification: 0,
+        dont_fragment: true,
+        more_fragments: false,
+        fragment_offset: 0,
+        ttl: 64,
+        protocol: protocol::ICMP,
+        source,
+        destination,
+        payload_length: (icmpv4::HEADER_LENGTH + quoted) as u16,
+    };
+    repr.emit(octets);
+    message.emit(&mut octets[ipv4::HEADER_LENGTH..]);
+    Some(())
+}
 
-    fn make_icmpv6<F: Frame>(&self, complaint: Complaint, about: &Head, frame: &mut F) -> Option<()> {
-        let (Some(source), IpAddr::V6(destination)) = (self.inside_address_v6, about.source) else {
-            return None;
-        };
-        let message = match complaint {
-            // RFC 4443 section 3.2; no path is narrower than the minimum MTU (RFC 8200 section 5).
-            Complaint::TooBig(limit) => {
-                icmpv6::Repr::PacketTooBig { mtu: limit.max(ipv6::MINIMUM_MTU) as u32 }
-            }
-            Complaint::TimeExceeded => icmpv6::Repr::TimeExceeded,
-        };
-        let quoted = about.length.min(ICMPV6_QUOTE);
-        let octets = quote(frame, quoted, ipv6::HEADER_LENGTH + icmpv6::HEADER_LENGTH)?;
-        let repr = ipv6::Repr {
-            traffic_class: ICMP_CLASS,
-            flow_label: 0,
-            next_header: protocol::ICMPV6,
-            hop_limit: 64,
-            source,
-            destination,
-            payload_length: (icmpv6::HEADER_LENGTH + quoted) as u16,
-        };
-        repr.emit(octets);
-        message.emit(&mut octets[ipv6::HEADER_LENGTH..], source, destination);
-        Some(())
-    }
+fn make_icmpv6<F: Frame>(
+    own: Option<IpAddr>,
+    complaint: Complaint,
+    about: &Head,
+    frame: &mut F,
+) -> Option<()> {
+    let (Some(IpAddr::V6(source)), IpAddr::V6(destination)) = (own, about.source) else {
+        return None;
+    };
+    let message = match complaint {
+        // RFC 4443 section 3.2; no path is narrower than the minimum MTU (RFC 8200 section 5).
+        Complaint::TooBig(limit) => icmpv6::Repr::PacketTooBig { mtu: limit.max(ipv6::MINIMUM_MTU) as u32 },
+        Complaint::TimeExceeded => icmpv6::Repr::TimeExceeded,
+    };
+    let quoted = about.length.min(ICMPV6_QUOTE);
+    let octets = quote(frame, quoted, ipv6::HEADER_LENGTH + icmpv6::HEADER_LENGTH)?;
+    let repr = ipv6::Repr {
+        traffic_class: ICMP_CLASS,
+        flow_label: 0,
+        next_header: protocol::ICMPV6,
+        hop_limit: 64,
+        source,
+        destination,
+        payload_length: (icmpv6::HEADER_LENGTH + quoted) as u16,
+    };
+    repr.emit(octets);
+    message.emit(&mut octets[ipv6::HEADER_LENGTH..], source, destination);
+    Some(())
 }
 
 /// Cuts the frame's packet to so many octets and makes room for headers before it; the packet from these headers on.

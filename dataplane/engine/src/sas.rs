@@ -74,6 +74,8 @@ pub(crate) struct Inbound {
     pub(crate) usage: Usage,
     pub(crate) selectors: Box<Selectors>,
     pub(crate) encapsulated: bool,
+    /// The virtual interface of its policy.
+    pub(crate) interface: u16,
     /// The first packet is still to be reported.
     pub(crate) report_first: bool,
 }

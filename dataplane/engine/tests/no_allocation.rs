@@ -39,6 +39,10 @@ impl Output<MemoryFrame> for Recycler {
         self.sent += 1;
         self.free.push(frame);
     }
+    fn to_host(&mut self, _interface: u16, frame: MemoryFrame) {
+        self.sent += 1;
+        self.free.push(frame);
+    }
     fn discard(&mut self, frame: MemoryFrame, _reason: DropReason) {
         self.free.push(frame);
     }

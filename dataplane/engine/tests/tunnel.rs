@@ -361,7 +361,7 @@ fn packets_wait_for_an_sa_and_leave_in_their_order() {
     a.apply(Command::InstallOutbound { sa: sa(TO_B, 1, true, Suite::Aes128Gcm, false) });
     for (policy, frame) in std::mem::take(&mut a.out.without_sa) {
         assert_eq!(policy, POLICY);
-        a.engine.take_up(a.now, frame, &mut a.out);
+        a.engine.take_up(a.now, policy, frame, &mut a.out);
     }
     a.engine.counters().check().unwrap();
     assert_eq!(a.engine.counters().count(Counter::Held), 0);

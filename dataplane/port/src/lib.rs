@@ -5,19 +5,23 @@
 //! [`Port::flush`] → kernel; [`Port::replenish`] takes back what was sent and gives the kernel empty frames. The two
 //! ports of a worker share one UMEM, so a frame crosses the gateway without a copy.
 //!
+//! [`Tuns`] are the host's own stack instead of a wire; a packet is copied there.
+//!
 //! The sockets are set up here by plain system calls: xsk-rs keeps a descriptor's address to itself, and a header can
 //! only be put in front of a packet in place by moving that address.
 
 mod driver;
 mod kernel_ring;
 mod memory;
+mod tun;
 mod umem;
 mod xdp;
 
 pub use driver::driver_name;
 pub use memory::MemoryPort;
+pub use tun::{MAX_TUN_MTU, Tuns};
 pub use umem::{CHUNK, HEADROOM, Pool, Umem, XdpFrame};
-pub use xdp::{BindError, Interface, SocketCounts, XdpPort, bind_pair};
+pub use xdp::{BindError, Interface, SocketCounts, XdpPort, bind_outside, bind_pair};
 
 use arrayvec::ArrayVec;
 use spindle_engine::{BURST, Frame};
@@ -41,4 +45,38 @@ pub trait Port {
 
     /// A frame of this length and unspecified content, if the pool has one that large.
     fn fresh(pool: &mut Pool<Self::Frame>, length: usize) -> Option<Self::Frame>;
+}
+
+/// A side that has no queue: nothing comes, and what would leave comes back.
+impl<P: Port> Port for Option<P> {
+    type Frame = P::Frame;
+
+    fn receive(&mut self, burst: &mut ArrayVec<P::Frame, BURST>) {
+        if let Some(port) = self {
+            port.receive(burst);
+        }
+    }
+
+    fn transmit(&mut self, frame: P::Frame) -> Result<(), P::Frame> {
+        match self {
+            Some(port) => port.transmit(frame),
+            None => Err(frame),
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(port) = self {
+            port.flush();
+        }
+    }
+
+    fn replenish(&mut self, pool: &mut Pool<P::Frame>) {
+        if let Some(port) = self {
+            port.replenish(pool);
+        }
+    }
+
+    fn fresh(pool: &mut Pool<P::Frame>, length: usize) -> Option<P::Frame> {
+        P::fresh(pool, length)
+    }
 }

@@ -125,17 +125,40 @@ pub fn bind_pair(
     Ok((inside, outside, pool))
 }
 
-fn try_bind_pair(
+/// The outside port alone, with its background, and the pool of its frames: the inside is none of ours.
+pub fn bind_outside(outside: Interface) -> Result<(XdpPort, Pool<XdpFrame>), BindError> {
+    let (umem, mut pool) = Umem::create(CHUNKS).map_err(|error| BindError {
+        step: "map memory for packets",
+        interface: None,
+        error,
+    })?;
+    let mut outside = try_bind_outside(umem, outside, SocketAddrXdpFlags::XDP_ZEROCOPY)
+        .or_else(|_| try_bind_outside(umem, outside, SocketAddrXdpFlags::XDP_COPY))?;
+    outside.replenish(&mut pool);
+    Ok((outside, pool))
+}
+
+fn try_bind_outside(
     umem: &'static Umem,
-    inside: Interface,
     outside: Interface,
     mode: SocketAddrXdpFlags,
-) -> Result<(XdpPort, XdpPort), BindError> {
-    let new = || {
-        rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
-            .map_err(|e| BindError { step: "open a socket", interface: None, error: e.into() })
-    };
-    let (one, two, three) = (new()?, new()?, new()?);
+) -> Result<XdpPort, BindError> {
+    let (one, two) = (open_socket()?, open_socket()?);
+    register(umem, &one)?;
+    let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+    let mut port = XdpPort::open(one, umem, outside, 2 * RING, |socket| {
+        rustix::net::bind(socket, &SocketAddrXdp::new(flags, outside.index, outside.queue))
+    })?;
+    add_background(&mut port, two, outside)?;
+    Ok(port)
+}
+
+fn open_socket() -> Result<OwnedFd, BindError> {
+    rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
+        .map_err(|e| BindError { step: "open a socket", interface: None, error: e.into() })
+}
+
+fn register(umem: &'static Umem, socket: &OwnedFd) -> Result<(), BindError> {
     let registration = XdpUmemReg {
         addr: umem.address(),
         len: umem.octets(),
@@ -144,26 +167,42 @@ fn try_bind_pair(
         flags: XdpUmemRegFlags::empty(),
         tx_metadata_len: 0,
     };
-    sockopt::set_xdp_umem_reg(&one, registration).map_err(|e| BindError {
+    sockopt::set_xdp_umem_reg(socket, registration).map_err(|e| BindError {
         step: "register memory for packets",
         interface: None,
         error: e.into(),
-    })?;
+    })
+}
+
+/// The flags of the first socket hold for all that share its memory; others are refused.
+fn share(socket: &OwnedFd, with: &XdpPort, interface: Interface) -> Result<(), Errno> {
+    let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, interface.index, interface.queue);
+    let shared_umem_fd = with.socket.as_fd();
+    rustix::net::bind(socket, &SocketAddrXdpWithSharedUmem { addr, shared_umem_fd })
+}
+
+/// On the same queue as the port, so it shares the fill ring as well; and it has no other ring than this.
+fn add_background(port: &mut XdpPort, socket: OwnedFd, interface: Interface) -> Result<(), BindError> {
+    let receive = receive_ring(&socket).map_err(BindError::at("set up its receive ring", interface))?;
+    bind_patiently(interface, || share(&socket, port, interface))?;
+    port.background = Some(Background { socket, receive });
+    Ok(())
+}
+
+fn try_bind_pair(
+    umem: &'static Umem,
+    inside: Interface,
+    outside: Interface,
+    mode: SocketAddrXdpFlags,
+) -> Result<(XdpPort, XdpPort), BindError> {
+    let (one, two, three) = (open_socket()?, open_socket()?, open_socket()?);
+    register(umem, &one)?;
     let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
     let one = XdpPort::open(one, umem, inside, RING, |socket| {
         rustix::net::bind(socket, &SocketAddrXdp::new(flags, inside.index, inside.queue))
     })?;
-    // The flags of the first socket hold for all that share its memory; others are refused.
-    let share = |socket: &OwnedFd, with: &XdpPort| {
-        let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, outside.index, outside.queue);
-        let shared_umem_fd = with.socket.as_fd();
-        rustix::net::bind(socket, &SocketAddrXdpWithSharedUmem { addr, shared_umem_fd })
-    };
-    let mut two = XdpPort::open(two, umem, outside, 2 * RING, |socket| share(socket, &one))?;
-    // On the same queue as `two`, so it shares the fill ring as well; and it has no other ring than this.
-    let receive = receive_ring(&three).map_err(BindError::at("set up its receive ring", outside))?;
-    bind_patiently(outside, || share(&three, &two))?;
-    two.background = Some(Background { socket: three, receive });
+    let mut two = XdpPort::open(two, umem, outside, 2 * RING, |socket| share(socket, &one, outside))?;
+    add_background(&mut two, three, outside)?;
     Ok((one, two))
 }
 

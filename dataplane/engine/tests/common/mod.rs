@@ -26,6 +26,7 @@ pub const SECOND: u64 = 1_000_000_000;
 #[derive(Default)]
 pub struct Collected {
     pub sent: Vec<(PortId, MemoryFrame)>,
+    pub to_host: Vec<(u16, MemoryFrame)>,
     pub dropped: Vec<DropReason>,
     pub unresolved: Vec<(PortId, IpAddr, MemoryFrame)>,
     pub without_sa: Vec<(u32, MemoryFrame)>,
@@ -37,6 +38,9 @@ pub struct Collected {
 impl Output<MemoryFrame> for Collected {
     fn transmit(&mut self, port: PortId, frame: MemoryFrame) {
         self.sent.push((port, frame));
+    }
+    fn to_host(&mut self, interface: u16, frame: MemoryFrame) {
+        self.to_host.push((interface, frame));
     }
     fn discard(&mut self, _frame: MemoryFrame, reason: DropReason) {
         self.dropped.push(reason);
