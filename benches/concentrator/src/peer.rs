@@ -3,7 +3,7 @@
 //! a connection needs.
 
 use crate::scenario::{Scenario, Traffic};
-use spindle_abi::{Command, Event, SaActivity, Spi, Time};
+use spindle_abi::{Command, Event, SaActivity, Spi, Time, Trigger};
 use spindle_ike::api::{ActivityReader, Datagram};
 use spindle_recovery::Gateway;
 use spindle_recovery::api::{Boot, Input, Output, TicketRecords};
@@ -186,7 +186,8 @@ impl Herd {
     pub(crate) fn acquire(&mut self, now: Time, peer: u32) {
         let inside = IpAddr::from([0, 0, 0, 0]);
         let policy = Scenario::policy_at((peer - self.first) as usize);
-        let event = Event::Acquire { policy, source: inside, destination: inside };
+        let packet = Trigger { source: inside, destination: inside, protocol: 17, ports: None };
+        let event = Event::Acquire { policy, packet };
         self.gateway.handle(now, Input::Event(event));
     }
 

@@ -35,7 +35,8 @@ impl Endpoint {
         let Some(inbound) = self.allocate_child_spi() else {
             return sa.end(Authority::Local("no SPI is free"), false);
         };
-        let child = ChildOffer::first(profile, inbound);
+        let trigger = self.take_trigger(&profile);
+        let child = ChildOffer::first(profile, inbound, trigger);
         let id = Id::new(&connection.local_id);
         let Some(data) = authentication_data(sa, true, &id) else { return };
         let mut payloads = vec![Payload::IdInitiator(id)];

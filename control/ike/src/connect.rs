@@ -6,8 +6,8 @@ use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::exchange::{Purpose, Task};
 use crate::sa::{ChildState, Ending, IkeSa, State};
 use crate::ticket::Held;
-use spindle_abi::Time;
-use std::collections::{BTreeSet, VecDeque};
+use spindle_abi::{Selector, SelectorSet, Time, Trigger};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
@@ -77,6 +77,8 @@ pub(crate) struct Connection {
     /// When it is initiated again, for these children.
     pub(crate) retry_at: Option<Time>,
     waiting: BTreeSet<String>,
+    /// By policy: the packet that has wanted an SA last, as selectors.
+    triggers: BTreeMap<u32, (Selector, Selector)>,
     /// For the next initiation: of the IKE SA that the peer lost.
     pub(crate) ticket: Option<Held>,
     /// For the next initiation: the gateway that lost an IKE SA to which another one had redirected us, and that one.
@@ -130,6 +132,7 @@ impl Connection {
             last_seen: None,
             retry_at: None,
             waiting: BTreeSet::new(),
+            triggers: BTreeMap::new(),
             ticket: None,
             redirected: None,
             redirects: VecDeque::new(),
@@ -240,7 +243,7 @@ impl Endpoint {
     }
 
     /// The dataplane has a packet for this policy and no SA. While such packets come, back-off is short.
-    pub fn acquire(&mut self, now: Time, policy: u32) {
+    pub fn acquire(&mut self, now: Time, policy: u32, packet: Trigger) {
         let Some((number, name)) = self.policies.get(&policy).cloned() else { return };
         let serves = |sa: &IkeSa| {
             let mut children = sa.children.iter().filter(|c| c.state == ChildState::Installed);
@@ -250,6 +253,7 @@ impl Endpoint {
         if connection.sas.iter().any(|id| self.sas.get(id).is_some_and(serves)) {
             return;
         }
+        connection.triggers.insert(policy, packet.selectors());
         if let Some(at) = connection.retry_at {
             connection.waiting.insert(name);
             let soon = connection.failed_at.after(TRAFFIC_BACKOFF.min(connection.backoff()));
@@ -285,6 +289,14 @@ impl Endpoint {
                 }
             }
         }
+    }
+
+    /// The packet that wants this child, once: as the selectors of RFC 7296 section 2.9, if they are within the child's.
+    pub(crate) fn take_trigger(&mut self, profile: &ChildProfile) -> Option<(Selector, Selector)> {
+        let (number, _) = self.policies.get(&profile.policy)?;
+        let (local, remote) = self.connections[*number].triggers.remove(&profile.policy)?;
+        let packet = SelectorSet { local: vec![local], remote: vec![remote] };
+        profile.selectors.holds(&packet).then_some((local, remote))
     }
 
     /// Another initiation of the same connection.

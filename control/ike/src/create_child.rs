@@ -9,7 +9,7 @@ use crate::crypto::{EspProposal, Group, PrivateKey, Secret, select_esp};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::init::{is_single, key_exchange, wanted_group};
-use crate::narrow::{is_subset, narrow};
+use crate::narrow::{chosen, has_first, narrow};
 use crate::sa::{ChildSa, ChildState, IkeSa, again};
 use crate::window::Request;
 use crate::wire::{Payload, Proposal, exchange, notify, protocol};
@@ -21,6 +21,8 @@ use std::time::Duration;
 pub(crate) struct ChildOffer {
     pub(crate) profile: Rc<ChildProfile>,
     pub(crate) inbound: Spi,
+    /// The packet that wants it.
+    trigger: Option<(Selector, Selector)>,
     /// Empty in IKE_AUTH, which uses IKE_SA_INIT's.
     pub(crate) nonce: Vec<u8>,
     key: Option<PrivateKey>,
@@ -57,10 +59,15 @@ const UNSEEN: Duration = Duration::from_secs(30);
 
 impl ChildOffer {
     /// The first Child SA of an IKE SA, in IKE_AUTH: without key exchange, with IKE_SA_INIT's nonces.
-    pub(crate) fn first(profile: Rc<ChildProfile>, inbound: Spi) -> ChildOffer {
+    pub(crate) fn first(
+        profile: Rc<ChildProfile>,
+        inbound: Spi,
+        trigger: Option<(Selector, Selector)>,
+    ) -> ChildOffer {
         ChildOffer {
             profile,
             inbound,
+            trigger,
             nonce: Vec::new(),
             key: None,
             replaces: None,
@@ -80,8 +87,14 @@ impl ChildOffer {
             payloads.push(Payload::Nonce(self.nonce.clone()));
             payloads.extend(self.key.as_ref().map(key_exchange));
         }
-        payloads.push(Payload::TsInitiator(self.profile.selectors.local.clone()));
-        payloads.push(Payload::TsResponder(self.profile.selectors.remote.clone()));
+        // RFC 7296 section 2.9: SHOULD begin with the packet that triggered it, as closely as it can be named.
+        let side = |first: Option<Selector>, all: &[Selector]| {
+            let first = first.filter(|first| !all.contains(first));
+            first.into_iter().chain(all.iter().copied()).collect()
+        };
+        let SelectorSet { local, remote } = &self.profile.selectors;
+        payloads.push(Payload::TsInitiator(side(self.trigger.map(|t| t.0), local)));
+        payloads.push(Payload::TsResponder(side(self.trigger.map(|t| t.1), remote)));
         payloads
     }
 }
@@ -162,8 +175,11 @@ impl Endpoint {
         let group = group.or(profile.proposals.first().and_then(|p| p.groups.first().copied()));
         let key = group.map(|group| PrivateKey::generate(group, &mut *self.random));
         let nonce = self.nonce();
+        // RFC 7296 section 2.9.2: a rekey SHOULD NOT name a packet.
+        let trigger = self.take_trigger(&profile).filter(|_| replaces.is_none());
+        let create = true;
         let offer =
-            ChildOffer { profile, inbound, nonce, key, replaces, lost, create: true, collision: None };
+            ChildOffer { profile, inbound, trigger, nonce, key, replaces, lost, create, collision: None };
         let mut payloads = Vec::new();
         if let Some(old) = replaces.filter(|_| !lost).and_then(|id| sa.child(id)) {
             // RFC 7296 section 1.3.3: the SPI is the one that we expect in inbound packets.
@@ -303,12 +319,12 @@ impl Endpoint {
     ) -> Option<ChildSaId> {
         let parts = ChildParts::of(payloads);
         let group = offer.key.as_ref().map(PrivateKey::group);
-        let chosen = parts.offer.and_then(|o| chosen_esp(&offer.profile.proposals, o, group, offer.create));
+        let suite = parts.offer.and_then(|o| chosen_esp(&offer.profile.proposals, o, group, offer.create));
         let selectors = parts
             .ts_initiator
             .zip(parts.ts_responder)
             .map(|(local, remote)| SelectorSet { local: local.to_vec(), remote: remote.to_vec() });
-        let valid = selectors.filter(|s| is_subset(s, &offer.profile.selectors)).zip(chosen);
+        let valid = selectors.and_then(|s| chosen(&s, &offer.profile.selectors)).zip(suite);
         let agreed = valid.and_then(|(selectors, (suite, outbound))| {
             let shared = agree(offer.key.as_ref().filter(|_| suite.group.is_some()), parts.key)?;
             let keys = sa.keys.as_ref()?.ike.child(
@@ -483,12 +499,21 @@ impl Endpoint {
             return Err(error(notify::NO_ADDITIONAL_SAS));
         }
         let wish = SelectorSet { local: local.to_vec(), remote: remote.to_vec() };
-        let old = terms.replaces.and_then(|id| sa.child(id)).map(|c| c.config.clone());
-        let profiles = old.map_or_else(|| sa.connection.children.clone(), |c| vec![c]);
-        // The profile that leaves the whole wish is better than one that narrows it (RFC 7296 section 2.9).
+        let old = terms.replaces.and_then(|id| sa.child(id)).map(|c| (c.config.clone(), c.selectors.clone()));
+        let (profiles, in_use) = match old {
+            Some((profile, selectors)) => (vec![profile], Some(selectors)),
+            None => (sa.connection.children.clone(), None),
+        };
+        // RFC 7296 section 2.9: the profile that leaves the whole wish is the best; one that leaves the initiator's first
+        // choices comes before those that do not.
         let narrowed = || profiles.iter().filter_map(|c| Some((c, narrow(&wish, &c.selectors)?)));
-        let best = narrowed().find(|(_, s)| *s == wish).or_else(|| narrowed().next());
+        let best = narrowed()
+            .find(|(_, s)| s.holds(&wish))
+            .or_else(|| narrowed().find(|(_, s)| has_first(s, &wish)))
+            .or_else(|| narrowed().next());
         let Some((profile, selectors)) = best else { return Err(error(notify::TS_UNACCEPTABLE)) };
+        // RFC 7296 section 2.9.2: a rekey MUST NOT be narrowed below what is in use.
+        let selectors = in_use.filter(|s| wish.holds(s) && !selectors.holds(s)).unwrap_or(selectors);
         let preferred = parts.key.and_then(|(group, _)| Group::from_id(group));
         let Ok((suite, chosen)) = select_esp(&profile.proposals, offer, preferred, terms.create) else {
             return Err(error(notify::NO_PROPOSAL_CHOSEN));

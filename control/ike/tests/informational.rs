@@ -8,7 +8,7 @@ use spindle_abi::{Spi, Time};
 use spindle_ike::api::*;
 use spindle_ike::wire::{Message, Payload, exchange, notify};
 use std::time::Duration;
-use world::{A, B, World, connection, token};
+use world::{A, B, World, connection, packet_from, token};
 
 fn ike(world: &World, side: usize) -> IkeSaStatus {
     world.sas(side)[0].clone()
@@ -434,16 +434,16 @@ fn a_shut_down_takes_leave_of_every_peer() {
 fn traffic_that_waits_initiates_and_shortens_the_back_off() {
     let mut world = World::new(15);
     world.network = Box::new(|_, _, _| Some(vec![]));
-    world.at(A, |e, now| e.acquire(now, 1));
+    world.at(A, |e, now| e.acquire(now, 1, packet_from(A)));
     for _ in 0..60 {
         world.run(Duration::from_secs(1));
-        world.at(A, |e, now| e.acquire(now, 1));
+        world.at(A, |e, now| e.acquire(now, 1, packet_from(A)));
     }
     world.network = Box::new(|_, _, _| None);
     let start = world.now;
     while world.sas(A).iter().all(|sa| sa.children.is_empty()) {
         world.run(Duration::from_millis(100));
-        world.at(A, |e, now| e.acquire(now, 1));
+        world.at(A, |e, now| e.acquire(now, 1, packet_from(A)));
         assert!(world.now.since(start) < Duration::from_millis(2500), "{:?}", world.sas(A));
     }
     world.run(Duration::from_secs(1));

@@ -8,7 +8,7 @@ use spindle_ike::wire::{Message, Payload, exchange, notify};
 use std::net::IpAddr;
 use std::time::Duration;
 use world::peer::Peer;
-use world::{A, B, C, World, address, connection};
+use world::{A, B, C, World, address, connection, packet_from};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -576,7 +576,7 @@ fn a_gateway_that_is_taken_down_begins_nothing() {
         let refused = world.at(B, |e, now| e.initiate(now, "peer", None, false));
         assert_eq!(refused, Err(Refused::TakenDown));
         let sent = world.sent;
-        world.at(B, |e, now| e.acquire(now, 1));
+        world.at(B, |e, now| e.acquire(now, 1, packet_from(B)));
         world.run(SECOND);
         assert_eq!(world.sent, sent);
     }

@@ -9,7 +9,7 @@ use spindle_ike::wire::{Delete, Message, Payload, exchange, notify, payload_type
 use std::net::SocketAddr;
 use std::time::Duration;
 use world::peer::{CHILD_SPI, Peer};
-use world::{A, B, World, config, connection};
+use world::{A, B, World, config, connection, packet_from};
 
 fn notification(kind: u16) -> Payload {
     Payload::Notify(Notify { kind, protocol: 0, spi: vec![], data: vec![] })
@@ -149,7 +149,7 @@ fn a_child_sa_that_is_to_be_up_always_is_asked_for_again() {
     for second in 0..200 {
         world.run(Duration::from_secs(1));
         // Packets that want it don't hasten it.
-        world.at(B, |e, now| e.acquire(now, 1));
+        world.at(B, |e, now| e.acquire(now, 1, packet_from(B)));
         let Some((header, payloads)) = peer.next_request(&world) else { continue };
         assert_eq!(header.exchange, exchange::CREATE_CHILD_SA, "{payloads:?}");
         asked.push(second);

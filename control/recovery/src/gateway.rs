@@ -364,7 +364,7 @@ impl Gateway {
             Event::Acknowledged { sequence, done } => self.acknowledged(now, sequence, done),
             // Which of the two it is, control knows best: the state may still be on its way to the dataplane.
             Event::FormerSpi(report) | Event::UnknownSpi(report) => self.esp_without_sa(now, &report),
-            Event::Acquire { policy, .. } if !self.stopping => self.acquire(now, policy),
+            Event::Acquire { policy, packet } if !self.stopping => self.acquire(now, policy, packet),
             Event::Acquire { .. } => {}
             Event::FirstInbound { spi } => self.endpoint.first_inbound(now, spi),
             Event::Lifetime { index, hard } => self.endpoint.lifetime(now, index, hard),

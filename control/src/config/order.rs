@@ -1,7 +1,10 @@
-//! Which policy stands behind another one that takes all of its packets.
+//! Which policy stands behind others that take all of its packets.
+//!
+//! What a policy matches are *pairs*: a selector of `local_ts` and one of `remote_ts` that a packet can have at its ends.
+//! Nothing comes to a policy each of whose pairs lies within one of an earlier policy.
 //!
 //! A range of addresses lies in a smallest *block*, an aligned one of 2^n. What holds a range lies in a block that holds its
-//! block. So of all policies before one, those alone are compared whose blocks hold its own: with few lengths of
+//! block. So of all pairs before one, those alone are compared whose blocks hold its own: with few lengths of
 //! blocks, as configurations have them, that is a few lookups each, whatever their number.
 
 use spindle_abi::{AddressRange, Selector, SelectorSet};
@@ -12,47 +15,42 @@ use std::net::IpAddr;
 /// section 2.5.5.2 maps it.
 type Block = (u128, u32);
 
+type Pair = (Selector, Selector);
+
 /// The policies that were there so far, in their order.
 #[derive(Default)]
-pub(super) struct Earlier<'a> {
-    all: Vec<(String, &'a SelectorSet)>,
-    /// By blocks of `local_ts` and `remote_ts`.
-    by_blocks: HashMap<[Block; 2], Vec<usize>>,
+pub(super) struct Earlier {
+    names: Vec<String>,
+    /// By blocks of both selectors; each with its policy's place.
+    by_blocks: HashMap<[Block; 2], Vec<(usize, Pair)>>,
     lengths: BTreeSet<[u32; 2]>,
 }
 
-impl<'a> Earlier<'a> {
-    /// The first policy that matches all packets of these selectors.
-    pub(super) fn holds(&self, selectors: &SelectorSet) -> Option<&str> {
-        let (local, remote) = (block(selectors.local.first()?), block(selectors.remote.first()?));
+impl Earlier {
+    /// The policies that together match all packets of these selectors, in their order; `None` if some packet is left.
+    pub(super) fn holding(&self, selectors: &SelectorSet) -> Option<Vec<&str>> {
+        let first: Option<BTreeSet<usize>> = selectors.pairs().map(|pair| self.first(&pair)).collect();
+        Some(first?.into_iter().map(|place| self.names[place].as_str()).collect())
+    }
+
+    /// The first policy that holds a pair.
+    fn first(&self, (local, remote): &Pair) -> Option<usize> {
         let candidates = self.lengths.iter().filter_map(|&[of_local, of_remote]| {
-            self.by_blocks.get(&[widen(local, of_local)?, widen(remote, of_remote)?])
+            self.by_blocks.get(&[widen(block(local), of_local)?, widen(block(remote), of_remote)?])
         });
-        let takes = |at: &&usize| {
-            let (_, other) = &self.all[**at];
-            covers(&other.local, &selectors.local) && covers(&other.remote, &selectors.remote)
-        };
-        let first = candidates.filter_map(|places| places.iter().find(takes)).min()?;
-        Some(&self.all[*first].0)
+        let holds = |(_, (l, r)): &&(usize, Pair)| l.holds(local) && r.holds(remote);
+        candidates.filter_map(|pairs| pairs.iter().find(holds)).map(|(place, _)| *place).min()
     }
 
     /// The next policy.
-    pub(super) fn push(&mut self, name: String, selectors: &'a SelectorSet) {
-        for local in selectors.local.iter().map(block) {
-            for remote in selectors.remote.iter().map(block) {
-                self.lengths.insert([local.1, remote.1]);
-                self.by_blocks.entry([local, remote]).or_default().push(self.all.len());
-            }
+    pub(super) fn push(&mut self, name: String, selectors: &SelectorSet) {
+        for (local, remote) in selectors.pairs() {
+            let blocks = [block(&local), block(&remote)];
+            self.lengths.insert(blocks.map(|block| block.1));
+            self.by_blocks.entry(blocks).or_default().push((self.names.len(), (local, remote)));
         }
-        self.all.push((name, selectors));
+        self.names.push(name);
     }
-}
-
-/// Lies each of `these` within one of `those`?
-fn covers(those: &[Selector], these: &[Selector]) -> bool {
-    these.iter().map(|selector| selector.addresses).all(|this| {
-        those.iter().any(|that| that.addresses.start <= this.start && this.end <= that.addresses.end)
-    })
 }
 
 fn bits(address: IpAddr) -> u128 {
@@ -82,22 +80,28 @@ fn common(address: u128, length: u32) -> u128 {
 mod tests {
     use super::*;
 
-    fn set(local: &[[u32; 2]], remote: &[[u32; 2]]) -> SelectorSet {
-        let selectors = |ranges: &[[u32; 2]]| {
-            let range = |[start, end]: &[u32; 2]| {
-                Selector::addresses(IpAddr::V4((*start).into()), IpAddr::V4((*end).into()))
-            };
-            ranges.iter().map(range).collect()
-        };
-        SelectorSet { local: selectors(local), remote: selectors(remote) }
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+
+    fn range([start, end]: [u32; 2]) -> Selector {
+        Selector::addresses(IpAddr::V4(start.into()), IpAddr::V4(end.into()))
+    }
+
+    fn ports(addresses: [u32; 2], protocol: u8, [start_port, end_port]: [u16; 2]) -> Selector {
+        Selector { protocol, start_port, end_port, ..range(addresses) }
+    }
+
+    fn set(local: &[Selector], remote: &[Selector]) -> SelectorSet {
+        SelectorSet { local: local.to_vec(), remote: remote.to_vec() }
     }
 
     /// All pairs compared, as the definition says.
-    fn plainly(sets: &[SelectorSet], at: usize) -> Option<usize> {
-        let takes = |other: &&SelectorSet| {
-            covers(&other.local, &sets[at].local) && covers(&other.remote, &sets[at].remote)
+    fn plainly(sets: &[SelectorSet], at: usize) -> Option<Vec<String>> {
+        let first = |(local, remote): Pair| {
+            sets[..at].iter().position(|set| set.pairs().any(|(l, r)| l.holds(&local) && r.holds(&remote)))
         };
-        sets[..at].iter().position(|other| takes(&other))
+        let first: Option<BTreeSet<usize>> = sets[at].pairs().map(first).collect();
+        Some(first?.into_iter().map(|place| place.to_string()).collect())
     }
 
     #[test]
@@ -107,48 +111,82 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) % below
         };
-        let mut found = 0;
+        let mut found = [0, 0];
         for _ in 0..200 {
-            let mut ranges = || {
+            let mut side = || {
                 let count = 1 + random(2);
-                let mut range = || {
+                let mut selector = || {
                     let start = random(48);
                     let most = 1 + random(24);
-                    [start, start + random(most)]
+                    let range = [start, start + random(most)];
+                    let first = random(3) as u16;
+                    match random(6) {
+                        0 => ports(range, TCP, [0, 65535]),
+                        1 => ports(range, UDP, [first, first + random(3) as u16]),
+                        2 => ports(range, TCP, [65535, 0]),
+                        _ => self::range(range),
+                    }
                 };
-                (0..count).map(|_| range()).collect::<Vec<_>>()
+                (0..count).map(|_| selector()).collect::<Vec<_>>()
             };
-            let sets: Vec<_> = (0..24).map(|_| set(&ranges(), &ranges())).collect();
+            let sets: Vec<_> = (0..24).map(|_| set(&side(), &side())).collect();
             let mut earlier = Earlier::default();
             for (at, selectors) in sets.iter().enumerate() {
-                let expected = plainly(&sets, at).map(|at| at.to_string());
-                assert_eq!(earlier.holds(selectors).map(str::to_owned), expected);
-                found += usize::from(expected.is_some());
+                let expected = plainly(&sets, at);
+                let holding = earlier.holding(selectors);
+                assert_eq!(holding, expected.as_ref().map(|all| all.iter().map(String::as_str).collect()));
+                match expected.map_or(0, |all| all.len()) {
+                    0 => {}
+                    1 => found[0] += 1,
+                    _ => found[1] += 1,
+                }
                 earlier.push(at.to_string(), selectors);
             }
         }
-        assert!(found > 100, "{found}");
+        assert!(found[0] > 100 && found[1] > 10, "{found:?}");
     }
 
     #[test]
     fn everything_holds_everything() {
-        let (all, host) = (set(&[[0, u32::MAX]], &[[0, u32::MAX]]), set(&[[7, 7]], &[[9, 9]]));
+        let all = [0, u32::MAX];
+        let (all, host) = (set(&[range(all)], &[range(all)]), set(&[range([7, 7])], &[range([9, 9])]));
         let mut earlier = Earlier::default();
-        assert_eq!(earlier.holds(&host), None);
+        assert_eq!(earlier.holding(&host), None);
         earlier.push("all".into(), &all);
-        assert_eq!((earlier.holds(&host), earlier.holds(&all)), (Some("all"), Some("all")));
+        assert_eq!((earlier.holding(&host), earlier.holding(&all)), (Some(vec!["all"]), Some(vec!["all"])));
+    }
+
+    /// RFC 4301 section 4.4.1.1: protocol and ports are selectors as addresses are.
+    #[test]
+    fn a_policy_for_some_ports_leaves_the_others() {
+        let (here, there) = ([1, 9], range([20, 29]));
+        let https = set(&[ports(here, TCP, [443, 443])], &[there]);
+        let tcp = set(&[range(here)], &[ports([20, 29], TCP, [0, 65535])]);
+        let web = set(&[ports(here, TCP, [80, 80]), ports(here, TCP, [443, 443])], &[there]);
+        let mut earlier = Earlier::default();
+        earlier.push("https".into(), &https);
+        assert_eq!((earlier.holding(&tcp), earlier.holding(&web)), (None, None));
+        assert_eq!(earlier.holding(&set(&[range(here)], &[there])), None);
+        assert_eq!(earlier.holding(&https), Some(vec!["https"]));
+        // The other part of it stands elsewhere.
+        earlier.push("http".into(), &set(&[ports(here, TCP, [80, 80])], &[there]));
+        assert_eq!(earlier.holding(&web), Some(vec!["https", "http"]));
+        // TCP is named on one side here, on the other there.
+        earlier.push("tcp".into(), &tcp);
+        assert_eq!(earlier.holding(&set(&[ports(here, TCP, [22, 22])], &[there])), Some(vec!["tcp"]));
+        assert_eq!(earlier.holding(&set(&[ports(here, UDP, [22, 22])], &[there])), None);
     }
 
     /// Compared are those alone that might hold it, or ten thousand policies would take minutes.
     #[test]
     fn of_many_hosts_each_is_compared_with_none() {
         let mut earlier = Earlier::default();
-        let sets: Vec<_> = (0..10_000).map(|n| set(&[[n, n]], &[[n + 20_000, n + 20_000]])).collect();
-        for selectors in &sets {
-            assert_eq!(earlier.holds(selectors), None);
-            earlier.push(String::new(), selectors);
+        let host = |n: u32| set(&[range([n, n])], &[range([n + 20_000, n + 20_000])]);
+        for n in 0..10_000 {
+            assert_eq!(earlier.holding(&host(n)), None);
+            earlier.push(String::new(), &host(n));
         }
         assert_eq!(earlier.lengths.len(), 1);
-        assert!(earlier.by_blocks.values().all(|places| places.len() == 1));
+        assert!(earlier.by_blocks.values().all(|pairs| pairs.len() == 1));
     }
 }

@@ -332,6 +332,30 @@ pub struct SpiReport {
     pub at: Time,
 }
 
+/// What selectors see of a packet from inside that wants an SA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trigger {
+    /// Its source.
+    pub source: IpAddr,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// Its IP protocol.
+    pub protocol: u8,
+    /// Source and destination port, where it shows them.
+    pub ports: Option<(u16, u16)>,
+}
+
+impl Trigger {
+    /// The "very specific" selectors of RFC 7296 section 2.9: `local` and `remote`. An answer to ICMP is of another
+    /// type, so none is named.
+    pub fn selectors(&self) -> (Selector, Selector) {
+        const ICMP: [u8; 2] = [1, 58];
+        let ports = self.ports.filter(|_| !ICMP.contains(&self.protocol));
+        let end = |address, port| Selector::of_packet(address, self.protocol, port);
+        (end(self.source, ports.map(|p| p.0)), end(self.destination, ports.map(|p| p.1)))
+    }
+}
+
 /// From a worker to control.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -352,10 +376,8 @@ pub enum Event {
     Acquire {
         /// The policy.
         policy: u32,
-        /// The packet's inner source.
-        source: IpAddr,
-        /// The packet's inner destination.
-        destination: IpAddr,
+        /// The packet.
+        packet: Trigger,
     },
     /// The first packet authenticated on an inbound SA that was installed with `report_first`. Urgent.
     FirstInbound {

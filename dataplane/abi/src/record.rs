@@ -4,7 +4,7 @@
 
 use crate::{
     AddressRange, Command, Event, KeyMaterial, Limits, MAX_FORMER_AT_ONCE, MAX_INTERFACES, MAX_SAS, Mode,
-    PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time,
+    PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time, Trigger,
 };
 use std::net::{IpAddr, SocketAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -240,6 +240,11 @@ impl<'a> Reader<'a> {
     fn limits(&mut self) -> Result<Limits, DecodeError> {
         Ok(Limits { packets: self.u64()?, bytes: self.u64()? })
     }
+    fn trigger(&mut self) -> Result<Trigger, DecodeError> {
+        let (source, destination, protocol) = (self.address()?, self.address()?, self.u8()?);
+        let (shown, ports) = (self.bool()?, (self.u16()?, self.u16()?));
+        Ok(Trigger { source, destination, protocol, ports: shown.then_some(ports) })
+    }
     fn report(&mut self) -> Result<SpiReport, DecodeError> {
         Ok(SpiReport {
             spi: Spi(self.u32()?),
@@ -360,8 +365,10 @@ impl EventRecord {
             Event::Acknowledged { sequence, done } => w.u8(2).u64(*sequence).u8(u8::from(*done)),
             Event::FormerSpi(report) => w.u8(3).report(report),
             Event::UnknownSpi(report) => w.u8(4).report(report),
-            Event::Acquire { policy, source, destination } => {
-                w.u8(5).u32(*policy).address(*source).address(*destination)
+            Event::Acquire { policy, packet } => {
+                let w = w.u8(5).u32(*policy).address(packet.source).address(packet.destination);
+                let (source, destination) = packet.ports.unwrap_or_default();
+                w.u8(packet.protocol).u8(u8::from(packet.ports.is_some())).u16(source).u16(destination)
             }
             Event::FirstInbound { spi } => w.u8(6).u32(spi.0),
             Event::Lifetime { index, hard } => w.u8(7).u32(*index).u8(u8::from(*hard)),
@@ -377,7 +384,7 @@ impl EventRecord {
             2 => Event::Acknowledged { sequence: r.u64()?, done: r.bool()? },
             3 => Event::FormerSpi(r.report()?),
             4 => Event::UnknownSpi(r.report()?),
-            5 => Event::Acquire { policy: r.u32()?, source: r.address()?, destination: r.address()? },
+            5 => Event::Acquire { policy: r.u32()?, packet: r.trigger()? },
             6 => Event::FirstInbound { spi: Spi(r.u32()?) },
             7 => Event::Lifetime { index: r.u32()?, hard: r.bool()? },
             kind => return Err(DecodeError::Kind(kind)),
@@ -496,11 +503,12 @@ mod tests {
             (any::<u64>(), any::<bool>()).prop_map(|(sequence, done)| Event::Acknowledged { sequence, done }),
             report().prop_map(Event::FormerSpi),
             report().prop_map(Event::UnknownSpi),
-            (any::<u32>(), address(), address()).prop_map(|(policy, source, destination)| Event::Acquire {
-                policy,
-                source,
-                destination
-            }),
+            (any::<u32>(), address(), address(), any::<u8>(), any::<Option<(u16, u16)>>()).prop_map(
+                |(policy, source, destination, protocol, ports)| Event::Acquire {
+                    policy,
+                    packet: Trigger { source, destination, protocol, ports },
+                }
+            ),
             any::<u32>().prop_map(|spi| Event::FirstInbound { spi: Spi(spi) }),
             (any::<u32>(), any::<bool>()).prop_map(|(index, hard)| Event::Lifetime { index, hard }),
         ]

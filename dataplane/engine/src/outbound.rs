@@ -170,8 +170,7 @@ impl Engine {
             return Ok(Way::Protect { index });
         }
         let due = policy.acquired.is_none_or(|last| now.since(last) >= ACQUIRE_INTERVAL);
-        let (source, destination) = (flow.source, flow.destination);
-        if due && out.event(Event::Acquire { policy: policy.id, source, destination }) {
+        if due && out.event(Event::Acquire { policy: policy.id, packet: flow.trigger() }) {
             policy.acquired = Some(now);
         }
         Err(Refusal::Wait { policy: policy.id, hold: policy.hold })

@@ -1,7 +1,7 @@
 //! Selectors in the form in which packets are held against them, and what of a packet they look at.
 
 use arrayvec::ArrayVec;
-use spindle_abi::{Selector, SelectorSet};
+use spindle_abi::{Selector, SelectorSet, Trigger};
 use spindle_wire::ip::Head;
 use spindle_wire::protocol;
 use std::net::IpAddr;
@@ -30,6 +30,12 @@ impl Flow {
             _ => None,
         };
         Flow { source: head.source, destination: head.destination, protocol: head.protocol, ports }
+    }
+
+    /// The same for control.
+    pub(crate) fn trigger(&self) -> Trigger {
+        let Flow { source, destination, protocol, ports } = *self;
+        Trigger { source, destination, protocol, ports }
     }
 
     /// The same seen from the other end.

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use proptest::prelude::*;
-use spindle_abi::{Command, Event, Limits, PolicyAction, Spi, SpiState, Suite, Time};
+use spindle_abi::{Command, Event, Limits, PolicyAction, Spi, SpiState, Suite, Time, Trigger};
 use spindle_engine::{Counter, DropReason, Frame, MemoryFrame, PortId, Refused};
 use spindle_wire::{icmpv4, ipv4, protocol, tcp, udp};
 use std::net::Ipv4Addr;
@@ -333,7 +333,10 @@ fn what_no_sa_or_policy_covers_is_dropped_and_acquired_once_a_second() {
         a.now = Time(10 * SECOND + step * SECOND / 10);
         a.process(PortId::Inside, [frame(&echo(HOST_A, HOST_B, b""))]);
     }
-    let acquire = Event::Acquire { policy: POLICY, source: HOST_A.into(), destination: HOST_B.into() };
+    let (source, destination) = (HOST_A.into(), HOST_B.into());
+    // An echo request: type 8, code 0.
+    let packet = Trigger { source, destination, protocol: 1, ports: Some((0x800, 0x800)) };
+    let acquire = Event::Acquire { policy: POLICY, packet };
     assert_eq!(a.out.events, [acquire; 3]);
     a.process(PortId::Inside, [frame(&echo(HOST_A, Ipv4Addr::new(8, 8, 8, 8), b""))]);
     assert_eq!((a.dropped(DropReason::NoSa), a.dropped(DropReason::NoPolicy)), (30, 1));

@@ -6,7 +6,7 @@ pub mod tickets;
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use spindle_abi::{Command, SaActivity, SaParameters, Selector, SelectorSet, Spi, SpiState, Time};
+use spindle_abi::{Command, SaActivity, SaParameters, Selector, SelectorSet, Spi, SpiState, Time, Trigger};
 use spindle_ike::Endpoint;
 use spindle_ike::api::*;
 use spindle_ike::random::Random;
@@ -151,6 +151,12 @@ pub fn selectors(local: [u8; 4], remote: [u8; 4]) -> SelectorSet {
         Selector::addresses(IpAddr::from([a[0], a[1], a[2], 0]), IpAddr::from([a[0], a[1], a[2], 255]))
     };
     SelectorSet { local: vec![net(local)], remote: vec![net(remote)] }
+}
+
+/// From the net behind one side to the other's.
+pub fn packet_from(side: usize) -> Trigger {
+    let host = |side: usize| IpAddr::from([10, 1 + side as u8, 0, 7]);
+    Trigger { source: host(side), destination: host(1 - side), protocol: 6, ports: Some((40_000, 443)) }
 }
 
 pub fn child(name: &str, side: usize, number: u8) -> ChildConfig {

@@ -8,7 +8,7 @@ use super::Gateway;
 use crate::api::{JournalRecord, Method};
 use crate::reconnect::{Due, Why};
 use crate::stats::Counter;
-use spindle_abi::{Spi, Time};
+use spindle_abi::{Spi, Time, Trigger};
 use spindle_ike::api::{ConnectionConfig, StartAction};
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -168,12 +168,12 @@ impl Gateway {
     }
 
     /// A packet waits for this policy's SA. Where its connection is about to be initiated, it goes to the head there.
-    pub(super) fn acquire(&mut self, now: Time, policy: u32) {
+    pub(super) fn acquire(&mut self, now: Time, policy: u32, packet: Trigger) {
         let connection = self.policies.get(&policy);
         if let Some(connection) = connection.filter(|connection| self.reconnect.is_due(connection, now)) {
             return self.reconnect.hurry(connection);
         }
-        self.endpoint.acquire(now, policy);
+        self.endpoint.acquire(now, policy, packet);
     }
 }
 

@@ -4,7 +4,7 @@
 use super::{Disk, Seeded};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use spindle_abi::{Command, Event, Selector, SelectorSet, Spi, SpiReport, SpiState, Time};
+use spindle_abi::{Command, Event, Selector, SelectorSet, Spi, SpiReport, SpiState, Time, Trigger};
 use spindle_abi::{SaActivity, SaParameters};
 use spindle_ike::api::*;
 use spindle_ike::wire::{Message, Payload, strip_non_esp_marker};
@@ -510,10 +510,9 @@ impl World {
         } else if running.acquired.is_none_or(|at| now.since(at) >= Duration::from_secs(1)) {
             running.acquired = Some(now);
             let inside = |n: usize| IpAddr::from([10 + n as u8, 0, 0, 1]);
-            self.tell(
-                side,
-                Event::Acquire { policy: POLICY, source: inside(side), destination: inside(1 - side) },
-            );
+            let (source, destination) = (inside(side), inside(1 - side));
+            let packet = Trigger { source, destination, protocol: 17, ports: Some((7000, 7001)) };
+            self.tell(side, Event::Acquire { policy: POLICY, packet });
         }
     }
 
