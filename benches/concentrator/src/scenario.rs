@@ -249,6 +249,7 @@ fn config(name: &str, handshakes_total: u32) -> Config {
     Config {
         name: name.into(),
         connections: Vec::new(),
+        policies: Vec::new(),
         methods: Vec::new(),
         connection_methods: Default::default(),
         proactive: false,

@@ -149,7 +149,7 @@ pub struct ConnectionConfig {
 pub struct ChildConfig {
     /// Unique within the connection.
     pub name: String,
-    /// The id of its policy in the dataplane, unique in the gateway.
+    /// The id of its policy in the dataplane, unique in the gateway. The lower one is asked first.
     pub policy: u32,
     /// Its virtual interface, from 1; 0: it has none, and shares the inside with others.
     pub interface: u16,

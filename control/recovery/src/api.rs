@@ -1,7 +1,7 @@
 //! What the daemon and the simulation see of the whole control plane: [`Gateway`](crate::Gateway) takes datagrams and the
 //! dataplane's events, and gives datagrams, dataplane commands, journal writes and reports.
 
-use spindle_abi::{Command, Event, Spi, Time};
+use spindle_abi::{Command, Event, PolicyAction, SelectorSet, Spi, Time};
 use spindle_ike::api::{ConnectionConfig, Datagram, IkeSpis};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -210,6 +210,19 @@ pub struct TicketRecords {
     pub used: Vec<UsedTicket>,
 }
 
+/// A policy that needs no SA: BYPASS or DISCARD (RFC 4301 section 4.4.1).
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Shown to people.
+    pub name: String,
+    /// Its id, unique among these policies and those of Child SAs. The lower one is asked first.
+    pub id: u32,
+    /// What it does.
+    pub action: PolicyAction,
+    /// What it matches.
+    pub selectors: SelectorSet,
+}
+
 /// The gateway's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -217,6 +230,8 @@ pub struct Config {
     pub name: String,
     /// The connections.
     pub connections: Vec<ConnectionConfig>,
+    /// The policies besides those of the connections' Child SAs.
+    pub policies: Vec<Policy>,
     /// In order of preference, for connections that have no list of their own.
     pub methods: Vec<Method>,
     /// Lists of connections' own.

@@ -336,22 +336,26 @@ impl Gateway {
         self.drain(now);
     }
 
-    /// RFC 4301 section 4.4.1: policies are ordered; here as configured.
+    /// RFC 4301 section 4.4.1: policies are ordered; here by their ids.
     fn set_policies(&mut self) {
         let children = self.config.connections.iter().flat_map(|c| &c.children);
-        let policies: Vec<Command> = children
-            .enumerate()
-            .map(|(priority, child)| Command::SetPolicy {
-                id: child.policy,
-                priority: priority as u32,
-                action: PolicyAction::Protect,
-                selectors: child.selectors.clone(),
-                hold: child.hold_packets,
+        let protect = children.map(|c| (c.policy, PolicyAction::Protect, &c.selectors, c.hold_packets));
+        let others = self.config.policies.iter().map(|p| (p.id, p.action, &p.selectors, 0));
+        let mut all: Vec<_> = protect.chain(others).collect();
+        all.sort_by_key(|(id, ..)| *id);
+        let commands: Vec<Command> = all
+            .into_iter()
+            .map(|(id, action, selectors, hold)| Command::SetPolicy {
+                id,
+                priority: id,
+                action,
+                selectors: selectors.clone(),
+                hold,
             })
             .collect();
-        for policy in policies {
+        for command in commands {
             self.boot_left += 1;
-            self.command(policy, Awaited::Boot);
+            self.command(command, Awaited::Boot);
         }
     }
 

@@ -63,6 +63,7 @@ pub(crate) fn config() -> Config {
     Config {
         name: "test".into(),
         connections: vec![connection("site", Some("192.0.2.2"))],
+        policies: Vec::new(),
         methods: vec![Method::Qcd, Method::Liveness],
         connection_methods: Default::default(),
         proactive: false,

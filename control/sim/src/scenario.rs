@@ -306,6 +306,7 @@ impl Scenario {
             Config {
                 name: NAMES[side].into(),
                 connections: vec![connection],
+                policies: Vec::new(),
                 methods: methods.clone(),
                 connection_methods: Default::default(),
                 proactive: false,

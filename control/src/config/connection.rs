@@ -1,7 +1,8 @@
 //! `[connections.*]` and `[connections.*.children.*]`.
 
-use super::Result;
+use super::policies::Places;
 use super::read::{Section, Value};
+use super::{Result, policies, ports};
 use spindle_abi::{Selector, SelectorSet};
 use spindle_ike::api::{
     ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction, TransportMode,
@@ -21,12 +22,12 @@ const ENCRYPTION: &[&str] = &["aes128gcm16", "aes192gcm16", "aes256gcm16", "chac
 const PRF: &[&str] = &["prfsha256", "prfsha384"];
 const KEY_EXCHANGE: &[&str] = &["x25519", "curve25519", "ecp256"];
 
-/// One connection, and its methods of recovery if it names some. `next_policy` counts the children of the whole file.
+/// One connection, and its methods of recovery if it names some. `places` knows the policies of the whole file.
 pub(super) fn connection(
     name: &str,
     value: &Value<'_>,
     base: &Path,
-    next_policy: &mut u32,
+    places: &mut Places,
 ) -> Result<(ConnectionConfig, Option<Vec<Method>>)> {
     let section = value.section()?;
     check_name(name, value)?;
@@ -84,8 +85,7 @@ pub(super) fn connection(
     let mut children = Vec::new();
     let child_section = section.section("children")?;
     for (name, value) in child_section.entries() {
-        children.push(child(&name, &value, *next_policy)?);
-        *next_policy += 1;
+        children.push(child(&name, &value, places.note(&value))?);
     }
     if children.is_empty() {
         return Err(child_section.error("has no child; add a section with local_ts and remote_ts"));
@@ -133,7 +133,7 @@ fn redirect_to(section: &Section<'_>, local: IpAddr, remote: Option<IpAddr>) -> 
     Ok(gateways)
 }
 
-fn check_name(name: &str, value: &Value<'_>) -> Result<()> {
+pub(super) fn check_name(name: &str, value: &Value<'_>) -> Result<()> {
     let valid = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     if valid && !name.is_empty() {
         return Ok(());
@@ -144,13 +144,10 @@ fn check_name(name: &str, value: &Value<'_>) -> Result<()> {
 fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
     let section = value.section()?;
     check_name(name, value)?;
-    let remote_ts = section.required("remote_ts", "[\"10.1.0.0/24\"]")?;
-    let selectors = SelectorSet {
-        local: selectors(&section.required("local_ts", "[\"10.2.0.0/24\"]")?)?,
-        remote: selectors(&remote_ts)?,
-    };
+    let selectors = policies::selectors(&section)?;
     if selectors.local == selectors.remote {
-        return Err(remote_ts.error("is the same as local_ts; write the networks behind the peer"));
+        let problem = "is the same as local_ts; write the networks behind the peer";
+        return Err(section.error_of("remote_ts", problem));
     }
     let proposals = match section.optional("esp_proposals") {
         Some(value) => proposals(&value, &[ENCRYPTION, KEY_EXCHANGE], 1, "aes128gcm16")?,
@@ -283,8 +280,8 @@ fn proposals(value: &Value<'_>, kinds: &[&[&str]], required: usize, example: &st
     Ok(all)
 }
 
-/// Subnets, addresses and ranges: `10.1.0.0/24`, `10.1.0.7`, `10.1.0.1-10.1.0.9`.
-fn selectors(value: &Value<'_>) -> Result<Vec<Selector>> {
+/// Subnets, addresses and ranges: `10.1.0.0/24`, `10.1.0.7`, `10.1.0.1-10.1.0.9`; perhaps with protocol and ports.
+pub(super) fn selectors(value: &Value<'_>) -> Result<Vec<Selector>> {
     value
         .array(SelectorSet::MAX)?
         .iter()
@@ -293,9 +290,10 @@ fn selectors(value: &Value<'_>) -> Result<Vec<Selector>> {
             if text.contains(':') {
                 return Err(entry.error(format!("{text}: IPv6 is not supported yet; write an IPv4 subnet")));
             }
-            range(text)
-                .map(|(start, end)| Selector::addresses(start.into(), end.into()))
-                .map_err(|problem| entry.error(format!("\"{text}\" {problem}")))
+            let refused = |problem| entry.error(format!("\"{text}\" {problem}"));
+            let (addresses, limits) = ports::split(text).map_err(refused)?;
+            let (start, end) = range(addresses).map_err(refused)?;
+            Ok(limits.of(Selector::addresses(start.into(), end.into())))
         })
         .collect()
 }

@@ -5,15 +5,17 @@
 
 mod connection;
 mod order;
+mod policies;
+pub(crate) mod ports;
 mod read;
 
 pub use read::ConfigError;
 
-use order::Earlier;
+use policies::Places;
 use read::{Document, Section, Value};
 use spindle_abi::AddressRange;
 use spindle_ike::api::ConnectionConfig;
-use spindle_recovery::api::{Limits, Method, SirLimits, TokenMethod};
+use spindle_recovery::api::{Limits, Method, Policy, SirLimits, TokenMethod};
 use spindle_recovery::secrets::method_name;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,8 +36,10 @@ pub struct Settings {
     pub gateway: GatewaySettings,
     /// `[recovery]`.
     pub recovery: RecoverySettings,
-    /// `[connections.*]`, in the order of the file. Policy ids are unique.
+    /// `[connections.*]`, in the order of the file. The ids of their policies and of the others are one order.
     pub connections: Vec<ConnectionConfig>,
+    /// `[policies.*]`.
+    pub policies: Vec<Policy>,
     /// `recovery` of the connections that have it.
     pub connection_methods: BTreeMap<String, Vec<Method>>,
     /// By dotted path.
@@ -168,21 +172,41 @@ impl Settings {
         let gateway = gateway(&root.required("gateway", "…` or the section `[gateway]")?.section()?, base)?;
         let recovery = recovery(&root.section("recovery")?, base)?;
         let (mut connections, mut connection_methods) = (Vec::new(), BTreeMap::new());
-        let mut next_policy = 1;
+        let mut places = Places::default();
         let section = root.section("connections")?;
         for (name, value) in section.entries() {
-            let (connection, methods) = connection::connection(&name, &value, base, &mut next_policy)?;
+            let (connection, methods) = connection::connection(&name, &value, base, &mut places)?;
             connections.push(connection);
             connection_methods.extend(methods.map(|methods| (name, methods)));
         }
         if connections.is_empty() {
             return Err(section.error("has no connection; add a section such as `[connections.office]`"));
         }
+        let others = root.section("policies")?;
+        let others = others.entries();
+        let mut policies = others
+            .iter()
+            .map(|(name, value)| policies::policy(name, value, &mut places))
+            .collect::<Result<Vec<_>>>()?;
         root.finish()?;
+        let ids = places.ids();
+        for child in connections.iter_mut().flat_map(|c| &mut c.children) {
+            child.policy = ids[child.policy as usize];
+        }
+        for policy in &mut policies {
+            policy.id = ids[policy.id as usize];
+        }
         let lines = document.lines(table.get_ref());
-        let settings =
-            Settings { file: file.into(), gateway, recovery, connections, connection_methods, lines };
-        settings.check_order()?;
+        let settings = Settings {
+            file: file.into(),
+            gateway,
+            recovery,
+            connections,
+            policies,
+            connection_methods,
+            lines,
+        };
+        policies::check_order(&settings)?;
         Ok(settings)
     }
 
@@ -190,28 +214,6 @@ impl Settings {
     pub fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         let line = self.lines.get(key).copied().unwrap_or(0);
         ConfigError { file: self.file.clone(), line, key: key.into(), problem: problem.into() }
-    }
-
-    /// The first policy in the file that matches a packet takes it (RFC 4301 section 4.4.1), so one that stands behind
-    /// another which matches all of its packets would never be asked.
-    fn check_order(&self) -> Result<()> {
-        let mut earlier = Earlier::default();
-        for connection in &self.connections {
-            for child in &connection.children {
-                let key = format!("connections.{}.children.{}", connection.name, child.name);
-                if let Some(other) = earlier.holds(&child.selectors) {
-                    return Err(self.error(
-                        &key,
-                        format!(
-                            "stands behind {other}, whose local_ts and remote_ts hold all of its own, so no packet \
-                             would ever come here; put it first, or narrow the other one"
-                        ),
-                    ));
-                }
-                earlier.push(key, &child.selectors);
-            }
-        }
-        Ok(())
     }
 
     /// Our outer addresses, each once.

@@ -93,10 +93,9 @@ fn ports(protocol: u8, text: &str) -> Result<(u16, u16)> {
     let (start, end) = text.split_once('-').unwrap_or((text, text));
     let (start, end) = match (number(start)?, number(end)?) {
         // A type alone is one with any code, as strongSwan has it.
-        (start, end) if types => (
-            if start < 256 { start << 8 } else { start },
-            if end < 256 { end << 8 | 0xff } else { end },
-        ),
+        (start, end) if types => {
+            (if start < 256 { start << 8 } else { start }, if end < 256 { end << 8 | 0xff } else { end })
+        }
         range => range,
     };
     if start > end {
@@ -156,7 +155,11 @@ mod tests {
             ("[icmpv6/128]", 58, (0x8000, 0x80ff), "[ipv6-icmp/128]"),
         ] {
             let selector = selector(&format!("10.1.0.0/24{text}")).unwrap();
-            assert_eq!((selector.protocol, (selector.start_port, selector.end_port)), (protocol, ports), "{text}");
+            assert_eq!(
+                (selector.protocol, (selector.start_port, selector.end_port)),
+                (protocol, ports),
+                "{text}"
+            );
             assert_eq!(show(&selector), shown);
             let again = split(&format!("10.1.0.0/24{shown}")).unwrap().1;
             assert_eq!(again, Limits { protocol, ports }, "what is shown can be written");

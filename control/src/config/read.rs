@@ -219,6 +219,11 @@ impl<'a> Value<'a> {
         self.document.error(self.span.start, &self.path, problem)
     }
 
+    /// Where it begins in the file.
+    pub(super) fn place(&self) -> usize {
+        self.span.start
+    }
+
     fn expected(&self, what: &str) -> ConfigError {
         self.error(format!("is {}, and must be {what}", article(self.value.type_str())))
     }

@@ -284,6 +284,63 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "connections.ab.children.alpha",
             "stands behind connections.ab.children.zulu",
         ),
+        (
+            "[\"10.2.1.0/24\"]\nremote_ts = [\"0.0.0.0/0\"]",
+            "[\"10.2.0.0/24[tcp/22]\"]\nremote_ts = [\"10.9.0.2\"]",
+            13,
+            "connections.ab.children.alpha",
+            "stands behind connections.ab.children.zulu, whose",
+        ),
+        (
+            "[connections.ab.children.zulu]",
+            "[policies.all]\nmode = \"drop\"\nlocal_ts = [\"0.0.0.0/0\"]\nremote_ts = [\"0.0.0.0/0\"]\n\
+             [connections.ab.children.zulu]",
+            14,
+            "connections.ab.children.zulu",
+            "stands behind policies.all, whose",
+        ),
+        (
+            "start_action = \"start\"",
+            "[policies.p]\nmode = \"pass\"\nlocal_ts = [\"10.2.1.7\"]\nremote_ts = [\"198.51.100.0/24\"]",
+            16,
+            "policies.p",
+            "stands behind connections.ab.children.alpha",
+        ),
+        (
+            "start_action = \"start\"",
+            "[policies.p]\nlocal_ts = [\"10.2.1.7\"]\nremote_ts = [\"198.51.100.0/24\"]",
+            16,
+            "policies.p.mode",
+            "add `mode = \"pass\"",
+        ),
+        (
+            "start_action = \"start\"",
+            "[policies.p]\nmode = \"bypass\"\nlocal_ts = [\"10.2.1.7\"]\nremote_ts = [\"198.51.100.0/24\"]",
+            17,
+            "policies.p.mode",
+            "\"pass\" or \"drop\"",
+        ),
+        (
+            "\"10.2.0.0/24\"",
+            "\"10.2.0.0/24[tpc/443]\"",
+            11,
+            "connections.ab.children.zulu.local_ts",
+            "icmp, igmp, tcp",
+        ),
+        (
+            "\"10.2.0.0/24\"",
+            "\"10.2.0.0/24[tcp/443-80]\"",
+            11,
+            "connections.ab.children.zulu.local_ts",
+            "swap",
+        ),
+        (
+            "[\"10.2.0.0/24\"]\nremote_ts = [\"10.1.0.0/24\", \"10.9.0.1-10.9.0.7\"]",
+            "[\"10.2.0.0/24[tcp]\", \"10.2.0.0/24[udp/53]\"]\nremote_ts = [\"10.1.0.0/24[tcp]\"]",
+            11,
+            "connections.ab.children.zulu.local_ts",
+            "matches no packet; add it there or take it out",
+        ),
     ];
     for (from, to, line, key, fix) in cases {
         let e = broken(from, to);
@@ -302,6 +359,28 @@ fn a_connection_may_have_methods_of_its_own() {
     let s = parse(&GOOD.replacen("dpd_delay = \"2s\"", own, 1)).unwrap();
     assert_eq!(s.connection_methods["ab"], [Method::InitialContact, Method::Qcd, Method::Liveness]);
     assert_eq!(s.recovery.methods, [Method::Qcd, Method::Liveness]);
+}
+
+/// RFC 4301 section 4.4.1: one order of PROTECT, BYPASS and DISCARD; here the file's, wherever a section stands.
+#[test]
+fn all_policies_are_in_the_order_of_the_file() {
+    let pass = "[policies.printer]\nmode = \"pass\"\nlocal_ts = [\"10.2.0.0/24[tcp]\"]\n\
+                remote_ts = [\"198.51.100.9[tcp/631]\"]\n";
+    let drop = "[policies.mail]\nmode = \"drop\"\nlocal_ts = [\"10.2.0.0/16\"]\nremote_ts = [\"0.0.0.0/0[tcp/25]\"]\n";
+    let alpha = "[connections.ab.children.alpha]\n";
+    let s = parse(&format!("{}{pass}", GOOD.replacen(alpha, &format!("{drop}{alpha}"), 1))).unwrap();
+    let children = s.connections[0].children.iter().map(|c| (c.name.as_str(), c.policy));
+    assert_eq!(children.collect::<Vec<_>>(), [("zulu", 1), ("alpha", 3)]);
+    let others = s.policies.iter().map(|p| (p.name.as_str(), p.id, p.action));
+    let (discard, bypass) = (spindle_abi::PolicyAction::Discard, spindle_abi::PolicyAction::Bypass);
+    assert_eq!(others.collect::<Vec<_>>(), [("mail", 2, discard), ("printer", 4, bypass)]);
+    let printer = &s.policies[1].selectors;
+    assert_eq!(
+        (printer.remote[0].protocol, printer.remote[0].start_port, printer.remote[0].end_port),
+        (6, 631, 631)
+    );
+    // In clear passes what no selector of a child holds: the guard knows the children's alone.
+    assert_eq!(s.protected_ranges(), parse(GOOD).unwrap().protected_ranges());
 }
 
 /// An experiment: only who asks for it gets it.
@@ -407,7 +486,8 @@ fn documented(section: &str) -> BTreeSet<String> {
 #[test]
 fn the_readme_has_every_key_and_no_other() {
     let all = format!(
-        "{GOOD}[recovery]\njournal = true\n[recovery.limits]\nprobes_total = 1\n[recovery.sir]\nqueries_total = 1\n"
+        "{GOOD}[policies.p]\nmode = \"drop\"\nlocal_ts = [\"10.4.0.0/24\"]\nremote_ts = [\"10.5.0.0/24\"]\n\
+         [recovery]\njournal = true\n[recovery.limits]\nprobes_total = 1\n[recovery.sir]\nqueries_total = 1\n"
     );
     for (section, documented_as, sections) in [
         ("gateway", "gateway", &[][..]),
@@ -416,6 +496,7 @@ fn the_readme_has_every_key_and_no_other() {
         ("recovery.sir", "recovery.sir", &[]),
         ("connections.ab", "connections.NAME", &["children"]),
         ("connections.ab.children.zulu", "connections.NAME.children.NAME", &[]),
+        ("policies.p", "policies.NAME", &[]),
     ] {
         let header = format!("[{section}]\n");
         let e = parse(&all.replacen(&header, &format!("{header}unheard_of = 1\n"), 1)).unwrap_err();
@@ -430,8 +511,10 @@ fn judge(octets: &[u8]) -> std::result::Result<(), TestCaseError> {
     match Settings::read(Path::new("/etc/spindle/b.toml"), octets) {
         Ok(settings) => {
             let children: Vec<_> = settings.connections.iter().flat_map(|c| &c.children).collect();
-            let policies: BTreeSet<u32> = children.iter().map(|child| child.policy).collect();
-            prop_assert!(!children.is_empty() && policies.len() == children.len());
+            let others = settings.policies.iter().map(|policy| policy.id);
+            let ids: BTreeSet<u32> = children.iter().map(|child| child.policy).chain(others).collect();
+            prop_assert!(!children.is_empty());
+            prop_assert!(ids.into_iter().eq(1..=(children.len() + settings.policies.len()) as u32));
             prop_assert!(settings.gateway.inside != settings.gateway.outside);
         }
         Err(e) => {

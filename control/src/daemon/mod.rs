@@ -250,6 +250,7 @@ impl<'a> Daemon<'a> {
         let config = Config {
             name: settings.gateway.name.clone(),
             connections: settings.connections.clone(),
+            policies: settings.policies.clone(),
             methods: settings.recovery.methods.clone(),
             connection_methods: settings.connection_methods.clone(),
             proactive: settings.recovery.proactive,

@@ -1,6 +1,7 @@
 //! The gateway's state in the words of [`crate::protocol`].
 
 use super::events::ike_spi;
+use crate::config::ports;
 use crate::protocol::{Child, ChildSa, Connection, Equation, Generation, IkeSa, Secret};
 use spindle_abi::{Selector, Time};
 use spindle_ike::api::{ActivityReader, ConnectionConfig, Identity, IkeSaStatus, StartAction};
@@ -118,10 +119,7 @@ fn selector(selector: &Selector) -> String {
         }
         _ => format!("{start}-{end}"),
     };
-    let any_port = (selector.start_port, selector.end_port) == (0, 65535);
-    if selector.protocol != 0 || !any_port {
-        text += &format!("[{}/{}-{}]", selector.protocol, selector.start_port, selector.end_port);
-    }
+    text += &ports::show(selector);
     text
 }
 

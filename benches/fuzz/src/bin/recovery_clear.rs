@@ -15,6 +15,7 @@ fn gateway(side: usize) -> Gateway {
     let config = Config {
         name: format!("gateway{side}"),
         connections: vec![connection(side)],
+        policies: Vec::new(),
         methods: vec![Method::Qcd, Method::Liveness],
         connection_methods: Default::default(),
         proactive: false,

@@ -175,6 +175,7 @@ fn config(setup: &Setup, side: usize) -> Config {
     let mut config = Config {
         name: format!("gateway{side}"),
         connections: vec![connection],
+        policies: Vec::new(),
         methods: setup.methods.clone(),
         connection_methods: own.into_iter().map(|methods| ("site".into(), methods)).collect(),
         proactive: setup.proactive,
