@@ -112,7 +112,7 @@ mod tests {
             (state >> 8) % below
         };
         let mut found = [0, 0];
-        for _ in 0..200 {
+        for _ in 0..500 {
             let mut side = || {
                 let count = 1 + random(2);
                 let mut selector = || {

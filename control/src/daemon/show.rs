@@ -199,6 +199,6 @@ mod tests {
         assert_eq!(show([10, 1, 0, 1], [10, 1, 0, 9]), "10.1.0.1-10.1.0.9");
         let mut s = Selector::addresses([10, 1, 0, 7].into(), [10, 1, 0, 7].into());
         (s.protocol, s.start_port, s.end_port) = (6, 80, 80);
-        assert_eq!(selector(&s), "10.1.0.7/32[6/80-80]");
+        assert_eq!(selector(&s), "10.1.0.7/32[tcp/80]");
     }
 }
