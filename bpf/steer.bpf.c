@@ -5,7 +5,7 @@
 // `outside` stands on the unprotected side: ESP for us, in UDP or not, goes to a socket: the first one if its SPI has a
 // state, the one in the background if it is unknown, so that a storm of unknown SPIs fills its own ring and leaves the
 // other's alone. IKE and what else is for this host passes; what isn't for us is dropped, for the kernel must not
-// forward it. `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
+// forward it, unless a policy may let it by in clear: then it goes to the background too, and the dataplane decides. `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
 // that isn't there means drop, never pass.
 // Each decision is counted; the order of the counts is known to steer.rs.
 
@@ -33,6 +33,7 @@ enum decision {
     DROPPED_ESP_FRAGMENT, // ESP in fragments, RFC 4303 section 3.4.1
     DROPPED_KEEPALIVE,    // RFC 3948 section 2.3: consumed
     DROPPED_MALFORMED,    // no whole IPv4, UDP or ESP header
+    IN_CLEAR,             // outside: to the background, for a BYPASS policy may match
     DECISIONS = 16
 };
 
@@ -63,6 +64,23 @@ struct {
     __type(key, __be32);
     __type(value, __u8);
 } local_addresses SEC(".maps");
+
+// Addresses that BYPASS policies name: those behind us and those of others. IPv4 as RFC 4291 section 2.5.5.2 maps it.
+enum end { LOCAL, REMOTE };
+
+struct in_clear_key {
+    __u32 prefix; // of what follows
+    __be32 end;
+    __be32 address[4];
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+    __uint(max_entries, 65536);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct in_clear_key);
+    __type(value, __u8);
+} in_clear SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -126,6 +144,17 @@ static __always_inline int is_local(__be32 address)
     return bpf_map_lookup_elem(&local_addresses, &address) != 0;
 }
 
+static __always_inline int is_in_clear(enum end end, __be32 address)
+{
+    struct in_clear_key key = {
+        .prefix = 32 + 128,
+        .end = bpf_htonl(end),
+        .address = {0, 0, bpf_htonl(0xffff), address},
+    };
+
+    return bpf_map_lookup_elem(&in_clear, &key) != 0;
+}
+
 // For a group, or for all: the kernel neither forwards these nor do we.
 static __always_inline int is_for_many(struct ethhdr *ethernet, struct iphdr *ip)
 {
@@ -182,8 +211,11 @@ int outside(struct xdp_md *ctx)
         return drop(OUTSIDE, DROPPED_MALFORMED);
     if (is_for_many(ethernet, ip))
         return pass(OUTSIDE);
-    if (!is_local(ip->daddr))
+    if (!is_local(ip->daddr)) {
+        if (is_in_clear(REMOTE, ip->saddr) && is_in_clear(LOCAL, ip->daddr))
+            return to_socket(ctx, OUTSIDE, &background_sockets, IN_CLEAR);
         return drop(OUTSIDE, DROPPED_NOT_OURS);
+    }
     fragment = ip->frag_off & bpf_htons(FRAGMENT);
     if (ip->protocol == IPPROTO_ESP) {
         if (fragment)

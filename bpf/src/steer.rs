@@ -3,9 +3,11 @@
 //! A program stays attached as long as [`Steer`] lives: the attachment is a link's descriptor, so that even the
 //! death of the process ends it. [`SpiStates`] is a handle of its own, for the worker.
 
+pub use crate::in_clear::InClear;
 pub use crate::object::{LoadError, Mode};
 
 use crate::object::{Link, Loaded, Program};
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -40,7 +42,7 @@ impl Side {
 }
 
 /// What the programs decide, with the names of their counters: outside, inside. The order is that of `enum decision`.
-const NAMES: [(&str, &str); 8] = [
+const NAMES: [(&str, &str); 9] = [
     ("xdp_outside_to_socket", "xdp_inside_to_socket"),
     ("xdp_outside_passed", "xdp_inside_passed"),
     ("xdp_outside_dropped_no_socket", "xdp_inside_dropped_no_socket"),
@@ -49,6 +51,7 @@ const NAMES: [(&str, &str); 8] = [
     ("xdp_outside_dropped_esp_fragment", "xdp_inside_dropped_esp_fragment"),
     ("xdp_outside_dropped_nat_keepalive", "xdp_inside_dropped_nat_keepalive"),
     ("xdp_outside_dropped_malformed", "xdp_inside_dropped_malformed"),
+    ("xdp_outside_in_clear", "xdp_inside_in_clear"),
 ];
 
 /// Why packets cannot be steered.
@@ -168,6 +171,12 @@ impl Steer {
         let Some(map) = self.object.take_map("spi_states") else { return Ok(None) };
         let fd = descriptor(&map)?;
         Ok(Some(SpiStates { map: HashMap::try_from(map)?, fd, keys: Vec::new(), values: Vec::new() }))
+    }
+
+    /// The addresses of BYPASS policies, once.
+    pub fn take_in_clear(&mut self) -> Result<Option<InClear>, SteerError> {
+        let Some(map) = self.object.take_map("in_clear") else { return Ok(None) };
+        Ok(Some(InClear::new(LpmTrie::try_from(map)?)))
     }
 
     /// Every decision's name and how often it was taken.

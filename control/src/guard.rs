@@ -14,13 +14,15 @@
 //! * *postrouting*, before any NAT: only sources that are addresses of the outside interface leave by it, nothing
 //!   from or to a selector's address, and no ICMP error that quotes one. Nor one that tells of an unreachable protocol
 //!   or port: what is down for a moment is none.
-//! * *arp output*: no request or answer with a protected address in either field.
+//! * *arp output*: no request or answer with a protected address in either field; but for who of these is to be reached in
+//!   clear, by a policy that stands before what protects the others, is asked. What passes in clear the dataplane
+//!   forwards, both ways, so nothing else here makes room for it.
 //!
 //! A selector that holds an outer address (such as 0.0.0.0/0) cannot be forbidden by itself, or IKE would be cut
 //! off; packets of such pairs are forbidden from `local_ts` to `remote_ts` and back, IKE excepted.
 
 use crate::config::Settings;
-use spindle_abi::AddressRange;
+use spindle_abi::{AddressRange, PolicyAction};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -85,6 +87,8 @@ pub struct Guard {
     ports: [u16; 2],
     narrow: Vec<(u32, u32)>,
     wide: Option<[Vec<(u32, u32)>; 2]>,
+    /// Protected addresses between which and us policies let packets by in clear.
+    in_clear: Vec<(u32, u32)>,
     kept: PathBuf,
 }
 
@@ -99,12 +103,17 @@ impl Guard {
         let is_wide = |r: &AddressRange| r.start <= r.end && outer.range(r.start..=r.end).next().is_some();
         let any_wide = local.iter().chain(&remote).any(is_wide);
         let narrow = local.iter().chain(&remote).filter(|r| !is_wide(r));
+        let bypass = settings.policies.iter().filter(|policy| policy.action == PolicyAction::Bypass);
+        let bypass = bypass.flat_map(|policy| &policy.selectors.remote).map(|s| &s.addresses);
+        // It stands before what protects them, or it would never be asked.
+        let in_clear = bypass.filter(|r| remote.iter().any(|protected| protected.holds(r)));
         Guard {
             table: format!("spindle-{}", settings.gateway.name),
             inside: settings.gateway.inside.clone(),
             outside: settings.gateway.outside.clone(),
             ports: [settings.gateway.ike_port, settings.gateway.natt_port],
             narrow: merge(narrow),
+            in_clear: merge(in_clear),
             wide: any_wide.then(|| [merge(local.iter()), merge(remote.iter())]),
             locals,
             kept: settings.gateway.run_dir.join("guard-sysctls.json"),
@@ -170,10 +179,12 @@ impl Guard {
             "table arp {table} {{\n\tchain output {{\n\t\ttype filter hook output priority 0; policy accept;\n"
         );
         if let Some(narrow) = &narrow {
-            let _ = write!(
-                text,
-                "\t\toifname \"{outside}\" arp saddr ip {narrow} drop\n\t\toifname \"{outside}\" arp daddr ip {narrow} drop\n"
-            );
+            let _ = writeln!(text, "\t\toifname \"{outside}\" arp saddr ip {narrow} drop");
+            if !self.in_clear.is_empty() {
+                let asked = addresses(&self.in_clear);
+                let _ = writeln!(text, "\t\toifname \"{outside}\" arp daddr ip {asked} accept");
+            }
+            let _ = writeln!(text, "\t\toifname \"{outside}\" arp daddr ip {narrow} drop");
         }
         text.push_str("\t}\n}\n");
         text
@@ -343,6 +354,24 @@ mod tests {
             rules.find("ip saddr { 10.2.0.0-10.2.0.255 } ip daddr { 0.0.0.0-255.255.255.255 } drop").unwrap();
         assert!(ike < pair);
         assert!(rules.find("ip daddr { 10.2.0.0-10.2.0.255 } drop").unwrap() < ike);
+    }
+
+    /// Who is reached in clear among protected addresses must be found on the link; the others are named to nobody.
+    #[test]
+    fn arp_asks_for_those_alone_whom_a_policy_bypasses() {
+        let policies =
+            "[policies.p]\nmode='pass'\nlocal_ts=['10.2.0.0/24']\nremote_ts=['10.1.0.9', '203.0.113.0/24']\n";
+        let source = format!(
+            "[gateway]\nname='b'\ninside=['b-in']\noutside=['b-out']\n{policies}[connections.c]\n\
+             local={{address='192.0.2.2',psk='k'}}\nremote={{address='192.0.2.1'}}\n\
+             [connections.c.children.n]\nlocal_ts=['10.2.0.0/24']\nremote_ts=['10.1.0.0/24']\n"
+        );
+        let rules = Guard::new(&Settings::parse(Path::new("b.toml"), &source).unwrap()).ruleset();
+        let source = rules.find("arp saddr ip { 10.1.0.0-10.1.0.255, 10.2.0.0-10.2.0.255 } drop").unwrap();
+        let asked = rules.find("arp daddr ip { 10.1.0.9 } accept").unwrap();
+        let others = rules.find("arp daddr ip { 10.1.0.0-10.1.0.255, 10.2.0.0-10.2.0.255 } drop").unwrap();
+        assert!(source < asked && asked < others);
+        assert!(!guard("['10.2.0.0/24']", "['10.1.0.0/24']").ruleset().contains("accept\n\t\toifname"));
     }
 
     #[test]

@@ -196,6 +196,7 @@ impl Dataplane {
         let engine = Engine::new(EngineConfig { provider, nat_port, inside_is_host, ..config });
         let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
         let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
+        let in_clear = steer.take_in_clear()?.context("the XDP program has no addresses of policies")?;
         if let Some(port_inside) = &port_inside {
             steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
         }
@@ -235,6 +236,7 @@ impl Dataplane {
             commands: side.commands,
             activity: side.activity,
             spi_states,
+            in_clear,
             shared: shared.clone(),
             polling: arguments.polling,
             engine_counters,

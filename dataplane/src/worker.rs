@@ -9,8 +9,8 @@ use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use spindle_abi::{Command, CommandRecord, Event, Spi, Time};
-use spindle_bpf::steer::SpiStates;
+use spindle_abi::{Command, CommandRecord, Event, Selector, Spi, Time};
+use spindle_bpf::steer::{InClear, SpiStates};
 use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
 use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter};
@@ -74,6 +74,7 @@ pub(crate) struct Worker {
     pub(crate) commands: Consumer<CommandRecord>,
     pub(crate) activity: ActivityWriter,
     pub(crate) spi_states: SpiStates,
+    pub(crate) in_clear: InClear,
     pub(crate) shared: Arc<Shared>,
     pub(crate) polling: Polling,
     /// Numbers of the engine's counters begin here, of the sockets' there.
@@ -167,11 +168,13 @@ impl Worker {
             return Ok(0);
         }
         let room = self.outlet.urgent.room(limit)?.min(limit);
-        let mut count = 0;
+        let (mut count, mut policies_changed) = (0, false);
         while count < room {
             let Some(record) = self.commands.pop()? else { break };
             count += 1;
             let (sequence, command) = record.decode();
+            policies_changed |=
+                matches!(command, Ok(Command::SetPolicy { .. } | Command::RemovePolicy { .. }));
             let done = match command {
                 Ok(command) => self.carry_out(now, sequence, command),
                 Err(error) => {
@@ -184,7 +187,21 @@ impl Worker {
         if let Err(error) = self.spi_states.flush() {
             tracing::error!(%error, "the XDP program does not know all SPIs; in a storm their packets may be lost");
         }
+        if policies_changed {
+            self.tell_in_clear();
+        }
         Ok(count)
+    }
+
+    /// XDP drops what no BYPASS policy can match.
+    fn tell_in_clear(&mut self) {
+        let of =
+            |side: &[Selector]| side.iter().map(|s| (s.addresses.start, s.addresses.end)).collect::<Vec<_>>();
+        let local = self.engine.in_clear().flat_map(|set| of(&set.local));
+        let remote = self.engine.in_clear().flat_map(|set| of(&set.remote));
+        if let Err(error) = self.in_clear.replace(local, remote) {
+            tracing::error!(%error, "the XDP program drops packets from outside that policies let by in clear");
+        }
     }
 
     fn carry_out(&mut self, now: Time, sequence: u64, command: Command) -> bool {

@@ -6,6 +6,7 @@ use super::read::{Section, Value};
 use super::{Result, Settings, ports};
 use spindle_abi::{PolicyAction, Selector, SelectorSet};
 use spindle_recovery::api::Policy;
+use std::collections::BTreeMap;
 
 const MODES: &[(&str, PolicyAction)] = &[("pass", PolicyAction::Bypass), ("drop", PolicyAction::Discard)];
 
@@ -71,17 +72,19 @@ impl Places {
     }
 }
 
-/// One that stands behind others which match all of its packets would never be asked.
+/// One that stands behind others which match all of its packets would never be asked. (Virtual interfaces have policies of
+/// their own each.)
 pub(super) fn check_order(settings: &Settings) -> Result<()> {
     let children = settings.connections.iter().flat_map(|connection| {
         let key = |name: &str| format!("connections.{}.children.{name}", connection.name);
-        connection.children.iter().map(move |child| (child.policy, key(&child.name), &child.selectors))
+        connection.children.iter().map(move |c| (c.policy, c.interface, key(&c.name), &c.selectors))
     });
-    let others = settings.policies.iter().map(|p| (p.id, format!("policies.{}", p.name), &p.selectors));
+    let others = settings.policies.iter().map(|p| (p.id, 0, format!("policies.{}", p.name), &p.selectors));
     let mut all: Vec<_> = children.chain(others).collect();
     all.sort_by_key(|(id, ..)| *id);
-    let mut earlier = Earlier::default();
-    for (_, key, selectors) in all {
+    let mut by_interface = BTreeMap::<u16, Earlier>::new();
+    for (_, interface, key, selectors) in all {
+        let earlier = by_interface.entry(interface).or_default();
         if let Some(holding) = earlier.holding(selectors) {
             let which = if holding.len() == 1 { "the other one" } else { "one of them" };
             let problem = format!(

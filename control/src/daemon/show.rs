@@ -143,6 +143,7 @@ const DROPS: &[&str] = &[
     "malformed_inner",
     "ecn_mismatch",
     "selector_mismatch",
+    "fragment_without_ports",
     "inbound_expired",
     "no_policy",
     "policy_discard",

@@ -107,6 +107,9 @@ counted! {
         EcnMismatch = "ecn_mismatch",
         /// The inner packet is not within its SA's selectors (RFC 4301 section 5.2).
         SelectorMismatch = "selector_mismatch",
+        /// A fragment does not show its ports, and a policy or an SA that has specific ones may be its own (RFC 4301
+        /// section 7).
+        FragmentWithoutPorts = "fragment_without_ports",
         /// An inbound SA beyond its hard limit.
         InboundExpired = "inbound_expired",
         /// No policy matches.

@@ -218,7 +218,12 @@ impl Engine {
             protocol::IPV4 | protocol::IPV6 => {
                 let payload = &mut esp_octets[opened.payload.clone()];
                 let is_ipv6 = opened.next_header == protocol::IPV6;
-                let may_carry = |flow: &Flow| inbound.selectors.matches(flow);
+                let policies = Some(&self.policies).filter(|_| interface == INSIDE);
+                let may_carry = |flow: &Flow| {
+                    inbound.selectors.carry(flow)?;
+                    // Those of virtual interfaces all protect.
+                    policies.map_or(Ok(()), |policies| policies.admits(flow))
+                };
                 check_inner(payload, is_ipv6, arrival.outer_class, interface != INSIDE, may_carry)
             }
             // RFC 4303 section 2.6: dummies are discarded without prejudice.
@@ -286,9 +291,11 @@ impl Engine {
 
     fn bypass_from_outside(&mut self, octets: &mut [u8]) -> Result<(usize, IpAddr), DropReason> {
         let (head, packet) = head(octets)?;
-        let policy = self.policies.find(&Flow::of(&head, packet).reversed());
-        if policy.is_none_or(|policy| policy.action != PolicyAction::Bypass) {
-            return Err(DropReason::CleartextFromOutside);
+        let place = self.policies.find(&Flow::of(&head, packet).reversed())?;
+        match place.map(|place| self.policies.at(place).action) {
+            Some(PolicyAction::Bypass) => {}
+            Some(PolicyAction::Discard) => return Err(DropReason::PolicyDiscard),
+            Some(PolicyAction::Protect) | None => return Err(DropReason::CleartextFromOutside),
         }
         let inner = &mut octets[ETHERNET..ETHERNET + head.length];
         if self.complete_checksums[PortId::Outside as usize] && repair::complete_checksum(&head, inner) {
@@ -323,16 +330,14 @@ fn check_inner(
     is_ipv6: bool,
     outer_class: u8,
     multicast: bool,
-    may_carry: impl Fn(&Flow) -> bool,
+    may_carry: impl Fn(&Flow) -> Result<(), DropReason>,
 ) -> Result<Head, DropReason> {
     let head = match Head::parse(payload) {
         Ok(head) if head.source.is_ipv6() == is_ipv6 => head,
         _ => return Err(DropReason::MalformedInner),
     };
     // RFC 4301 section 5.2, step 4: the packet must match the selectors of the SA on which it came.
-    if !may_carry(&Flow::of(&head, payload).reversed()) {
-        return Err(DropReason::SelectorMismatch);
-    }
+    may_carry(&Flow::of(&head, payload).reversed())?;
     let to_many = multicast && head.destination.is_multicast();
     if !is_unicast(head.source) || !(is_unicast(head.destination) || to_many) {
         return Err(DropReason::NotUnicast);

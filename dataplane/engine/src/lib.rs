@@ -17,6 +17,7 @@ mod counters;
 mod frame;
 pub mod fuzz;
 mod inbound;
+mod index;
 mod interfaces;
 mod next_hops;
 mod outbound;
@@ -128,7 +129,7 @@ impl Engine {
     pub fn apply(&mut self, _now: Time, command: Command) -> Result<(), Refused> {
         match command {
             Command::SetPolicy { id, priority, action, selectors, hold } => {
-                self.policies_with(id).set(id, priority, action, compile(&selectors)?, hold)
+                self.policies_with(id).set(id, priority, action, selectors, hold)
             }
             Command::BindPolicy { id, interface } => self.bind_policy(id, interface),
             // Not by control as yet.
@@ -434,6 +435,11 @@ impl Engine {
     /// Calls `report` for SAs whose activity changed since it was last reported, at most `limit` of them.
     pub fn changed_activity(&mut self, limit: usize, report: impl FnMut(u32, SaActivity)) {
         self.sas.drain_changed(limit, report);
+    }
+
+    /// The selectors of what passes in clear (BYPASS), from inside and from outside.
+    pub fn in_clear(&self) -> impl Iterator<Item = &SelectorSet> {
+        self.policies.in_clear()
     }
 
     /// All counts.

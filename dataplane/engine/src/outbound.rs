@@ -158,7 +158,8 @@ impl Engine {
             INSIDE => &mut self.policies,
             interface => self.interfaces.policies(interface).ok_or(DropReason::NoPolicy)?,
         };
-        let policy = policies.find(flow).ok_or(DropReason::NoPolicy)?;
+        let place = policies.find(flow)?.ok_or(DropReason::NoPolicy)?;
+        let policy = policies.at(place);
         match policy.action {
             PolicyAction::Discard => return Err(DropReason::PolicyDiscard.into()),
             PolicyAction::Bypass => return Ok(Way::Bypass { destination: flow.destination }),
@@ -168,6 +169,12 @@ impl Engine {
         let fits = |index: &u32| sas.outbound(*index).is_some_and(|sa| sa.selectors.matches(flow));
         if let Some(index) = policy.sas.iter().rev().copied().find(fits) {
             return Ok(Way::Protect { index });
+        }
+        // RFC 4301 section 7.1: another SA would carry it no more than these.
+        let mut carried =
+            policy.sas.iter().filter_map(|index| Some(sas.outbound(*index)?.selectors.carry(flow)));
+        if carried.any(|carried| carried == Err(DropReason::FragmentWithoutPorts)) {
+            return Err(DropReason::FragmentWithoutPorts.into());
         }
         let due = policy.acquired.is_none_or(|last| now.since(last) >= ACQUIRE_INTERVAL);
         if due && out.event(Event::Acquire { policy: policy.id, packet: flow.trigger() }) {

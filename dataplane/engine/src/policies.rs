@@ -1,15 +1,18 @@
-//! The ordered policies of the outbound direction (RFC 4301 section 4.4.1), each with its outbound SAs.
+//! The SPD: ordered policies (RFC 4301 section 4.4.1), those that protect with their outbound SAs.
 
-use crate::Refused;
+use crate::index::Index;
 use crate::selectors::{Flow, Selectors};
-use spindle_abi::{PolicyAction, Time};
+use crate::{DropReason, Refused};
+use spindle_abi::{PolicyAction, SelectorSet, Time};
 use std::collections::HashMap;
 
 pub(crate) struct Policy {
     pub(crate) id: u32,
     priority: u32,
     pub(crate) action: PolicyAction,
-    selectors: Selectors,
+    pub(crate) selectors: Selectors,
+    /// What the selectors were made from.
+    set: SelectorSet,
     /// Indexes of its outbound SAs, the latest installed last.
     pub(crate) sas: Vec<u32>,
     pub(crate) acquired: Option<Time>,
@@ -20,14 +23,23 @@ pub(crate) struct Policy {
 pub(crate) struct Policies {
     /// By priority, then in the order in which they were set.
     ordered: Vec<Policy>,
+    index: Index,
     limit: usize,
     /// SAs whose policy does not exist at present.
     orphans: HashMap<u32, Vec<u32>>,
+    /// Those that do not protect.
+    without_sas: usize,
 }
 
 impl Policies {
     pub(crate) fn new(limit: u32) -> Policies {
-        Policies { ordered: Vec::new(), limit: limit as usize, orphans: HashMap::new() }
+        Policies {
+            ordered: Vec::new(),
+            index: Index::default(),
+            limit: limit as usize,
+            orphans: HashMap::new(),
+            without_sas: 0,
+        }
     }
 
     pub(crate) fn set(
@@ -35,19 +47,33 @@ impl Policies {
         id: u32,
         priority: u32,
         action: PolicyAction,
-        selectors: Selectors,
+        set: SelectorSet,
         hold: u16,
     ) -> Result<(), Refused> {
-        let old = self.ordered.iter().position(|p| p.id == id).map(|at| self.ordered.remove(at));
+        let selectors = Selectors::new(&set).ok_or(Refused::Full("selectors"))?;
+        let old = self.ordered.iter().position(|p| p.id == id);
+        if let Some(same) = old.map(|at| &mut self.ordered[at])
+            && (same.priority, same.action, &same.set) == (priority, action, &set)
+        {
+            same.hold = hold;
+            return Ok(());
+        }
         if old.is_none() && self.ordered.len() >= self.limit {
             return Err(Refused::Full("policies"));
         }
-        let (sas, acquired) = match old {
+        let (sas, acquired) = match old.map(|at| self.ordered.remove(at)) {
             Some(old) => (old.sas, old.acquired),
             None => (self.orphans.remove(&id).unwrap_or_default(), None),
         };
         let at = self.ordered.partition_point(|p| p.priority <= priority);
-        self.ordered.insert(at, Policy { id, priority, action, selectors, sas, acquired, hold });
+        let last = at == self.ordered.len() && old.is_none();
+        self.ordered.insert(at, Policy { id, priority, action, selectors, set, sas, acquired, hold });
+        if last {
+            self.index.push(at, &self.ordered[at].set);
+            self.without_sas += usize::from(action != PolicyAction::Protect);
+        } else {
+            self.arrange();
+        }
         Ok(())
     }
 
@@ -57,6 +83,16 @@ impl Policies {
         if !policy.sas.is_empty() {
             self.orphans.insert(id, policy.sas);
         }
+        self.arrange();
+    }
+
+    /// Makes the index anew, after places changed.
+    fn arrange(&mut self) {
+        self.index = Index::default();
+        for (at, policy) in self.ordered.iter().enumerate() {
+            self.index.push(at, &policy.set);
+        }
+        self.without_sas = self.ordered.iter().filter(|p| p.action != PolicyAction::Protect).count();
     }
 
     fn sas(&mut self, id: u32) -> &mut Vec<u32> {
@@ -77,9 +113,219 @@ impl Policies {
         }
     }
 
-    /// The first policy that matches; none is DISCARD.
+    /// The place of the first policy that matches; none is DISCARD.
+    ///
+    /// RFC 4301 section 7: what shows no ports does not match specific ones. But a fragment that may belong to what an
+    /// earlier policy takes must not pass in clear, nor is it one that no policy knows: it is dropped for what it is.
     #[inline]
-    pub(crate) fn find(&mut self, flow: &Flow) -> Option<&mut Policy> {
-        self.ordered.iter_mut().find(|policy| policy.selectors.matches(flow))
+    pub(crate) fn find(&self, flow: &Flow) -> Result<Option<usize>, DropReason> {
+        let (mut first, mut perhaps) = (usize::MAX, usize::MAX);
+        let hidden = flow.hides_ports();
+        self.index.visit(flow, |place| {
+            let selectors = &self.ordered[place].selectors;
+            if place >= first {
+                return false;
+            }
+            if selectors.matches(flow) {
+                first = place;
+                return false;
+            }
+            if hidden && place < perhaps && selectors.matches_without_ports(flow) {
+                perhaps = place;
+            }
+            true
+        });
+        let found = self.ordered.get(first);
+        let in_doubt = perhaps < first && found.is_none_or(|policy| policy.action == PolicyAction::Bypass);
+        if in_doubt {
+            return Err(DropReason::FragmentWithoutPorts);
+        }
+        Ok(found.map(|_| first))
+    }
+
+    #[inline]
+    pub(crate) fn at(&mut self, place: usize) -> &mut Policy {
+        &mut self.ordered[place]
+    }
+
+    /// May this packet, seen from here, come on an SA whose selectors it matches? RFC 4301 section 4.4.1: policies that
+    /// stand before the SA's cut out of its selectors what they match.
+    #[inline]
+    pub(crate) fn admits(&self, flow: &Flow) -> Result<(), DropReason> {
+        if self.without_sas == 0 {
+            return Ok(());
+        }
+        match self.find(flow)?.map(|place| self.ordered[place].action) {
+            Some(PolicyAction::Discard) => Err(DropReason::PolicyDiscard),
+            Some(PolicyAction::Bypass) => Err(DropReason::SelectorMismatch),
+            Some(PolicyAction::Protect) | None => Ok(()),
+        }
+    }
+
+    /// The selectors of all BYPASS policies.
+    pub(crate) fn in_clear(&self) -> impl Iterator<Item = &SelectorSet> {
+        self.ordered.iter().filter(|p| p.action == PolicyAction::Bypass).map(|p| &p.set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use spindle_abi::{AddressRange, Selector};
+    use std::net::IpAddr;
+
+    fn address(six: bool, last: u16) -> IpAddr {
+        if six {
+            IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last])
+        } else {
+            [10, 0, (last >> 8) as u8, last as u8].into()
+        }
+    }
+
+    /// Subnets, hosts, ranges and everything, of both versions.
+    fn selector() -> impl Strategy<Value = Selector> {
+        let range = prop_oneof![
+            (0u16..40).prop_map(|a| (a, a)),
+            (0u16..10).prop_map(|a| (4 * a, 4 * a + 3)),
+            (0u16..40, 0u16..40).prop_map(|(a, b)| (a.min(b), a.max(b))),
+            Just((0, 0xffff)),
+        ];
+        let ports = prop_oneof![3 => Just((0, 65535)), 1 => Just((65535, 0)), 2 => (0u16..4).prop_map(|p| (p, p + 1))];
+        let protocol = prop_oneof![2 => Just(0), 2 => Just(6u8), 1 => Just(17), 1 => Just(47)];
+        (range, any::<bool>(), protocol, ports).prop_map(|((a, b), six, protocol, (start_port, end_port))| {
+            Selector {
+                addresses: AddressRange { start: address(six, a), end: address(six, b) },
+                protocol,
+                start_port,
+                end_port,
+            }
+        })
+    }
+
+    fn set() -> impl Strategy<Value = SelectorSet> {
+        let side = || proptest::collection::vec(selector(), 1..=3);
+        (side(), side()).prop_map(|(local, remote)| SelectorSet { local, remote })
+    }
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Set(u32, u32, PolicyAction, SelectorSet),
+        Remove(u32),
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let action =
+            prop_oneof![Just(PolicyAction::Protect), Just(PolicyAction::Bypass), Just(PolicyAction::Discard)];
+        prop_oneof![
+            6 => (0u32..30, 0u32..9, action, set()).prop_map(|(id, priority, action, set)| Change::Set(id, priority, action, set)),
+            1 => (0u32..30).prop_map(Change::Remove),
+        ]
+    }
+
+    fn flow() -> impl Strategy<Value = Flow> {
+        let protocol = prop_oneof![Just(6u8), Just(17), Just(47), Just(1)];
+        ((0u16..42, 0u16..42), any::<bool>(), protocol, (0u16..5, 0u16..5), any::<bool>()).prop_map(
+            |((a, b), six, protocol, ports, fragment)| {
+                let has_ports = [6, 17].contains(&protocol);
+                Flow {
+                    source: address(six, a),
+                    destination: address(six, b),
+                    protocol,
+                    ports: (has_ports && !fragment).then_some(ports),
+                    hidden: has_ports && fragment,
+                }
+            },
+        )
+    }
+
+    /// The SPD as RFC 4301 writes it: a list that is read from its head (section 4.4.1), each selector of a packet held
+    /// against each of the entry (section 4.4.1.1), fragments as in section 7.
+    #[derive(Default)]
+    struct Plain(Vec<(u32, u32, PolicyAction, SelectorSet)>);
+
+    impl Plain {
+        fn change(&mut self, change: &Change) {
+            match change {
+                Change::Remove(id) => self.0.retain(|entry| entry.0 != *id),
+                Change::Set(id, priority, action, set) => {
+                    let same = self.0.iter().any(|e| (e.0, e.1, e.2, &e.3) == (*id, *priority, *action, set));
+                    if !same {
+                        self.0.retain(|entry| entry.0 != *id);
+                        self.0.push((*id, *priority, *action, set.clone()));
+                        self.0.sort_by_key(|entry| entry.1);
+                    }
+                }
+            }
+        }
+
+        fn decide(&self, flow: &Flow) -> Result<Option<u32>, DropReason> {
+            let matches = |set: &SelectorSet| {
+                let (source, destination) = (flow.ports.map(|p| p.0), flow.ports.map(|p| p.1));
+                set.matches((flow.source, source), (flow.destination, destination), flow.protocol)
+            };
+            let any_port = |side: &[Selector]| {
+                side.iter().map(|s| Selector { start_port: 0, end_port: 65535, ..*s }).collect()
+            };
+            let mut in_doubt = false;
+            for (id, _, action, set) in &self.0 {
+                if matches(set) {
+                    let leaks = in_doubt && *action == PolicyAction::Bypass;
+                    return if leaks { Err(DropReason::FragmentWithoutPorts) } else { Ok(Some(*id)) };
+                }
+                let without = SelectorSet { local: any_port(&set.local), remote: any_port(&set.remote) };
+                in_doubt |= flow.hidden && matches(&without);
+            }
+            if in_doubt { Err(DropReason::FragmentWithoutPorts) } else { Ok(None) }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn what_is_found_is_what_the_rfc_s_list_finds(
+            changes in proptest::collection::vec(change(), 1..60),
+            flows in proptest::collection::vec(flow(), 1..60),
+        ) {
+            let (mut policies, mut plain) = (Policies::new(100), Plain::default());
+            for change in &changes {
+                plain.change(change);
+                match change {
+                    Change::Remove(id) => policies.remove(*id),
+                    Change::Set(id, priority, action, set) => {
+                        policies.set(*id, *priority, *action, set.clone(), 0).unwrap();
+                    }
+                }
+            }
+            for flow in &flows {
+                let found = policies.find(flow).map(|place| place.map(|place| policies.ordered[place].id));
+                prop_assert_eq!(found, plain.decide(flow), "{:?}", flow);
+            }
+            let without_sas = plain.0.iter().filter(|entry| entry.2 != PolicyAction::Protect).count();
+            prop_assert_eq!(policies.without_sas, without_sas);
+        }
+    }
+
+    /// Of ten thousand policies between pairs of hosts, one is looked at.
+    #[test]
+    fn a_look_up_does_not_go_through_all_policies() {
+        let mut policies = Policies::new(20_000);
+        let host = |net: u8, n: u32| IpAddr::from((u32::from(net) << 24 | n).to_be_bytes());
+        for n in 0..10_000 {
+            let end = |address| vec![Selector::addresses(address, address)];
+            let set = SelectorSet { local: end(host(10, n)), remote: end(host(11, n)) };
+            policies.set(n, n, PolicyAction::Protect, set, 0).unwrap();
+        }
+        for n in [0, 4711, 9_999] {
+            let (source, destination) = (host(10, n), host(11, n));
+            let flow = Flow { source, destination, protocol: 6, ports: Some((1, 2)), hidden: false };
+            let mut looked_at = 0;
+            policies.index.visit(&flow, |place| {
+                assert_eq!(place, n as usize);
+                looked_at += 1;
+                true
+            });
+            assert_eq!((looked_at, policies.find(&flow)), (1, Ok(Some(n as usize))));
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Selectors in the form in which packets are held against them, and what of a packet they look at.
 
+use crate::DropReason;
 use arrayvec::ArrayVec;
 use spindle_abi::{Selector, SelectorSet, Trigger};
 use spindle_wire::ip::Head;
@@ -14,6 +15,8 @@ pub(crate) struct Flow {
     pub(crate) protocol: u8,
     /// `None` where the packet shows none: fragments but the first, protocols without ports.
     pub(crate) ports: Option<(u16, u16)>,
+    /// Its protocol has ports and they are not shown: a fragment but the first, or a first one that is too short for them.
+    pub(crate) hidden: bool,
 }
 
 impl Flow {
@@ -22,19 +25,25 @@ impl Flow {
     pub(crate) fn of(head: &Head, packet: &[u8]) -> Flow {
         let payload = head.payload(packet);
         let word = |at: usize| payload.get(at..at + 2).map(|o| u16::from_be_bytes([o[0], o[1]]));
-        let ports = match head.protocol {
-            _ if head.fragment_offset != 0 => None,
-            protocol::TCP | protocol::UDP | protocol::SCTP => word(0).zip(word(2)),
+        let first = head.fragment_offset == 0;
+        let (ports, hidden) = match head.protocol {
+            protocol::TCP | protocol::UDP | protocol::SCTP => {
+                let ports = word(0).zip(word(2)).filter(|_| first);
+                (ports, ports.is_none())
+            }
             // Type and code stand for the port on either side (RFC 7296 section 3.13.1).
-            protocol::ICMP | protocol::ICMPV6 => word(0).map(|type_and_code| (type_and_code, type_and_code)),
-            _ => None,
+            protocol::ICMP | protocol::ICMPV6 => {
+                let types = word(0).map(|type_and_code| (type_and_code, type_and_code)).filter(|_| first);
+                (types, types.is_none())
+            }
+            _ => (None, false),
         };
-        Flow { source: head.source, destination: head.destination, protocol: head.protocol, ports }
+        Flow { source: head.source, destination: head.destination, protocol: head.protocol, ports, hidden }
     }
 
     /// The same for control.
     pub(crate) fn trigger(&self) -> Trigger {
-        let Flow { source, destination, protocol, ports } = *self;
+        let Flow { source, destination, protocol, ports, .. } = *self;
         Trigger { source, destination, protocol, ports }
     }
 
@@ -45,7 +54,14 @@ impl Flow {
             destination: self.source,
             protocol: self.protocol,
             ports: self.ports.map(|(source, destination)| (destination, source)),
+            hidden: self.hidden,
         }
+    }
+
+    /// Has it ports that it does not show (RFC 4301 section 7)?
+    #[inline]
+    pub(crate) fn hides_ports(&self) -> bool {
+        self.hidden
     }
 }
 
@@ -95,11 +111,15 @@ impl End {
     }
 
     #[inline]
+    fn matches_without_port(&self, address: IpAddr, protocol: u8) -> bool {
+        self.addresses.contains(address) && (self.protocol == 0 || self.protocol == protocol)
+    }
+
+    #[inline]
     fn matches(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
         let any_port = self.start_port == 0 && self.end_port == 65535;
         let opaque = self.start_port == 65535 && self.end_port == 0;
-        self.addresses.contains(address)
-            && (self.protocol == 0 || self.protocol == protocol)
+        self.matches_without_port(address, protocol)
             && (any_port || port.map_or(opaque, |port| (self.start_port..=self.end_port).contains(&port)))
     }
 }
@@ -126,6 +146,26 @@ impl Selectors {
         let (source_port, destination_port) = (flow.ports.map(|p| p.0), flow.ports.map(|p| p.1));
         self.local.iter().any(|end| end.matches(flow.source, flow.protocol, source_port))
             && self.remote.iter().any(|end| end.matches(flow.destination, flow.protocol, destination_port))
+    }
+
+    /// Would it match if its ports were such?
+    #[inline]
+    pub(crate) fn matches_without_ports(&self, flow: &Flow) -> bool {
+        self.local.iter().any(|end| end.matches_without_port(flow.source, flow.protocol))
+            && self.remote.iter().any(|end| end.matches_without_port(flow.destination, flow.protocol))
+    }
+
+    /// May an SA with these selectors carry a packet that leaves us?
+    #[inline]
+    pub(crate) fn carry(&self, flow: &Flow) -> Result<(), DropReason> {
+        match self.matches(flow) {
+            true => Ok(()),
+            // RFC 4301 section 7.1: an SA whose ports are specific carries no fragments but first ones.
+            false if flow.hides_ports() && self.matches_without_ports(flow) => {
+                Err(DropReason::FragmentWithoutPorts)
+            }
+            false => Err(DropReason::SelectorMismatch),
+        }
     }
 }
 
@@ -170,6 +210,7 @@ mod tests {
                 destination: address(six, ends.1),
                 protocol,
                 ports,
+                hidden: false,
             };
             let (a, b) = (flow.source, flow.destination);
             let expected = set.matches((a, ports.map(|p| p.0)), (b, ports.map(|p| p.1)), protocol);
