@@ -12,6 +12,15 @@ struct Pair {
 }
 
 fn pair(settings: Settings, adjust: impl FnOnce(&mut Peer)) -> Pair {
+    pair_with(settings, adjust, |text| text)
+}
+
+/// `edit` changes Spindle's configuration file.
+fn pair_with(
+    settings: Settings,
+    adjust: impl FnOnce(&mut Peer),
+    edit: impl FnOnce(String) -> String,
+) -> Pair {
     let mut peer = Peer::of(&Default::default(), Side::A, &settings);
     adjust(&mut peer);
     let mut testbed =
@@ -20,6 +29,9 @@ fn pair(settings: Settings, adjust: impl FnOnce(&mut Peer)) -> Pair {
     let directory = testbed.directory().join("charon");
     let charon = Charon::start(&namespace, &directory, &peer).expect("charon");
     let spindle = testbed.gateway_mut(Side::B);
+    let file = spindle.config();
+    let text = std::fs::read_to_string(&file).expect("a configuration");
+    std::fs::write(&file, edit(text)).expect("a configuration");
     spindle.start().expect("spindle up");
     spindle.wait_ready(READY).expect("ready");
     Pair { testbed, charon }
@@ -122,4 +134,42 @@ fn strongswans_liveness_checks_are_answered() {
     pair.within("three liveness checks", || pair.charon.log().matches("sending DPD request").count() >= 3);
     assert_eq!(pair.charon.log().matches("retransmit").count(), 0, "a check went unanswered");
     assert_eq!(pair.charon_children(), 1);
+}
+
+/// RFC 7296 section 2.9, 3.13.1: traffic selectors with protocol and port, in both roles and at rekeys.
+#[test]
+fn selectors_with_ports_are_agreed_on_with_strongswan_whoever_begins() {
+    let (clients, servers) = ("10.1.0.0/24[tcp]", "10.2.0.0/24[tcp/443]");
+    let pair = pair_with(
+        Settings { start_action: "none".to_owned(), ..Settings::default() },
+        |peer| (peer.local_ts, peer.remote_ts) = (clients.into(), servers.into()),
+        |text| text.replace("10.2.0.0/24", servers).replace("10.1.0.0/24", clients),
+    );
+    let spindle = pair.testbed.gateway(Side::B);
+    let agreed = |who: &str| {
+        let list = spindle.json("list-sas").expect("list-sas");
+        let children = &list[0]["children"];
+        assert_eq!(children.as_array().map(Vec::len), Some(1), "{who}: {list:#}");
+        assert_eq!(children[0]["local_ts"][0], servers, "{who}");
+        assert_eq!(children[0]["remote_ts"][0], clients, "{who}");
+        let theirs = pair.charon.list_sas().expect("list-sas");
+        assert!(
+            theirs.contains("10.2.0.0/24[tcp/443]") || theirs.contains("10.2.0.0/24[tcp/https]"),
+            "{who}: {theirs}"
+        );
+    };
+    pair.charon.initiate().expect("charon initiates");
+    agreed("charon");
+    pair.charon.rekey(false).expect("charon rekeys the Child SA");
+    pair.within("one Child SA after its rekey", || pair.charon_children() == 1);
+    agreed("charon's rekey");
+    pair.charon.terminate().expect("charon deletes");
+    pair.within("no SA after charon's Delete", || {
+        spindle.json("list-sas").expect("list-sas").as_array().expect("an array").is_empty()
+    });
+    spindle.initiate().expect("Spindle initiates");
+    agreed("Spindle");
+    spindle.spindle("rekey --child ab/net").expect("Spindle rekeys the Child SA");
+    pair.within("one Child SA after its rekey", || pair.charon_children() == 1);
+    agreed("Spindle's rekey");
 }
