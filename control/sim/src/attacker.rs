@@ -13,7 +13,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 /// Packets that are kept; then random ones go.
 const KEPT: usize = 256;
 
-/// Somebody else's address, and a port that is not IKE's.
 /// The attacker's own address.
 pub(crate) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 

@@ -14,17 +14,20 @@
 mod attacker;
 mod disk;
 mod machine;
+mod nat;
 mod network;
 mod oracle;
 mod random;
 mod scenario;
 mod schedule;
+mod script;
 mod store_world;
 mod world;
 
 pub use disk::{Disk, Handle};
 pub use random::Dice;
 pub use schedule::Schedule;
+pub use script::Script;
 pub use store_world::run_store;
 
 use network::Packet;
@@ -59,6 +62,16 @@ pub struct Summary {
     pub proofs: u64,
     /// Gateways taken down.
     pub take_downs: u64,
+    /// SAs that a gateway lost without a crash.
+    pub forgotten: u64,
+    /// Moves of a cluster's address from one member to the other.
+    pub fail_overs: u64,
+    /// Questions to a member that has not the address, or at an address of its own.
+    pub standby_asked: u64,
+    /// Mappings of a NAT that moved.
+    pub mappings_moved: u64,
+    /// IKE SAs that followed their peer to another address or port.
+    pub followed: u64,
     /// Losses that SIR confirmed.
     pub confirmations: u64,
     /// The attacker's packets.
@@ -67,6 +80,8 @@ pub struct Summary {
     pub packets_sent: u64,
     /// Those that arrived.
     pub packets_delivered: u64,
+    /// The longest time without a packet that arrived, from the first one on.
+    pub longest_gap: Duration,
     /// From the last disturbance until both gateways agreed.
     pub recovered_in: Duration,
     /// Of all that was sent outside, and when: the same in every run of a seed.
@@ -99,10 +114,16 @@ impl Summary {
         self.generations_dropped += other.generations_dropped;
         self.tokens_acknowledged += other.tokens_acknowledged;
         self.take_downs += other.take_downs;
+        self.forgotten += other.forgotten;
+        self.fail_overs += other.fail_overs;
+        self.standby_asked += other.standby_asked;
+        self.mappings_moved += other.mappings_moved;
+        self.followed += other.followed;
         self.confirmations += other.confirmations;
         self.strikes += other.strikes;
         self.packets_sent += other.packets_sent;
         self.packets_delivered += other.packets_delivered;
+        self.longest_gap = self.longest_gap.max(other.longest_gap);
         self.recovered_in = self.recovered_in.max(other.recovered_in);
     }
 }
@@ -126,9 +147,16 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Plays this script, with what it leaves open drawn from the seed.
+pub fn run_script(script: Script, seed: u64, trace: bool) -> Result<Summary, Failure> {
+    let mut world = world::World::new(seed, trace, script.scenario(&mut Dice::new(seed, 0)));
+    world.play()?;
+    Ok(world.summary)
+}
+
 /// Plays the world of this seed; with `trace`, a failure tells all that happened before it.
 pub fn run(seed: u64, trace: bool) -> Result<Summary, Failure> {
-    let mut world = world::World::new(seed, trace);
+    let mut world = world::World::new(seed, trace, scenario::Scenario::of_seed(seed));
     world.play()?;
     Ok(world.summary)
 }

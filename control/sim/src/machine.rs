@@ -18,6 +18,9 @@ use std::rc::Rc;
 /// Stands in every inside packet, so that it would be seen in clear outside.
 pub(crate) const MARKER: &[u8; 16] = b"!inside packets!";
 
+/// The maker id of all members.
+const CLUSTER: &[u8] = b"cluster";
+
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const MTU: u16 = 1500;
 
@@ -27,6 +30,8 @@ pub(crate) struct Machine {
     pub(crate) outside: Ipv4Addr,
     pub(crate) disk: Disk,
     pub(crate) config: Config,
+    /// Is it a member of the cluster?
+    member: bool,
     pub(crate) running: Option<Running>,
     /// Counts the starts; what was under way within an earlier life never arrives in a later one.
     pub(crate) life: u64,
@@ -91,7 +96,16 @@ impl ActivityReader for Activity {
 
 impl Machine {
     pub(crate) fn new(outside: Ipv4Addr, config: Config, random: Dice) -> Machine {
-        Machine { outside, disk: Disk::default(), config, running: None, life: 0, random }
+        Machine { outside, disk: Disk::default(), config, member: false, running: None, life: 0, random }
+    }
+
+    /// Makes it a member of the cluster, with the secret that all members draw from the same dice.
+    pub(crate) fn join(mut self, dice: Dice, wall_clock: u64) -> Machine {
+        self.member = true;
+        let new = Some((self.config.token_method, wall_clock));
+        write_secrets(&mut self.disk.attach(), &mut GatewayRandom(dice), new, Vec::new())
+            .expect("the disk of a machine that is off has no fuse");
+        self
     }
 
     /// Starts the gateway from what is on disk. The boot record is for the oracle.
@@ -103,13 +117,19 @@ impl Machine {
         self.random = Dice::new(u64::from(self.random.number()), self.life);
         let mut store = Store::open(handle.clone())?;
         store.set_ticket_lifetime(self.config.ticket_lifetime);
-        let booted = store.boot(
+        if self.member {
+            store.share_secret();
+        }
+        let mut booted = store.boot(
             &mut handle.clone(),
             &mut random,
             (wall_clock, now),
             false,
             self.config.token_method,
         )?;
+        if self.member {
+            booted.boot.maker_id = CLUSTER.into();
+        }
         let engine = Rc::new(RefCell::new(self.engine()));
         let activity = Box::new(Activity(Rc::clone(&engine)));
         // Secrets come from yet another part.

@@ -2,6 +2,8 @@
 
 use crate::attacker::ELSEWHERE;
 use crate::machine::{MARKER, Machine, inside_number};
+use crate::nat;
+use crate::network::Packet;
 use crate::scenario::OUTSIDE;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -11,7 +13,7 @@ use spindle_ike::wire::Payload;
 use spindle_ike::wire::{Message, View, notify};
 use spindle_recovery::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod, UsedTicket};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// IKE SAs that one gateway may hold here at most: one peer, rekeys, exchanges under way, COOKIE-less half-open ones.
 const MAX_IKE_SAS: usize = 200;
@@ -31,8 +33,8 @@ struct Known {
     keeping: Option<Vec<[u8; 32]>>,
     maker_id: Vec<u8>,
     incarnation: u64,
-    /// Whose tokens it has shown in clear.
-    shown: BTreeMap<IkeSpis, Time>,
+    /// Is the address of its side elsewhere, or has it not heard yet that it has come?
+    absent: bool,
     /// IKE SPI pairs that it holds.
     held: BTreeSet<IkeSpis>,
     /// What must be in the journal, whatever happens.
@@ -47,6 +49,14 @@ struct Known {
     ticket_keys: BTreeSet<[u8; 32]>,
     /// Tickets by which its peer resumed, of all lives.
     used: BTreeSet<UsedTicket>,
+    /// Where the peers of its IKE SAs are.
+    peers: BTreeMap<IkeSaId, SocketAddr>,
+    /// Protected messages that it has sent.
+    sent: BTreeSet<Vec<u8>>,
+    /// The one that it handles, if that is its peer's, and none by which it has followed its peer before.
+    authentic: Option<Vec<u8>>,
+    /// Those by which it has.
+    followed: BTreeSet<Vec<u8>>,
     /// IKE SAs whose loss at the peer was confirmed in this step, which no more than begins another one.
     confirmed: Vec<IkeSpis>,
 }
@@ -66,17 +76,34 @@ impl Known {
 
 /// The judge.
 pub(crate) struct Oracle {
-    known: [Known; 2],
+    /// Of the first gateway, and of the second one or of both members in its place.
+    known: [Known; 3],
+    /// Whose tokens each side has shown in clear.
+    shown: [BTreeMap<IkeSpis, Time>; 2],
     /// Tokens of every pair that was ever seen.
     tokens: BTreeMap<Token, (usize, IkeSpis)>,
     pairs: BTreeSet<IkeSpis>,
     /// Inside packets: who sent it, and did it arrive?
     packets: BTreeMap<u64, (usize, bool)>,
+    /// A gateway's address, if it is behind a NAT.
+    behind_nat: Option<IpAddr>,
     pub(crate) tokens_shown: u64,
+    pub(crate) followed: u64,
+}
+
+/// The side that a machine is of.
+pub(crate) fn side_of(machine: usize) -> usize {
+    machine.min(1)
+}
+
+/// The machines of a side, where there are as many.
+pub(crate) fn of_side(side: usize) -> impl Iterator<Item = usize> {
+    (0..3).filter(move |machine| side_of(*machine) == side)
 }
 
 /// Where a taker may seem to be.
-const TAKERS: [Ipv4Addr; 3] = [OUTSIDE[0], OUTSIDE[1], ELSEWHERE];
+const TAKERS: [Ipv4Addr; 6] =
+    [OUTSIDE[0], OUTSIDE[1], ELSEWHERE, nat::OUTER[0], nat::OUTER[1], nat::OUTER[2]];
 
 fn of(generations: &[Generation]) -> Vec<[u8; 32]> {
     generations.iter().map(|generation| *generation.secret.0).collect()
@@ -105,20 +132,70 @@ fn token(secret: &[u8; 32], maker_id: &[u8], spis: IkeSpis, taker: &[u8]) -> Tok
 }
 
 impl Oracle {
-    pub(crate) fn new() -> Oracle {
+    pub(crate) fn new(behind_nat: Option<IpAddr>) -> Oracle {
         Oracle {
             known: Default::default(),
+            shown: Default::default(),
             tokens: BTreeMap::new(),
             pairs: BTreeSet::new(),
             packets: BTreeMap::new(),
+            behind_nat,
             tokens_shown: 0,
+            followed: 0,
         }
+    }
+
+    /// The address of its side has left a machine, or has come to it and the gateway knows.
+    pub(crate) fn has_address(&mut self, machine: usize, here: bool) {
+        self.known[machine].absent = !here;
     }
 
     /// A gateway died: it holds nothing.
     pub(crate) fn died(&mut self, side: usize) {
         self.known[side].held.clear();
         self.known[side].confirmed.clear();
+        self.known[side].peers.clear();
+        self.known[side].authentic = None;
+    }
+
+    /// A packet comes to a gateway.
+    pub(crate) fn arrives(&mut self, side: usize, packet: &Packet) {
+        let sent =
+            |message: &&[u8]| of_side(1 - side_of(side)).any(|peer| self.known[peer].sent.contains(*message));
+        let message = packet.ike_message().filter(sent);
+        self.known[side].authentic = message.map(<[u8]>::to_vec);
+    }
+
+    /// All that follows from it is done.
+    pub(crate) fn arrived_whole(&mut self, side: usize) {
+        self.known[side].authentic = None;
+    }
+
+    /// RFC 7296 section 2.23: a peer is followed by a new authenticated message alone.
+    fn follows(&mut self, side: usize, sas: &[IkeSaStatus]) -> Result<(), String> {
+        let known = &mut self.known[side];
+        let mut peers = BTreeMap::new();
+        for sa in sas.iter().filter(|sa| sa.state != "connecting") {
+            peers.insert(sa.id, sa.remote);
+            let Some(before) = known.peers.get(&sa.id).filter(|before| **before != sa.remote) else {
+                continue;
+            };
+            let spis = sa.spis;
+            match &known.authentic {
+                Some(message) if known.followed.insert(message.clone()) => self.followed += 1,
+                Some(_) => {
+                    return Err(format!("follows {spis:?} from {before} to {} by an old message", sa.remote));
+                }
+                None => {
+                    return Err(format!(
+                        "follows {spis:?} from {before} to {} by no message of its peer",
+                        sa.remote
+                    ));
+                }
+            }
+        }
+        known.peers = peers;
+        Ok(())
     }
 
     /// Is this an SPI of an earlier incarnation?
@@ -129,11 +206,16 @@ impl Oracle {
     /// A gateway took a token as proof that its peer lost this IKE SA.
     pub(crate) fn proved(&self, side: usize, spis: Option<IkeSpis>) -> Result<(), String> {
         match spis {
-            Some(spis) if self.known[1 - side].held.contains(&spis) => {
+            Some(spis) if self.holds(1 - side_of(side), spis) => {
                 Err(format!("takes for proven the loss of {spis:?}, which its peer holds"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Does a gateway that has the address of this side hold it?
+    fn holds(&self, side: usize, spis: IkeSpis) -> bool {
+        of_side(side).any(|machine| !self.known[machine].absent && self.known[machine].held.contains(&spis))
     }
 
     /// A gateway has its peer's NACK (SIR), which anybody who reads and injects packets could have made.
@@ -260,7 +342,7 @@ impl Oracle {
         &mut self,
         side: usize,
         generations: &[Generation],
-        machines: &[Machine; 2],
+        machines: &[Machine],
     ) -> Result<u64, String> {
         let known = &mut self.known[side];
         known.keeping = None;
@@ -279,10 +361,11 @@ impl Oracle {
 
     /// RFC 6290 section 4.4: whoever holds a token of this gateway for a living IKE SA holds one that can be made from
     /// what is on its disk.
-    pub(crate) fn nobody_is_forsaken(&self, side: usize, machines: &[Machine; 2]) -> Result<(), String> {
-        let Some(peer) = &machines[1 - side].running else { return Ok(()) };
+    pub(crate) fn nobody_is_forsaken(&self, side: usize, machines: &[Machine]) -> Result<(), String> {
         let known = &self.known[side];
-        for sa in peer.gateway.sas() {
+        let others = of_side(1 - side_of(side)).filter(|peer| !self.known[*peer].absent);
+        let peers = others.filter_map(|peer| machines.get(peer)?.running.as_ref());
+        for (peer, sa) in peers.flat_map(|peer| peer.gateway.sas().into_iter().map(move |sa| (peer, sa))) {
             if !matches!(sa.state, "established" | "rekeying") {
                 continue;
             }
@@ -303,7 +386,7 @@ impl Oracle {
     fn learn(&mut self, side: usize, spis: IkeSpis) {
         for secret in &self.known[side].secrets {
             for token in tokens(secret, &self.known[side].maker_id, spis) {
-                self.tokens.insert(token, (side, spis));
+                self.tokens.insert(token, (side_of(side), spis));
             }
         }
     }
@@ -311,7 +394,7 @@ impl Oracle {
     /// A pair stood in a header, or in a gateway's memory.
     pub(crate) fn saw(&mut self, spis: IkeSpis) {
         if self.pairs.insert(spis) {
-            (0..2).for_each(|side| self.learn(side, spis));
+            (0..self.known.len()).for_each(|machine| self.learn(machine, spis));
         }
     }
 
@@ -335,6 +418,13 @@ impl Oracle {
         side: usize,
         datagram: &Datagram,
     ) -> Result<BTreeSet<IkeSpis>, String> {
+        // RFC 3948 section 2.3: only who is behind a NAT keeps its mapping alive.
+        if datagram.local.port() == 4500 && datagram.data == [0xff] {
+            return match self.behind_nat == Some(datagram.local.ip()) {
+                true => Ok(BTreeSet::new()),
+                false => Err("keeps alive a mapping of no NAT".into()),
+            };
+        }
         let octets = if datagram.local.port() == 4500 {
             spindle_ike::wire::strip_non_esp_marker(&datagram.data)
                 .ok_or("IKE on port 4500 without its marker")?
@@ -347,6 +437,7 @@ impl Oracle {
             self.saw(spis);
         }
         if view.protection().is_some() {
+            self.known[side].sent.insert(octets.to_vec());
             return Ok(BTreeSet::new());
         }
         let message: Message =
@@ -363,13 +454,15 @@ impl Oracle {
                     "shows a token of a pair that nobody ever saw, in a message for {spis:?}"
                 ));
             };
-            if maker != side {
+            if maker != side_of(side) {
                 return Err(format!("shows another gateway's token, of {spis:?}"));
             }
-            if self.known[side].held.contains(&spis) {
-                return Err(format!("shows in clear the token of {spis:?}, which it holds"));
+            if self.holds(maker, spis) {
+                return Err(format!(
+                    "shows in clear the token of {spis:?}, which it holds, or who has the address"
+                ));
             }
-            self.known[side].shown.insert(spis, now);
+            self.shown[maker].insert(spis, now);
             self.tokens_shown += 1;
             shown.insert(spis);
         }
@@ -401,6 +494,7 @@ impl Oracle {
         if sas.len() > MAX_IKE_SAS {
             return Err(format!("holds {} IKE SAs", sas.len()));
         }
+        self.follows(side, &sas)?;
         let mut held = BTreeSet::new();
         for sa in sas {
             if sa.children.len() > MAX_CHILDREN {
@@ -409,7 +503,7 @@ impl Oracle {
             if sa.spis.responder == [0; 8] {
                 continue;
             }
-            if let Some(at) = self.known[side].shown.get(&sa.spis) {
+            if let Some(at) = self.shown[side_of(side)].get(&sa.spis).filter(|_| !self.known[side].absent) {
                 return Err(format!(
                     "holds {:?} ({}), whose token it showed at {} ns",
                     sa.spis, sa.state, at.0
@@ -439,11 +533,13 @@ impl Oracle {
     pub(crate) fn delivered(&mut self, side: usize, packet: &[u8]) -> Result<u64, String> {
         let number = inside_number(packet).ok_or("delivers inside what no host sent")?;
         match self.packets.get_mut(&number) {
-            Some((sender, arrived)) if *sender != side && !*arrived => {
+            Some((sender, arrived)) if *sender != side_of(side) && !*arrived => {
                 *arrived = true;
                 Ok(number)
             }
-            Some((sender, _)) if *sender == side => Err(format!("gives packet {number} back to its sender")),
+            Some((sender, _)) if *sender == side_of(side) => {
+                Err(format!("gives packet {number} back to its sender"))
+            }
             Some(_) => Err(format!("delivers packet {number} twice")),
             None => Err(format!("delivers packet {number}, which no host sent")),
         }

@@ -17,6 +17,8 @@ pub(crate) const CHILD: &str = "net";
 
 /// Outer addresses.
 pub(crate) const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+/// Addresses of their own, of the two members of a cluster in the second gateway's place.
+pub(crate) const MEMBERS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 21), Ipv4Addr::new(192, 0, 2, 22)];
 /// A host behind each gateway.
 pub(crate) const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 1, 0, 10), Ipv4Addr::new(10, 2, 0, 10)];
 
@@ -58,6 +60,12 @@ pub(crate) enum Action {
     RotateSecret { side: usize },
     /// An operator's command: no IKE SA begins here any more, and the peer is told. The gateway dies soon after.
     TakeDown { side: usize },
+    /// The cluster's address leaves the member that has it, and comes to the other one; with `death`, because that dies.
+    MoveAddress { death: Option<(Death, Duration)>, gap: Duration },
+    /// The NAT before the first gateway, if there is one, maps it elsewhere.
+    MoveMapping,
+    /// A gateway loses its Child SA, or its IKE SA with that, and nothing else.
+    Forget { side: usize, child: bool },
     /// Nothing reaches a gateway for a while.
     CutOff { side: usize, for_: Duration },
 }
@@ -75,17 +83,39 @@ pub(crate) struct Scenario {
     pub(crate) attack_interval: Duration,
     /// From when on nothing is disturbed any more.
     pub(crate) calm: Time,
+    /// Is the second gateway a cluster of two?
+    pub(crate) cluster: bool,
+    /// So long after the kernel a member learns at most that the address has come or left.
+    pub(crate) look_delay: Duration,
+    /// Is a NAT before the first gateway?
+    pub(crate) nat: bool,
     /// Between control and dataplane.
     pub(crate) ring_delay: Duration,
 }
 
-fn milliseconds(count: u64) -> Duration {
+pub(crate) fn milliseconds(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
 impl Scenario {
-    /// The scenario of this seed.
-    pub(crate) fn draw(dice: &mut Dice) -> Scenario {
+    /// The scenario of this seed. What came later is drawn from dice of its own, so that all else is as before.
+    pub(crate) fn of_seed(seed: u64) -> Scenario {
+        let mut scenario = Scenario::draw(&mut Dice::new(seed, 0));
+        scenario.draw_rotations(&mut Dice::new(seed, 4));
+        scenario.draw_take_downs(&mut Dice::new(seed, 7));
+        scenario.draw_sir(&mut Dice::new(seed, 6));
+        scenario.draw_nat(&mut Dice::new(seed, 8));
+        scenario.draw_cluster(&mut Dice::new(seed, 14));
+        scenario.draw_forgotten(&mut Dice::new(seed, 17));
+        scenario
+    }
+
+    /// Has a gateway SIR?
+    pub(crate) fn speaks_sir(&self) -> bool {
+        self.configs.iter().any(|config| config.methods_of(CONNECTION).contains(&Method::Sir))
+    }
+
+    fn draw(dice: &mut Dice) -> Scenario {
         let delay = milliseconds(dice.one(&[0, 1, 10, 10, 50]));
         let conditions = Conditions {
             delay: delay + Duration::from_micros(50),
@@ -114,10 +144,22 @@ impl Scenario {
             traffic,
             attack_interval: milliseconds(dice.one(&[20, 100, 1000])),
             calm,
+            cluster: false,
+            look_delay: milliseconds(20),
+            nat: false,
             ring_delay: Duration::from_micros(dice.one(&[0, 20, 500])),
         };
         scenario.configs.iter_mut().for_each(|config| Self::draw_methods(dice, config));
         scenario
+    }
+
+    /// SAs that are lost without a crash.
+    fn draw_forgotten(&mut self, dice: &mut Dice) {
+        for _ in 0..dice.one(&[0, 0, 0, 1, 2]) {
+            let at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
+            self.actions.push((at, Action::Forget { side: dice.below(2), child: dice.percent(50) }));
+        }
+        self.actions.sort_by_key(|(at, _)| *at);
     }
 
     /// Each side may prefer another method for its connection, and tell unasked.
@@ -137,7 +179,7 @@ impl Scenario {
     }
 
     /// Rotations of the secrets, and how tokens are made; drawn from dice of their own, so that all else is as without.
-    pub(crate) fn draw_rotations(&mut self, dice: &mut Dice) {
+    fn draw_rotations(&mut self, dice: &mut Dice) {
         for config in &mut self.configs {
             config.token_method =
                 dice.one(&[TokenMethod::Spis, TokenMethod::Spis, TokenMethod::SpisAndAddress]);
@@ -156,7 +198,7 @@ impl Scenario {
     }
 
     /// A gateway is taken down, and a while later dies to start again; drawn from dice of their own too.
-    pub(crate) fn draw_take_downs(&mut self, dice: &mut Dice) {
+    fn draw_take_downs(&mut self, dice: &mut Dice) {
         for _ in 0..dice.one(&[0, 0, 0, 0, 0, 0, 0, 1]) {
             let side = dice.below(2);
             let at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
@@ -172,8 +214,8 @@ impl Scenario {
     }
 
     /// SIR, beside the other methods or in their place, on both sides or on one; drawn from dice of their own too. Less
-    /// dampened than by default, or a short scenario would see it seldom. `true` if a gateway has it.
-    pub(crate) fn draw_sir(&mut self, dice: &mut Dice) -> bool {
+    /// dampened than by default, or a short scenario would see it seldom.
+    fn draw_sir(&mut self, dice: &mut Dice) {
         let limits = SirLimits {
             dampen_new: milliseconds(dice.one(&[0, 0, 0, 0, 300, 10_000])),
             dampen_recovered: milliseconds(dice.one(&[0, 1000, 60_000])),
@@ -189,7 +231,67 @@ impl Scenario {
             config.connection_methods.insert(CONNECTION.into(), methods);
             config.limits.sir = limits;
         }
-        !sides.is_empty()
+    }
+
+    /// A NAT before the first gateway, whose mapping moves at any time; drawn from dice of their own too. The other gateway
+    /// does not know where its peer is until that has come.
+    fn draw_nat(&mut self, dice: &mut Dice) {
+        if !dice.percent(12) {
+            return;
+        }
+        self.put_nat();
+        for _ in 0..dice.below(4) {
+            let at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
+            self.actions.push((at, Action::MoveMapping));
+            // As the gateway dies or starts, when it is told least.
+            if dice.percent(40) {
+                let (side, death) = (dice.below(2), dice.one(&[Death::Kill, Death::Power]));
+                let gap = milliseconds(dice.one(&[0, 20, 200, 1000]));
+                let down = milliseconds(dice.one(&[0, 50, 300, 1000]));
+                self.actions.push((at.after(gap), Action::Crash { side, death, down, again: None }));
+            }
+        }
+        self.actions.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Two members in the second gateway's place, with one maker id and one secret, between which the address moves (RFC
+    /// 6290 section 6); drawn from dice of their own too.
+    fn draw_cluster(&mut self, dice: &mut Dice) {
+        if !dice.percent(12) {
+            return;
+        }
+        self.become_cluster();
+        self.look_delay = milliseconds(dice.one(&[1, 20, 20, 100, 2000]));
+        for _ in 0..1 + dice.below(4) {
+            let mut at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
+            // Alone, or there and back.
+            for _ in 0..dice.one(&[1, 1, 2, 3]) {
+                let down = milliseconds(dice.one(&[0, 50, 300, 1000, 6000]));
+                let death =
+                    dice.one(&[Some(Death::Kill), Some(Death::Power), Some(Death::PowerInWrite), None, None]);
+                let gap = milliseconds(dice.one(&[0, 5, 50, 500, 3000]));
+                self.actions.push((at, Action::MoveAddress { death: death.map(|death| (death, down)), gap }));
+                at = at.after(gap + milliseconds(dice.one(&[1, 30, 200, 1000])));
+            }
+        }
+        self.actions.sort_by_key(|(at, _)| *at);
+    }
+
+    /// A NAT before the first gateway, so that the other one cannot be configured to know where that is.
+    pub(crate) fn put_nat(&mut self) {
+        self.nat = true;
+        let connection = &mut self.configs[1].connections[0];
+        connection.remote = None;
+        connection.start_action = StartAction::Trap;
+        connection.children[0].start_action = StartAction::Trap;
+    }
+
+    /// RFC 7296 section 2.4: none of its members sends INITIAL_CONTACT.
+    pub(crate) fn become_cluster(&mut self) {
+        self.cluster = true;
+        self.configs[1].replicated = true;
+        self.configs[1].secret_shared = true;
+        self.configs[1].secret_rotation = Duration::ZERO;
     }
 
     fn draw_action(dice: &mut Dice, at: Time, actions: &mut Vec<(Time, Action)>) {
@@ -243,7 +345,7 @@ impl Scenario {
         }
     }
 
-    fn draw_configs(dice: &mut Dice) -> [Config; 2] {
+    pub(crate) fn draw_configs(dice: &mut Dice) -> [Config; 2] {
         let ike = dice.one(&[
             "chacha20poly1305-prfsha256-x25519",
             "aes128gcm16-prfsha256-x25519",

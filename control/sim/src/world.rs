@@ -1,14 +1,16 @@
 //! The world: one clock that jumps to the next thing due, and everything that happens at it. What the gateways want done
 //! in consequence is carried out in [`outputs`].
 
+mod cluster;
 mod outputs;
 
 use crate::attacker::Attacker;
 use crate::machine::{Machine, inside_packet};
+use crate::nat::Nat;
 use crate::network::{Network, Packet};
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, side_of};
 use crate::random::Dice;
-use crate::scenario::{Action, CONNECTION, Death, HOSTS, OUTSIDE, Scenario};
+use crate::scenario::{Action, CONNECTION, Death, HOSTS, MEMBERS, OUTSIDE, Scenario};
 use crate::schedule::Schedule;
 use crate::{Failure, Summary};
 use spindle_abi::{Command, Event, SpiState, Time};
@@ -17,6 +19,7 @@ use spindle_ike::api::{ChildSaStatus, Datagram, IkeSaStatus};
 use spindle_ike::wire::{Payload, Protection, View, exchange, notify};
 use spindle_recovery::api::{Generation, Input, TokenMethod};
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Seconds since 1970 at the world's beginning.
@@ -38,15 +41,50 @@ const MAX_QUEUE: usize = 20_000;
 
 enum Due {
     Arrive(usize, Packet),
-    Command { side: usize, life: u64, sequence: u64, command: Box<Command> },
-    Told { side: usize, life: u64, event: Event },
-    Commit { side: usize, life: u64 },
-    Secrets { side: usize, life: u64, new: Option<(TokenMethod, u64)>, keep: Vec<Generation> },
-    Sweep { side: usize, life: u64 },
+    Command {
+        side: usize,
+        life: u64,
+        sequence: u64,
+        command: Box<Command>,
+    },
+    Told {
+        side: usize,
+        life: u64,
+        event: Event,
+    },
+    Commit {
+        side: usize,
+        life: u64,
+    },
+    Secrets {
+        side: usize,
+        life: u64,
+        new: Option<(TokenMethod, u64)>,
+        keep: Vec<Generation>,
+    },
+    Sweep {
+        side: usize,
+        life: u64,
+    },
     Boot(usize),
-    PowerGone { side: usize, life: u64 },
+    PowerGone {
+        side: usize,
+        life: u64,
+    },
     Host(usize),
     Strike,
+    /// At a member's own address.
+    Asked {
+        machine: usize,
+        packet: Packet,
+    },
+    /// The cluster's address comes to this machine.
+    AddressComes(usize),
+    /// A member looks which addresses it has.
+    Look {
+        machine: usize,
+        life: u64,
+    },
     Act(Action),
 }
 
@@ -88,8 +126,19 @@ struct Trap {
 pub(crate) struct World {
     now: Time,
     queue: Schedule<Due>,
-    machines: [Machine; 2],
+    /// The first gateway's, and the second one's or those of both members in its place. What is said of a `side` of a
+    /// machine's is said of its place here.
+    machines: Vec<Machine>,
+    /// Which of them has each side's address.
+    active: [Option<usize>; 2],
+    /// Do they know that they have?
+    knows_address: [bool; 3],
+    /// Has the address left since they looked?
+    left: [bool; 3],
+    dice_of_cluster: Dice,
     network: Network,
+    /// Before the first gateway.
+    nat: Option<Nat>,
     attacker: Attacker,
     oracle: Oracle,
     scenario: Scenario,
@@ -99,39 +148,48 @@ pub(crate) struct World {
     /// Messages with a token in clear that what happens now may still cause.
     tokens_due: u32,
     /// Until when each dataplane is swept.
-    sweep_until: [Time; 2],
+    sweep_until: [Time; 3],
     /// How long each machine stays down after what kills it next.
-    down: [Duration; 2],
+    down: [Duration; 3],
     packets: u64,
+    /// When the last packet arrived.
+    delivered: Option<Time>,
     calm: bool,
     pub(crate) summary: Summary,
     trace: Option<String>,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, trace: bool) -> World {
-        let mut scenario = Scenario::draw(&mut Dice::new(seed, 0));
-        scenario.draw_rotations(&mut Dice::new(seed, 4));
-        scenario.draw_take_downs(&mut Dice::new(seed, 7));
-        let sir = scenario.draw_sir(&mut Dice::new(seed, 6));
+    pub(crate) fn new(seed: u64, trace: bool, scenario: Scenario) -> World {
         let machine = |side: usize| {
             let random = Dice::new(seed, 10 + side as u64);
-            Machine::new(OUTSIDE[side], scenario.configs[side].clone(), random)
+            Machine::new(OUTSIDE[side_of(side)], scenario.configs[side_of(side)].clone(), random)
+        };
+        let member = |machine: Machine| machine.join(Dice::new(seed, 15), EPOCH);
+        let machines = match scenario.cluster {
+            true => vec![machine(0), member(machine(1)), member(machine(2))],
+            false => vec![machine(0), machine(1)],
         };
         let mut world = World {
             now: Time(1),
             queue: Schedule::default(),
-            machines: [machine(0), machine(1)],
+            machines,
+            active: [Some(0), Some(1)],
+            knows_address: [false; 3],
+            left: [false; 3],
+            dice_of_cluster: Dice::new(seed, 16),
             network: Network::new(scenario.conditions.clone()),
-            attacker: Attacker::new(Dice::new(seed, 2), OUTSIDE, sir),
-            oracle: Oracle::new(),
+            nat: scenario.nat.then(|| Nat::new(OUTSIDE[0], Dice::new(seed, 9))),
+            attacker: Attacker::new(Dice::new(seed, 2), OUTSIDE, scenario.speaks_sir()),
+            oracle: Oracle::new(scenario.nat.then(|| OUTSIDE[0].into())),
             dice: Dice::new(seed, 1),
             dice_of_secrets: Dice::new(seed, 5),
             traps: Vec::new(),
             tokens_due: 0,
-            sweep_until: [Time(0); 2],
-            down: [Duration::ZERO; 2],
+            sweep_until: [Time(0); 3],
+            down: [Duration::ZERO; 3],
             packets: 0,
+            delivered: None,
             calm: false,
             summary: Summary::default(),
             trace: trace.then(String::new),
@@ -141,6 +199,10 @@ impl World {
             let delay = world.dice.between(Duration::ZERO, Duration::from_millis(300));
             world.schedule(delay, Due::Boot(side));
             world.schedule(delay, Due::Host(side));
+        }
+        if world.scenario.cluster {
+            world.oracle.has_address(2, false);
+            world.schedule(Duration::ZERO, Due::Boot(2));
         }
         for (at, action) in world.scenario.actions.clone() {
             world.schedule(at.since(Time(0)), Due::Act(action));
@@ -192,12 +254,20 @@ impl World {
             }
         }
         self.summary.tokens_shown = self.oracle.tokens_shown;
+        self.summary.followed = self.oracle.followed;
         Ok(())
     }
 
     /// What the gateways disagree about; `None` if nothing.
     fn disagreement(&self) -> Option<String> {
-        let sas = [0, 1].map(|side| self.machines[side].running.as_ref().map(|r| r.gateway.sas()));
+        let sas_of = |machine: usize| self.machines[machine].running.as_ref().map(|r| r.gateway.sas());
+        let idle = |machine: &usize| self.active[side_of(*machine)] != Some(*machine);
+        for machine in (0..self.machines.len()).filter(idle) {
+            if sas_of(machine).is_some_and(|sas| !sas.is_empty()) {
+                return Some(format!("{machine} holds IKE SAs without the address"));
+            }
+        }
+        let sas = self.active.map(|machine| sas_of(machine?));
         let [Some(a), Some(b)] = sas else { return Some("a gateway is down".into()) };
         let state = |sas: &[IkeSaStatus]| {
             sas.iter().map(|sa| format!("{:?} {}", sa.spis, sa.state)).collect::<Vec<_>>().join(", ")
@@ -209,7 +279,7 @@ impl World {
             return differ();
         }
         // An attacker who sends a captured message from elsewhere, first, moves one end there for a while.
-        if ours.remote.ip() != OUTSIDE[1] || theirs.remote.ip() != OUTSIDE[0] {
+        if ours.remote.ip() != OUTSIDE[1] || theirs.remote.ip() != self.seen_at(0) {
             return Some(format!("{:?} goes from {} to {}", ours.spis, theirs.remote, ours.remote));
         }
         let mut of_a: Vec<_> = ours.children.iter().map(|c| (c.inbound, c.outbound)).collect();
@@ -223,13 +293,18 @@ impl World {
             return Some("no Child SA".into());
         }
         for (side, sa) in [ours, theirs].into_iter().enumerate() {
-            let running = self.machines[side].running.as_ref()?;
+            let running = self.machines[self.active[side]?].running.as_ref()?;
             let lacking = |c: &&ChildSaStatus| running.spi_state(c.inbound) != SpiState::Current;
             if let Some(child) = sa.children.iter().find(lacking) {
                 return Some(format!("{side} has {} and its dataplane has not", child.inbound));
             }
         }
         None
+    }
+
+    /// Where a gateway seems to be.
+    fn seen_at(&self, side: usize) -> Ipv4Addr {
+        self.nat.as_ref().filter(|_| side == 0).map_or(OUTSIDE[side], Nat::outer)
     }
 
     fn calm_down(&mut self) {
@@ -253,7 +328,7 @@ impl World {
                 let running = self.machines[side].running.as_ref()?;
                 running.gateway.deadline().map(|at| (at.max(self.now), side))
             };
-            let tick = [deadline(0), deadline(1)].into_iter().flatten().min();
+            let tick = (0..self.machines.len()).filter_map(deadline).min();
             let next = [due, tick.map(|(at, _)| at)].into_iter().flatten().min();
             let Some(next) = next.filter(|next| *next <= end) else {
                 self.now = self.now.max(end);
@@ -281,7 +356,7 @@ impl World {
                     self.happen(due)?;
                 }
             }
-            for side in 0..2 {
+            for side in 0..self.machines.len() {
                 if self.machines[side].disk.is_dark() {
                     self.die(side, Death::Power);
                 }
@@ -359,12 +434,22 @@ impl World {
             Due::Strike => {
                 if !self.calm {
                     let packet = self.attacker.strikes();
+                    self.ask_member(&packet);
                     self.inject(packet, Duration::ZERO);
                     let gap = self.dice.between(Duration::ZERO, self.scenario.attack_interval * 2);
                     self.schedule(gap, Due::Strike);
                 }
                 Ok(())
             }
+            Due::Asked { machine, packet } => {
+                self.summary.standby_asked += 1;
+                self.arrive_at(machine, packet)
+            }
+            Due::AddressComes(machine) => {
+                self.address_comes(machine);
+                Ok(())
+            }
+            Due::Look { machine, life } if self.alive(machine, life) => self.look(machine),
             Due::Act(action) => self.act(action),
             _ => Ok(()),
         }
@@ -385,10 +470,13 @@ impl World {
                     )
                 });
                 self.summary.boots += 1;
-                self.oracle.booted(side, &boot, self.scenario.configs[side].journal, wall_clock)?;
+                self.oracle.booted(side, &boot, self.scenario.configs[side_of(side)].journal, wall_clock)?;
                 self.oracle.nobody_is_forsaken(side, &self.machines)?;
                 for record in &boot.former {
-                    self.attacker.learns_spi(side, record.spi.0);
+                    self.attacker.learns_spi(side_of(side), record.spi.0);
+                }
+                if self.scenario.cluster && side_of(side) == 1 {
+                    self.look(side)?;
                 }
                 self.tell(side, Event::Ready);
                 self.settle(side)
@@ -448,7 +536,24 @@ impl World {
     }
 
     fn arrive(&mut self, side: usize, packet: Packet) -> Result<(), String> {
+        let to_nat = packet.destination().is_some_and(Nat::has);
+        let packet = match &self.nat {
+            Some(nat) if to_nat => nat.inward(packet),
+            _ => Some(packet),
+        };
+        let Some(packet) = packet else { return Ok(()) };
+        if self.scenario.cluster && side == 1 {
+            self.overhear(&packet)?;
+        }
+        match self.active[side] {
+            Some(machine) => self.arrive_at(machine, packet),
+            None => Ok(()),
+        }
+    }
+
+    fn arrive_at(&mut self, side: usize, packet: Packet) -> Result<(), String> {
         self.tokens_due = tokens_due(&packet);
+        self.oracle.arrives(side, &packet);
         let harmless = is_harmless(&packet);
         let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
         match packet {
@@ -457,6 +562,7 @@ impl World {
                 let before = harmless.then(|| running.gateway.sas());
                 running.gateway.handle(self.now, Input::Datagram(datagram));
                 self.settle(side)?;
+                self.oracle.arrived_whole(side);
                 self.oracle.nothing_ended(before.unwrap_or_default(), &self.machines[side])
             }
             Packet::Esp(octets) => {
@@ -477,9 +583,10 @@ impl World {
         self.oracle.host_sent(side, number);
         self.summary.packets_sent += 1;
         let packet = inside_packet(HOSTS[side], HOSTS[1 - side], number);
-        if let Some(running) = self.machines[side].running.as_mut() {
+        let Some(machine) = self.active[side] else { return Ok(number) };
+        if let Some(running) = self.machines[machine].running.as_mut() {
             let verdicts = running.process(self.now, PortId::Inside, &packet);
-            self.carry_out(side, verdicts)?;
+            self.carry_out(machine, verdicts)?;
         }
         Ok(number)
     }
@@ -491,8 +598,9 @@ impl World {
         self.trace(|| format!("{action:?}"));
         match action {
             Action::Crash { side, death, down, again } => {
-                self.down[side] = down;
-                self.die(side, death);
+                let machine = self.active[side].unwrap_or(side);
+                self.down[machine] = down;
+                self.die(machine, death);
                 if let Some(again) = again {
                     let after = down + Duration::from_millis(10) + again;
                     self.schedule(after, Due::Act(Action::Crash { side, death, down, again: None }));
@@ -503,6 +611,15 @@ impl World {
                 self.traps.push(Trap { side, exchange, response, skip, before, death, down });
                 Ok(())
             }
+            Action::MoveAddress { death, gap } => {
+                self.move_address(death, gap);
+                Ok(())
+            }
+            Action::MoveMapping => {
+                self.nat.iter_mut().for_each(Nat::moves);
+                self.summary.mappings_moved += 1;
+                Ok(())
+            }
             Action::CutOff { side, for_ } => {
                 self.network.cut_off(side, self.now.after(for_));
                 Ok(())
@@ -510,9 +627,11 @@ impl World {
             Action::Rekey { side, .. }
             | Action::RotateSecret { side }
             | Action::TakeDown { side }
+            | Action::Forget { side, .. }
             | Action::Initiate { side }
             | Action::Terminate { side } => {
                 let now = self.now;
+                let Some(side) = self.active[side] else { return Ok(()) };
                 let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
                 let gateway = &mut running.gateway;
                 // Refused where there is nothing to rekey or to end: that is an answer too.
@@ -520,6 +639,11 @@ impl World {
                     Action::Rekey { ike: true, .. } => gateway.rekey(now, CONNECTION, None).map(|_| ()),
                     Action::Rekey { .. } => {
                         gateway.rekey(now, CONNECTION, Some(crate::scenario::CHILD)).map(|_| ())
+                    }
+                    Action::Forget { child, .. } => {
+                        gateway.forget(now, CONNECTION, child.then_some(crate::scenario::CHILD)).map(|lost| {
+                            self.summary.forgotten += lost as u64;
+                        })
                     }
                     // So is a maker that is switched off.
                     Action::RotateSecret { .. } => {

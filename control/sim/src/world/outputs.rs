@@ -3,7 +3,9 @@
 
 use super::{Due, EPOCH, GROUP_COMMIT, World};
 use crate::machine::Verdicts;
+use crate::nat::Nat;
 use crate::network::Packet;
+use crate::oracle::side_of;
 use crate::scenario::{Death, OUTSIDE};
 use spindle_abi::Command;
 use spindle_ike::api::Datagram;
@@ -16,10 +18,12 @@ impl World {
         for packet in verdicts.inside {
             self.oracle.delivered(side, &packet)?;
             self.summary.packets_delivered += 1;
+            let gap = self.delivered.replace(self.now).map_or(Duration::ZERO, |before| self.now.since(before));
+            self.summary.longest_gap = self.summary.longest_gap.max(gap);
         }
         for packet in verdicts.outside {
             self.oracle.sent_outside(&packet)?;
-            self.send(Packet::Esp(packet));
+            self.send(side_of(side), Packet::Esp(packet));
         }
         for event in verdicts.events {
             self.tell(side, event);
@@ -39,8 +43,10 @@ impl World {
                     self.trace(|| format!("{side} commands {}", brief(&command)));
                     self.oracle.commanded(side, &command)?;
                     match &command {
-                        Command::SetSpiState { spi, .. } => self.attacker.learns_spi(side, spi.0),
-                        Command::InstallInbound { sa, .. } => self.attacker.learns_spi(side, sa.spi.0),
+                        Command::SetSpiState { spi, .. } => self.attacker.learns_spi(side_of(side), spi.0),
+                        Command::InstallInbound { sa, .. } => {
+                            self.attacker.learns_spi(side_of(side), sa.spi.0)
+                        }
                         _ => {}
                     }
                     let life = self.machines[side].life;
@@ -104,11 +110,16 @@ impl World {
     }
 
     fn transmit(&mut self, side: usize, datagram: Datagram) -> Result<(), String> {
+        if !self.may_send(side, &datagram)? {
+            return Ok(());
+        }
         let shown = self.oracle.transmitted(self.now, side, &datagram)?;
         if !shown.is_empty() {
             match self.tokens_due.checked_sub(1) {
                 Some(left) => self.tokens_due = left,
-                None if self.scenario.configs[side].proactive => self.oracle.unasked(side, &shown)?,
+                None if self.scenario.configs[side_of(side)].proactive => {
+                    self.oracle.unasked(side, &shown)?
+                }
                 None => return Err(format!("gateway {side} shows a token that nothing asked for")),
             }
         }
@@ -116,7 +127,7 @@ impl World {
         let header =
             packet.ike_message().and_then(|message| View::parse(message).ok()).map(|view| view.header());
         self.trace(|| {
-            let header = header.expect("judged already");
+            let Some(header) = header else { return format!("{side} keeps its mapping alive") };
             let kind = if header.response { "response" } else { "request" };
             let SpisBrief(spis) = SpisBrief::from(header.spis);
             let tokens = if !shown.is_empty() { " with a token" } else { "" };
@@ -128,15 +139,16 @@ impl World {
             )
         });
         let trap = self.traps.iter_mut().position(|trap| {
-            let matches = header
-                .is_some_and(|h| (trap.side, trap.exchange, trap.response) == (side, h.exchange, h.response));
+            let matches = header.is_some_and(|h| {
+                (trap.side, trap.exchange, trap.response) == (side_of(side), h.exchange, h.response)
+            });
             let now = matches && trap.skip == 0;
             trap.skip -= usize::from(matches && !now);
             now
         });
         let trap = trap.map(|at| self.traps.remove(at));
         if !trap.as_ref().is_some_and(|trap| trap.before) {
-            self.send(packet);
+            self.send(side_of(side), packet);
         }
         if let Some(trap) = trap {
             self.down[side] = trap.down;
@@ -146,7 +158,14 @@ impl World {
     }
 
     /// Onto the network, under the attacker's eyes.
-    fn send(&mut self, packet: Packet) {
+    fn send(&mut self, side: usize, packet: Packet) {
+        let packet = match &mut self.nat {
+            Some(nat) if side == 0 => nat.outward(packet),
+            // Nobody outside finds the way to what is behind it.
+            Some(_) => Some(packet).filter(|packet| packet.destination() != Some(OUTSIDE[0].into())),
+            None => Some(packet),
+        };
+        let Some(packet) = packet else { return };
         self.summary.hash(self.now, &packet);
         if self.attacker.sees(&packet) && !self.calm && self.dice.percent(60) {
             // The pair is new: half-open at one side, not known yet at the other.
@@ -181,7 +200,8 @@ impl World {
 
     fn side_of(&self, packet: &Packet) -> Option<usize> {
         let destination = packet.destination()?;
-        OUTSIDE.iter().position(|address| destination == *address)
+        let behind_nat = Nat::has(destination).then_some(0);
+        behind_nat.or_else(|| OUTSIDE.iter().position(|address| destination == *address))
     }
 }
 
