@@ -269,3 +269,57 @@ impl Scenario {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spindle_sim::Script;
+    use std::path::Path;
+
+    /// Where a scenario's simulation is, if it is no script of the simulated world: what it lacks is that the operator makes a
+    /// new secret, a third gateway, or more than one IKE SA.
+    fn elsewhere(scenario: Scenario) -> Option<(&'static str, &'static str)> {
+        match scenario {
+            Scenario::SecretLost => Some((
+                "control/recovery/tests/store.rs",
+                "a_missing_or_damaged_secret_is_a_refusal_until_a_new_one_is_asked_for",
+            )),
+            Scenario::TakeDownRedirect => Some((
+                "control/ike/tests/redirect.rs",
+                "a_redirected_client_makes_its_new_ike_sa_before_it_deletes_the_old_one",
+            )),
+            Scenario::Many => Some((
+                "benches/concentrator/tests/concentrator.rs",
+                "all_peers_come_back_by_each_method_with_and_without_tickets",
+            )),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_scenario_is_simulated_and_drilled_with_real_gateways() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let text = |file: &str| std::fs::read_to_string(root.join(file)).expect(file);
+        let (drills, simulations) =
+            (text("benches/lab/tests/net_lab.rs"), text("control/sim/tests/scripts.rs"));
+        for scenario in Scenario::ALL {
+            let variant = format!("{scenario:?}");
+            let names = |rest: &str| {
+                rest.strip_prefix(variant.as_str())
+                    .is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
+            };
+            assert!(drills.split("Scenario::").skip(1).any(names), "{scenario}: no drill in a test");
+            let script = Script::ALL.into_iter().find(|script| script.name() == scenario.name());
+            match (script, elsewhere(scenario)) {
+                (Some(script), None) => {
+                    let played = format!("play(Script::{script:?},");
+                    assert!(simulations.contains(&played), "{scenario}: its script is not played");
+                }
+                (None, Some((file, test))) => {
+                    assert!(text(file).contains(&format!("fn {test}()")), "{scenario}: no {test} in {file}");
+                }
+                _ => panic!("{scenario} has no simulation, or two"),
+            }
+        }
+    }
+}

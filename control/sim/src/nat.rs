@@ -27,9 +27,9 @@ impl Nat {
         Nat { dice, inner, outer: OUTER[0], ports: BTreeMap::new() }
     }
 
-    /// Where the gateway seems to be.
-    pub(crate) fn outer(&self) -> Ipv4Addr {
-        self.outer
+    /// Where this port of the gateway's seems to be, if it is mapped.
+    pub(crate) fn seen_at(&self, port: u16) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.outer.into(), *self.ports.get(&port)?))
     }
 
     /// From now on the gateway seems to be elsewhere: at another address, or at other ports alone.

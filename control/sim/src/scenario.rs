@@ -81,6 +81,8 @@ pub(crate) struct Scenario {
     pub(crate) traffic: [Option<Duration>; 2],
     /// Between two strikes of the attacker, on average.
     pub(crate) attack_interval: Duration,
+    /// When the first one comes.
+    pub(crate) attack_from: Duration,
     /// From when on nothing is disturbed any more.
     pub(crate) calm: Time,
     /// Is the second gateway a cluster of two?
@@ -143,6 +145,7 @@ impl Scenario {
             actions,
             traffic,
             attack_interval: milliseconds(dice.one(&[20, 100, 1000])),
+            attack_from: Duration::ZERO,
             calm,
             cluster: false,
             look_delay: milliseconds(20),

@@ -229,6 +229,7 @@ fn plain(dice: &mut Dice) -> Scenario {
         actions: Vec::new(),
         traffic: [Some(milliseconds(20)), None],
         attack_interval: Duration::from_secs(3600),
+        attack_from: THEN - DOWN,
         calm: Time(0),
         cluster: false,
         look_delay: milliseconds(20),

@@ -53,6 +53,8 @@ fn play(hand: u64) {
             sum.packets_delivered,
         ];
         assert!(shown.iter().all(|count| *count >= 50), "{sum:#?}");
+        let moved = [sum.forgotten, sum.fail_overs, sum.standby_asked, sum.mappings_moved, sum.followed];
+        assert!(moved.iter().all(|count| *count >= 5), "{sum:#?}");
         // Where the restarted side initiates by itself, it needs no proof; few worlds have tickets.
         assert!(sum.proofs >= 25 && sum.resumed >= 5, "{sum:#?}");
         assert!(sum.confirmations >= 10 && sum.take_downs >= 10, "{sum:#?}");

@@ -398,8 +398,8 @@ impl<'a> Daemon<'a> {
     }
 
     fn note_addresses(&mut self) {
-        if let Some(here) = self.addresses.as_mut().and_then(Addresses::changed) {
-            self.gateway.handle(now(), Input::Addresses(here.to_vec()));
+        for here in self.addresses.as_mut().map(Addresses::changed).unwrap_or_default() {
+            self.gateway.handle(now(), Input::Addresses(here));
         }
     }
 

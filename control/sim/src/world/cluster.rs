@@ -43,10 +43,15 @@ impl World {
     /// A member looks which addresses it has now.
     pub(super) fn look(&mut self, machine: usize) -> Result<(), String> {
         let here = self.active[1] == Some(machine);
-        self.left[machine] = false;
+        let left = std::mem::take(&mut self.left[machine]);
         let Some(running) = self.machines[machine].running.as_mut() else { return Ok(()) };
-        let address = OUTSIDE[1].into();
-        running.gateway.handle(self.now, Input::Addresses(if here { vec![address] } else { Vec::new() }));
+        // It is told of both, where it has left and come back.
+        if left || !here {
+            running.gateway.handle(self.now, Input::Addresses(Vec::new()));
+        }
+        if here {
+            running.gateway.handle(self.now, Input::Addresses(vec![OUTSIDE[1].into()]));
+        }
         self.knows_address[machine] = here;
         self.oracle.has_address(machine, here);
         self.settle(machine)

@@ -18,7 +18,8 @@ impl World {
         for packet in verdicts.inside {
             self.oracle.delivered(side, &packet)?;
             self.summary.packets_delivered += 1;
-            let gap = self.delivered.replace(self.now).map_or(Duration::ZERO, |before| self.now.since(before));
+            let gap =
+                self.delivered.replace(self.now).map_or(Duration::ZERO, |before| self.now.since(before));
             self.summary.longest_gap = self.summary.longest_gap.max(gap);
         }
         for packet in verdicts.outside {
