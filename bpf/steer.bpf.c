@@ -4,8 +4,12 @@
 //
 // `outside` stands on the unprotected side: ESP for us, in UDP or not, goes to a socket: the first one if its SPI has a
 // state, the one in the background if it is unknown, so that a storm of unknown SPIs fills its own ring and leaves the
-// other's alone. IKE and what else is for this host passes; what isn't for us is dropped, for the kernel must not
-// forward it, unless a policy may let it by in clear: then it goes to the background too, and the dataplane decides. `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
+// other's alone. To the background go also fragments of ESP, of which the later ones show no SPI, and ICMP errors about
+// ESP that we are said to have sent: anybody can make these. IKE and what else is for this host passes; what isn't for us
+// is dropped, for the kernel must not forward it, unless a policy may let it by in clear: then it goes to the background
+// too, and the dataplane decides. Of a fragmented datagram only the first fragment shows UDP's ports, so the later ones go
+// where the first one went, and before it to the kernel: IKE in fragments is the kernel's always.
+// `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
 // that isn't there means drop, never pass.
 // Each decision is counted; the order of the counts is known to steer.rs.
 
@@ -22,6 +26,11 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 
 #define QUEUES 64
 #define FRAGMENT 0x3fff      // more fragments, or an offset
+#define OFFSET 0x1fff
+#define ICMP_HEADER 8
+#define DEST_UNREACH 3       // ICMP type and code of RFC 1191 section 4
+#define FRAG_NEEDED 4
+#define DATAGRAMS 4096       // fragmented ones that are remembered
 #define SPI_UNKNOWN 0        // as spindle_abi::SpiState
 
 enum decision {
@@ -29,8 +38,7 @@ enum decision {
     PASSED,               // to the kernel
     DROPPED_NO_SOCKET,    // the dataplane is not there
     DROPPED_NOT_OURS,     // outside: to an address that isn't ours
-    TO_BACKGROUND,        // an unknown SPI
-    DROPPED_ESP_FRAGMENT, // ESP in fragments, RFC 4303 section 3.4.1
+    TO_BACKGROUND,        // an unknown SPI, a fragment of ESP, an ICMP error about ESP
     DROPPED_KEEPALIVE,    // RFC 3948 section 2.3: consumed
     DROPPED_MALFORMED,    // no whole IPv4, UDP or ESP header
     IN_CLEAR,             // outside: to the background, for a BYPASS policy may match
@@ -111,6 +119,20 @@ struct {
     __type(key, __be32);
     __type(value, __u8);
 } spi_states SEC(".maps");
+
+// Datagrams in fragments that are ESP in UDP, by their first fragments.
+struct datagram {
+    __be32 source;
+    __be32 destination;
+    __u32 identification;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, DATAGRAMS);
+    __type(key, struct datagram);
+    __type(value, __u8);
+} esp_datagrams SEC(".maps");
 
 static __always_inline int decide(enum side side, enum decision decision, int action)
 {
@@ -195,6 +217,48 @@ static __always_inline int udp(struct xdp_md *ctx, struct udphdr *udp, void *end
     return esp(ctx, marker, end);
 }
 
+// Of ESP in UDP, or of something else, which is the kernel's.
+static __always_inline int udp_fragment(struct xdp_md *ctx, struct iphdr *ip, void *end)
+{
+    struct datagram datagram = {ip->saddr, ip->daddr, ip->id};
+    struct udphdr *udp = (void *)ip + ip->ihl * 4;
+    __be32 *marker = (void *)(udp + 1);
+    __u32 only = 0, *port = bpf_map_lookup_elem(&nat_port, &only);
+    __u8 one = 1;
+
+    if (ip->frag_off & bpf_htons(OFFSET)) {
+        if (!bpf_map_lookup_elem(&esp_datagrams, &datagram))
+            return pass(OUTSIDE);
+    } else if (port && (void *)(marker + 1) <= end && udp->dest == bpf_htons(*port) && *marker != 0) {
+        bpf_map_update_elem(&esp_datagrams, &datagram, &one, BPF_ANY);
+    } else {
+        bpf_map_delete_elem(&esp_datagrams, &datagram);
+        return pass(OUTSIDE);
+    }
+    return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
+}
+
+// Does an ICMP error say that ESP of ours was too big (RFC 1191 section 4)?
+static __always_inline int is_about_esp(struct iphdr *ip, void *end)
+{
+    __u8 *icmp = (void *)ip + ip->ihl * 4;
+    struct iphdr *quoted = (void *)(icmp + ICMP_HEADER);
+    __u32 only = 0, *port = bpf_map_lookup_elem(&nat_port, &only);
+    struct udphdr *udp;
+    __be32 *spi;
+
+    if ((void *)(quoted + 1) > end || quoted->version != 4 || quoted->ihl < 5)
+        return 0;
+    if (icmp[0] != DEST_UNREACH || icmp[1] != FRAG_NEEDED || quoted->saddr != ip->daddr)
+        return 0;
+    if (quoted->protocol == IPPROTO_ESP)
+        return 1;
+    udp = (void *)quoted + quoted->ihl * 4;
+    spi = (void *)(udp + 1);
+    return quoted->protocol == IPPROTO_UDP && port && (void *)(spi + 1) <= end
+        && udp->source == bpf_htons(*port) && *spi != 0;
+}
+
 SEC("xdp")
 int outside(struct xdp_md *ctx)
 {
@@ -219,11 +283,15 @@ int outside(struct xdp_md *ctx)
     fragment = ip->frag_off & bpf_htons(FRAGMENT);
     if (ip->protocol == IPPROTO_ESP) {
         if (fragment)
-            return drop(OUTSIDE, DROPPED_ESP_FRAGMENT);
+            return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
         return esp(ctx, (void *)ip + ip->ihl * 4, end);
     }
-    if (ip->protocol == IPPROTO_UDP && !fragment)
+    if (ip->protocol == IPPROTO_UDP && fragment)
+        return udp_fragment(ctx, ip, end);
+    if (ip->protocol == IPPROTO_UDP)
         return udp(ctx, (void *)ip + ip->ihl * 4, end);
+    if (ip->protocol == IPPROTO_ICMP && !fragment && is_about_esp(ip, end))
+        return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
     return pass(OUTSIDE);
 }
 

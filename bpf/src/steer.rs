@@ -42,13 +42,12 @@ impl Side {
 }
 
 /// What the programs decide, with the names of their counters: outside, inside. The order is that of `enum decision`.
-const NAMES: [(&str, &str); 9] = [
+const NAMES: [(&str, &str); 8] = [
     ("xdp_outside_to_socket", "xdp_inside_to_socket"),
     ("xdp_outside_passed", "xdp_inside_passed"),
     ("xdp_outside_dropped_no_socket", "xdp_inside_dropped_no_socket"),
     ("xdp_outside_dropped_not_ours", "xdp_inside_dropped_not_ours"),
     ("xdp_outside_to_background", "xdp_inside_to_background"),
-    ("xdp_outside_dropped_esp_fragment", "xdp_inside_dropped_esp_fragment"),
     ("xdp_outside_dropped_nat_keepalive", "xdp_inside_dropped_nat_keepalive"),
     ("xdp_outside_dropped_malformed", "xdp_inside_dropped_malformed"),
     ("xdp_outside_in_clear", "xdp_inside_in_clear"),
@@ -156,7 +155,8 @@ impl Steer {
         self.put_socket(name, queue, socket)
     }
 
-    /// Gives a queue's packets on unknown SPIs to an AF_XDP socket; without one they are dropped.
+    /// Gives a queue's packets on unknown SPIs, fragments of ESP and ICMP errors about ESP to an AF_XDP socket; without
+    /// one they are dropped.
     pub fn set_background(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteerError> {
         self.put_socket("background_sockets", queue, socket)
     }

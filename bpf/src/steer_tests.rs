@@ -66,7 +66,7 @@ fn what_is_for_the_host_passes() {
     assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0, &udp(4500, &[0; 32]))), passed);
     // ICMP, fragments of UDP, ARP, multicast.
     assert_eq!(run(steer, Side::Outside, &packet(US, 1, 0, &[8; 8])), passed);
-    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0x2000, &udp(4500, &ESP))), passed);
+    assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0x2000, &udp(53, &ESP))), passed);
     assert_eq!(run(steer, Side::Outside, &packet(US, 17, 0x0010, &ESP)), passed);
     let mut arp = packet(US, 1, 0, &[0; 8]);
     arp[12..14].copy_from_slice(&[8, 6]);
@@ -86,8 +86,6 @@ fn the_rest_is_dropped_and_counted() {
     };
     drops(&packet(THEM, 50, 0, &ESP), "xdp_outside_dropped_not_ours");
     drops(&packet(THEM, 6, 0, &[0; 20]), "xdp_outside_dropped_not_ours");
-    drops(&packet(US, 50, 0x2000, &ESP), "xdp_outside_dropped_esp_fragment");
-    drops(&packet(US, 50, 0x0010, &ESP), "xdp_outside_dropped_esp_fragment");
     // RFC 3948 section 2.3: one octet 0xff; frames are padded to their minimum.
     let mut keepalive = packet(US, 17, 0, &udp(4500, &[0xff]));
     drops(&keepalive, "xdp_outside_dropped_nat_keepalive");
@@ -204,6 +202,79 @@ fn esp_in_udp_is_told_by_the_port_that_was_chosen() {
     let verdict = |steer: &mut Steer, port| run(steer, Side::Outside, &packet(US, 17, 0, &udp(port, &ESP)));
     assert_eq!(verdict(steer, 14_500), (XDP_DROP, "xdp_outside_dropped_no_socket"));
     assert_eq!(verdict(steer, 4500), (XDP_PASS, "xdp_outside_passed"));
+}
+
+/// A fragment: identification, and the offset in octets with the flag for more.
+fn fragment(
+    to: Ipv4Addr,
+    protocol: u8,
+    identification: u16,
+    (offset, more): (u16, bool),
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut packet = packet(to, protocol, u16::from(more) << 13 | offset / 8, payload);
+    packet[18..20].copy_from_slice(&identification.to_be_bytes());
+    packet
+}
+
+const TO_BACKGROUND: (u32, &str) = (XDP_REDIRECT, "xdp_outside_to_background");
+const PASSED: (u32, &str) = (XDP_PASS, "xdp_outside_passed");
+
+/// RFC 4303 section 3.4.1: the dataplane puts ESP together; the kernel, IKE (RFC 7296 section 2).
+#[test]
+fn fragments_go_where_their_first_one_belongs() {
+    let steer = &mut steer();
+    let background = socket();
+    steer.set_background(0, background.as_fd()).unwrap();
+    let mut run = |packet: &[u8]| run(steer, Side::Outside, packet);
+    let (head, tail) = ((0, true), (16, false));
+    // ESP says so in every fragment.
+    assert_eq!(run(&fragment(US, 50, 1, tail, &ESP)), TO_BACKGROUND);
+    assert_eq!(run(&fragment(US, 50, 1, head, &ESP)), TO_BACKGROUND);
+    // UDP in the first one only.
+    assert_eq!(run(&fragment(US, 17, 7, tail, &ESP)), PASSED);
+    assert_eq!(run(&fragment(US, 17, 7, head, &udp(4500, &ESP))), TO_BACKGROUND);
+    assert_eq!(run(&fragment(US, 17, 7, tail, &ESP)), TO_BACKGROUND);
+    assert_eq!(run(&fragment(US, 17, 7, (24, true), &[0; 16])), TO_BACKGROUND);
+    for ike in [udp(500, &ESP), udp(4500, &[0; 24]), udp(4500, &[])] {
+        assert_eq!(run(&fragment(US, 17, 8, head, &ike)), PASSED);
+        assert_eq!(run(&fragment(US, 17, 8, tail, &ESP)), PASSED);
+        // Another datagram with an identification that was used before.
+        assert_eq!(run(&fragment(US, 17, 7, head, &ike)), PASSED);
+        assert_eq!(run(&fragment(US, 17, 7, tail, &ESP)), PASSED);
+        assert_eq!(run(&fragment(US, 17, 7, head, &udp(4500, &ESP))), TO_BACKGROUND);
+    }
+    assert_eq!(run(&fragment(THEM, 50, 1, tail, &ESP)), (XDP_DROP, "xdp_outside_dropped_not_ours"));
+}
+
+/// RFC 4301 section 8.2: the dataplane hears of the paths of its ESP, the kernel of all others.
+#[test]
+fn icmp_errors_about_esp_are_told_to_the_dataplane() {
+    let steer = &mut steer();
+    let background = socket();
+    steer.set_background(0, background.as_fd()).unwrap();
+    let mut run = |kind: [u8; 2], source: Ipv4Addr, protocol: u8, quoted: &[u8], cut: usize| {
+        let mut quote = packet(THEM, protocol, 0, quoted).split_off(14);
+        quote[12..16].copy_from_slice(&source.octets());
+        let icmp = [&[kind[0], kind[1], 0, 0, 0, 0, 5, 0x14][..], &quote[..quote.len() - cut]].concat();
+        run(steer, Side::Outside, &packet(US, 1, 0, &icmp))
+    };
+    let (too_big, unreachable) = ([3, 4], [3, 1]);
+    // From port 4500, as all of them.
+    let from_4500 = |payload: &[u8]| udp(1024, payload);
+    let mut from_another = udp(4500, &ESP);
+    from_another[0] = 0x12;
+    assert_eq!(run(too_big, US, 50, &ESP, 8), TO_BACKGROUND);
+    assert_eq!(run(too_big, US, 17, &from_4500(&ESP), 0), TO_BACKGROUND);
+    assert_eq!(run(too_big, US, 17, &from_4500(&ESP), 12), TO_BACKGROUND);
+    // IKE, what shows no SPI, other errors, other hosts' packets, other protocols.
+    assert_eq!(run(too_big, US, 17, &from_4500(&[0; 16]), 0), PASSED);
+    assert_eq!(run(too_big, US, 17, &from_another, 0), PASSED);
+    assert_eq!(run(too_big, US, 17, &from_4500(&ESP), 13), PASSED);
+    assert_eq!(run(unreachable, US, 50, &ESP, 0), PASSED);
+    assert_eq!(run(too_big, THEM, 50, &ESP, 0), PASSED);
+    assert_eq!(run(too_big, US, 6, &ESP, 0), PASSED);
+    assert_eq!(run(too_big, US, 50, &ESP, 17), PASSED);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! Loss, duplicates and reordering come from a seeded generator; a filter can pick single frames (a token, say).
 
 use crate::error::Result;
+use crate::frame::internet_sum;
 use crate::packet::{LARGEST_FRAME, OFFLOAD_HEADER, PacketSocket, Show, be_punctual};
 use crate::topology::{Side, Topology};
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -46,7 +47,7 @@ impl Link {
 }
 
 /// What a filter does with a frame.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Treat it like every other.
     Pass,
@@ -54,6 +55,13 @@ pub enum Verdict {
     Drop,
     /// Deliver it twice.
     Duplicate,
+    /// Lose it, and deliver these frames in its place.
+    Instead {
+        /// To where it was on its way.
+        onward: Vec<Vec<u8>>,
+        /// To whence it came.
+        back: Vec<Vec<u8>>,
+    },
 }
 
 /// Sees each frame (from its Ethernet header on) with the side that it comes from.
@@ -182,6 +190,24 @@ struct Waiting {
     frame: Vec<u8>,
 }
 
+/// Completes the checksum that a frame's sender has left to its device (`struct virtio_net_hdr`), unless it is one to be
+/// segmented too: a filter may take the frame apart.
+fn complete_checksum(frame: &mut [u8]) {
+    const NEEDS_CHECKSUM: u8 = 1;
+    let (header, ethernet) = frame.split_at_mut(OFFLOAD_HEADER);
+    let word = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
+    let (start, at) = (word(6), word(6) + word(8));
+    if header[0] & NEEDS_CHECKSUM == 0 || header[1] != 0 || ethernet.len() < at + 2 {
+        return;
+    }
+    let checksum = match !internet_sum(&ethernet[start..]) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    ethernet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    header.fill(0);
+}
+
 struct Bridge {
     sockets: [PacketSocket; 2],
     shared: Arc<Shared>,
@@ -229,16 +255,19 @@ impl Bridge {
         while arrived < Self::BURST {
             let Ok(Some(received)) = self.sockets[from].receive(frame) else { break };
             arrived += 1;
-            self.take(from, &frame[..received.length], &link);
+            self.take(from, &mut frame[..received.length], &link);
         }
         self.shared.counters.received.fetch_add(arrived as u64, Ordering::Relaxed);
         arrived
     }
 
-    fn take(&mut self, from: usize, frame: &[u8], link: &Link) {
+    fn take(&mut self, from: usize, frame: &mut [u8], link: &Link) {
         let side = if from == 0 { Side::A } else { Side::B };
-        let verdict = match (lock(&self.shared.filter).as_mut(), frame.get(OFFLOAD_HEADER..)) {
-            (Some(filter), Some(ethernet)) => filter(side, ethernet),
+        let verdict = match lock(&self.shared.filter).as_mut() {
+            Some(filter) if frame.len() > OFFLOAD_HEADER => {
+                complete_checksum(frame);
+                filter(side, &frame[OFFLOAD_HEADER..])
+            }
             _ => Verdict::Pass,
         };
         let chance = |random: &mut ChaCha8Rng, share: f64| share > 0.0 && random.random_bool(share.min(1.0));
@@ -252,19 +281,31 @@ impl Bridge {
         if twice {
             counters.duplicated.fetch_add(1, Ordering::Relaxed);
         }
-        let to = 1 - from;
         let hold = link.round_trip / 2 + if late { Link::REORDER_BY } else { Duration::ZERO };
         for _ in 0..=usize::from(twice) {
-            if hold.is_zero() && self.waiting.is_empty() {
-                self.send(to, frame);
-            } else if self.octets + frame.len() > DelayBox::QUEUE_OCTETS {
-                self.shared.counters.overflowed.fetch_add(1, Ordering::Relaxed);
-            } else {
-                self.octets += frame.len();
-                self.number += 1;
-                let (due, number) = (Instant::now() + hold, self.number);
-                self.waiting.push(Reverse(Waiting { due, number, to, frame: frame.to_vec() }));
+            match &verdict {
+                Verdict::Instead { onward, back } => {
+                    for (to, frames) in [(1 - from, onward), (from, back)] {
+                        let frames = frames.iter().map(|frame| [&[0; OFFLOAD_HEADER][..], frame].concat());
+                        frames.for_each(|frame| self.pass(to, hold, &frame));
+                    }
+                }
+                _ => self.pass(1 - from, hold, frame),
             }
+        }
+    }
+
+    /// Sends a frame, at once or when it is due.
+    fn pass(&mut self, to: usize, hold: Duration, frame: &[u8]) {
+        if hold.is_zero() && self.waiting.is_empty() {
+            self.send(to, frame);
+        } else if self.octets + frame.len() > DelayBox::QUEUE_OCTETS {
+            self.shared.counters.overflowed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.octets += frame.len();
+            self.number += 1;
+            let (due, number) = (Instant::now() + hold, self.number);
+            self.waiting.push(Reverse(Waiting { due, number, to, frame: frame.to_vec() }));
         }
     }
 

@@ -43,12 +43,15 @@ pub struct EngineConfig {
     pub max_policies: u32,
     /// Next hops at most.
     pub max_next_hops: u32,
+    /// Datagrams from outside that are put together from fragments at a time, at most.
+    pub max_reassemblies: usize,
     /// Who encrypts.
     pub provider: Provider,
 }
 
 impl EngineConfig {
-    /// Usual sizes: 131,072 SAs, 2^21 SPIs, 65,536 policies and next hops, MSS clamped.
+    /// Usual sizes: 131,072 SAs, 2^21 SPIs, 65,536 policies and next hops, MSS clamped, 256 datagrams in
+    /// fragments.
     pub fn new(local_addresses: Vec<IpAddr>, inside: PortConfig, outside: PortConfig) -> EngineConfig {
         EngineConfig {
             local_addresses,
@@ -61,6 +64,7 @@ impl EngineConfig {
             max_spis: 1 << 21,
             max_policies: 1 << 16,
             max_next_hops: 1 << 16,
+            max_reassemblies: 256,
             provider: Provider::default(),
         }
     }

@@ -63,6 +63,14 @@ counted! {
         IcmpErrorsSent = "icmp_errors_sent",
         /// Packets that were fragmented.
         Fragmented = "fragmented",
+        /// Packets that were put together from fragments.
+        Reassembled = "reassembled",
+        /// Packets of which not all fragments came in time, or which gave way to others.
+        ReassemblyAbandoned = "reassembly_abandoned",
+        /// ICMP errors from outside by which a path's MTU was lowered, or holds for longer.
+        PathMtuLearned = "path_mtu_learned",
+        /// ESP that left in fragments, around IPv6 that a tunnel must carry.
+        FragmentedOutside = "fragmented_outside",
         /// ESP that came encapsulated in UDP on an SA that isn't, or the reverse (RFC 7296 section 2.23).
         OtherEncapsulation = "other_encapsulation",
     }
@@ -77,6 +85,10 @@ counted! {
         FormerSpi = "former_spi",
         /// Consumed: a NAT keepalive (RFC 3948 section 2.3).
         NatKeepalive = "nat_keepalive",
+        /// Consumed: a fragment of ESP, which is kept until its packet is whole.
+        FragmentKept = "fragment_kept",
+        /// Consumed: an ICMP error that quotes ESP of an SA of ours.
+        IcmpAboutEsp = "icmp_about_esp",
         /// Consumed: a dummy packet (RFC 4303 section 2.6).
         DummyPacket = "dummy_packet",
         /// The frame is no Ethernet frame that the gateway forwards (ARP, VLAN, too short).
@@ -89,8 +101,12 @@ counted! {
         NotUnicast = "not_unicast",
         /// From outside in clear, and no policy lets it by.
         CleartextFromOutside = "cleartext_from_outside",
-        /// ESP in fragments.
-        EspFragment = "esp_fragment",
+        /// A fragment of ESP that cannot be one: cut wrongly, beyond the longest packet, or at odds with another.
+        FragmentInvalid = "fragment_invalid",
+        /// A fragment of ESP that is longer than a frame once it is whole.
+        FragmentTooLong = "fragment_too_long",
+        /// An ICMP error that quotes ESP, but nothing that an SA of ours could have sent lately.
+        IcmpUnknownSa = "icmp_unknown_sa",
         /// Too short for ESP or the UDP around it, or a reserved SPI.
         MalformedEsp = "malformed_esp",
         /// ESP on an SPI that is still being negotiated.

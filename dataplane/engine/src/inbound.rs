@@ -8,7 +8,7 @@ use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Outpu
 use spindle_abi::{Event, PolicyAction, Spi, SpiReport, Time};
 use spindle_esp::{Encapsulation, OpenFault, tunnel};
 use spindle_wire::ip::{self, Head};
-use spindle_wire::{esp, ethernet, protocol, repair, tcp, udp};
+use spindle_wire::{esp, ethernet, icmpv4, icmpv6, protocol, repair, tcp, udp};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// An ESP packet for us, and where it is in its frame.
@@ -43,6 +43,10 @@ struct Opened {
 #[derive(Clone, Copy)]
 enum Kind {
     Esp(Arrival, Known),
+    /// To be made whole first.
+    Fragment,
+    /// An ICMP error to us.
+    Icmp,
     /// In clear, to somebody else.
     Clear,
     Drop(DropReason),
@@ -74,29 +78,56 @@ impl Engine {
         let mut detected = 0;
         for (frame, kind) in burst.drain(..).zip(kinds) {
             match kind {
-                Kind::Esp(arrival, Known::Current(index)) => {
-                    self.decapsulate(now, index, arrival, frame, out)
-                }
-                Kind::Esp(arrival, Known::Unknown) => {
-                    detected += 1;
-                    if !out.event(Event::UnknownSpi(arrival.report(now))) {
-                        self.counters.add(Counter::NoiseLost, 1);
+                Kind::Fragment => {
+                    let Some(whole) = self.reassemble(now, frame, out) else { continue };
+                    let mut kind = self.classify(whole.data());
+                    if let Kind::Esp(arrival, known) = &mut kind {
+                        *known = self.spis.lookup(arrival.spi);
                     }
-                    out.discard(frame, DropReason::UnknownSpi);
+                    self.judge(now, kind, whole, &mut detected, out);
                 }
-                Kind::Esp(arrival, Known::Former(slot)) => {
-                    let ends = (arrival.source, arrival.destination);
-                    self.spis.note(slot, arrival.sequence, ends, now);
-                    self.discard(frame, DropReason::FormerSpi, out);
-                }
-                Kind::Esp(_, Known::Larval) => self.discard(frame, DropReason::LarvalSpi, out),
-                Kind::Esp(_, Known::Retired) => self.discard(frame, DropReason::RetiredSpi, out),
-                Kind::Clear => self.clear_from_outside(frame, out),
-                Kind::Drop(reason) => self.discard(frame, reason, out),
+                kind => self.judge(now, kind, frame, &mut detected, out),
             }
         }
         self.counters.add(Counter::UnknownSpiDetected, detected);
         self.counters.drop(DropReason::UnknownSpi, detected);
+    }
+
+    /// Gives a whole packet its verdict. Those on unknown SPIs are counted by the caller.
+    #[inline]
+    fn judge<F: Frame>(
+        &mut self,
+        now: Time,
+        kind: Kind,
+        frame: F,
+        detected: &mut u64,
+        out: &mut impl Output<F>,
+    ) {
+        match kind {
+            Kind::Esp(arrival, Known::Current(index)) => self.decapsulate(now, index, arrival, frame, out),
+            Kind::Esp(arrival, Known::Unknown) => {
+                *detected += 1;
+                if !out.event(Event::UnknownSpi(arrival.report(now))) {
+                    self.counters.add(Counter::NoiseLost, 1);
+                }
+                out.discard(frame, DropReason::UnknownSpi);
+            }
+            Kind::Esp(arrival, Known::Former(slot)) => {
+                let ends = (arrival.source, arrival.destination);
+                self.spis.note(slot, arrival.sequence, ends, now);
+                self.discard(frame, DropReason::FormerSpi, out);
+            }
+            Kind::Esp(_, Known::Larval) => self.discard(frame, DropReason::LarvalSpi, out),
+            Kind::Esp(_, Known::Retired) => self.discard(frame, DropReason::RetiredSpi, out),
+            Kind::Icmp => {
+                let reason = self.hear_icmp(now, frame.data());
+                self.discard(frame, reason, out);
+            }
+            Kind::Clear => self.clear_from_outside(frame, out),
+            Kind::Drop(reason) => self.discard(frame, reason, out),
+            // What was made whole is none.
+            Kind::Fragment => self.discard(frame, DropReason::FragmentInvalid, out),
+        }
     }
 
     #[inline]
@@ -117,9 +148,9 @@ impl Engine {
         let encapsulated = head.protocol == protocol::UDP;
         let datagram;
         match head.protocol {
-            // Reassembly comes before ESP (RFC 4303 section 3.4.1), and there is none yet.
-            protocol::ESP if head.is_fragment() => return Kind::Drop(DropReason::EspFragment),
-            protocol::UDP if head.is_fragment() => return Kind::Drop(DropReason::ForHost),
+            // Reassembly comes before ESP (RFC 4303 section 3.4.1).
+            protocol::ESP | protocol::UDP if head.is_fragment() => return Kind::Fragment,
+            protocol::ICMP | protocol::ICMPV6 if is_icmp_error(&head, payload) => return Kind::Icmp,
             protocol::ESP => {}
             protocol::UDP => {
                 // Its checksum is not looked at: the ICV says more. RFC 3948 section 2.1 wants zero to be taken over IPv4,
@@ -245,8 +276,11 @@ impl Engine {
         }
         let head = checked?;
         let start = esp_start + opened.payload.start;
-        let fits = self.fits(around);
-        self.leave(interface, &head, &mut octets[start..start + head.length], Some(fits))?;
+        // The MSS in a SYN that came limits what goes back.
+        let inner = &octets[start..start + head.length];
+        let back = (self.clamp_mss && repair::is_syn(&head, inner))
+            .then(|| self.flow_limit(now, interface, &Flow::of(&head, inner).reversed(), around));
+        self.leave(interface, &head, &mut octets[start..start + head.length], back)?;
         Ok(Opened { start, length: head.length, destination: head.destination, interface })
     }
 
@@ -319,6 +353,15 @@ pub(crate) fn head(octets: &[u8]) -> Result<(Head, &[u8]), DropReason> {
     match Head::parse(packet) {
         Ok(head) if ip::version(packet) == Some(version) => Ok((head, packet)),
         _ => Err(DropReason::MalformedIp),
+    }
+}
+
+/// An ICMP message of either version that tells of an error?
+fn is_icmp_error(head: &Head, payload: &[u8]) -> bool {
+    match head.protocol {
+        protocol::ICMP => icmpv4::Packet::new_checked(payload).is_ok_and(|icmp| icmp.is_error()),
+        // Those below 128 are errors (RFC 4443 section 2.1).
+        _ => icmpv6::Packet::new_checked(payload).is_ok_and(|icmp| icmp.message_type() < 128),
     }
 }
 

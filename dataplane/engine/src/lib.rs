@@ -21,7 +21,10 @@ mod index;
 mod interfaces;
 mod next_hops;
 mod outbound;
+mod outer_fragments;
+mod path_mtu;
 mod policies;
+mod reassembly;
 mod sas;
 mod selectors;
 mod spi_table;
@@ -34,7 +37,9 @@ pub use frame::{BURST, Frame, MemoryFrame, Output, PortId};
 use interfaces::Interfaces;
 use next_hops::NextHops;
 use outbound::IcmpBudget;
+use path_mtu::PathMtus;
 use policies::Policies;
+use reassembly::Reassembly;
 use sas::{Holder, Inbound, Limit, Outbound, Sas, Usage};
 use selectors::Selectors;
 use spi_table::SpiTable;
@@ -91,6 +96,8 @@ pub struct Engine {
     inside_address: Option<Ipv4Addr>,
     inside_address_v6: Option<Ipv6Addr>,
     icmp_budget: IcmpBudget,
+    path_mtus: PathMtus,
+    reassembly: Reassembly,
     provider: Provider,
     installed: usize,
 }
@@ -117,6 +124,8 @@ impl Engine {
             inside_address: config.inside.address,
             inside_address_v6: config.inside.address_v6,
             icmp_budget: IcmpBudget::new(),
+            path_mtus: PathMtus::new(config.max_sas.min(spindle_abi::MAX_SAS)),
+            reassembly: Reassembly::new(config.max_reassemblies),
             provider: config.provider,
             installed: 0,
         };
@@ -167,7 +176,11 @@ impl Engine {
                 // What comes in on an SA is known by its SPI alone.
                 Holder::Inbound(_) => Ok(()),
                 Holder::Outbound(_) => match self.sas.outbound(index) {
-                    Some(outbound) => outbound.sa.readdress(local, remote).map_err(refused),
+                    Some(outbound) => {
+                        outbound.sa.readdress(local, remote).map_err(refused)?;
+                        self.path_mtus.begin(index, None);
+                        Ok(())
+                    }
                     None => Err(Refused::Missing),
                 },
                 Holder::None => Err(Refused::Missing),
@@ -230,6 +243,11 @@ impl Engine {
             selectors: Box::new(compile(&sa.selectors)?),
             policy: sa.policy,
         };
+        // A rekey changes the keys, not the path.
+        let latest = self.policies_with(sa.policy).latest_sa(sa.policy);
+        let same_path =
+            |index: &u32| self.sas.outbound(*index).is_some_and(|latest| latest.sa.has_path_of(&outbound.sa));
+        self.path_mtus.begin(sa.index, latest.filter(same_path));
         self.sas.put_outbound(sa.index, outbound);
         self.policies_with(sa.policy).add_sa(sa.policy, sa.index);
         self.count_installed();
@@ -262,8 +280,10 @@ impl Engine {
     }
 
     /// Sends urgent events that are due (former SPIs, each at most once in 100 ms; and those for which there was
-    /// no room). Bounded; call it every few milliseconds.
+    /// no room), and gives up fragments that wait in vain. Bounded; call it every few milliseconds.
     pub fn sweep<F: Frame>(&mut self, now: Time, out: &mut impl Output<F>) {
+        self.reassembly.expire(now);
+        self.count_abandoned();
         for _ in 0..SWEEP {
             match self.owed.front() {
                 None => break,
@@ -385,11 +405,14 @@ impl Engine {
         usize::from(self.next_hops.find(destination).map_or(own, |hop| hop.mtu.min(own)))
     }
 
-    /// The largest inner packet that fits both ports' MTUs once encapsulated so.
-    #[inline]
-    fn fits(&self, around: Encapsulation) -> usize {
-        let [inside, outside] = self.mtu.map(usize::from);
-        inner_limit(outside, around).min(inside)
+    /// A port has changed: its MTU, or its addresses.
+    pub fn set_port(&mut self, port: PortId, config: &PortConfig) {
+        self.mtu[port as usize] = config.mtu;
+        self.complete_checksums[port as usize] = config.complete_checksums;
+        if port == PortId::Inside {
+            self.inside_mac = config.mac;
+            (self.inside_address, self.inside_address_v6) = (config.address, config.address_v6);
+        }
     }
 
     /// Replaces this host's addresses.

@@ -6,7 +6,7 @@ use crate::sas::Limit;
 use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Time};
-use spindle_esp::{back_length, front_length, inner_limit};
+use spindle_esp::{back_length, front_length};
 use spindle_wire::ip::Head;
 use spindle_wire::{ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, repair};
 use std::net::IpAddr;
@@ -30,8 +30,14 @@ const FRAGMENTS: usize = 7;
 /// How a packet from inside goes on.
 #[derive(Clone, Copy)]
 enum Way {
-    Protect { index: u32 },
-    Bypass { destination: IpAddr },
+    /// By this SA, over a path for packets of so many octets.
+    Protect {
+        index: u32,
+        path: usize,
+    },
+    Bypass {
+        destination: IpAddr,
+    },
 }
 
 /// A packet's way, its length, and how long a packet may be on that way.
@@ -125,12 +131,14 @@ impl Engine {
             return Err(DropReason::NotUnicast.into());
         }
         let way = self.find_way(now, interface, &Flow::of(&head, packet), out)?;
-        let (limit, fits) = match way {
-            Way::Bypass { destination } => (self.path_mtu(destination), None),
-            Way::Protect { index } => {
-                let outbound = self.sas.outbound(index).ok_or(DropReason::NoSa)?;
-                let (remote, around) = (outbound.sa.remote(), outbound.sa.encapsulation());
-                (inner_limit(self.path_mtu(remote), around), Some(self.fits(around)))
+        let (way, limit, fits) = match way {
+            Way::Bypass { destination } => (way, self.path_mtu(destination), None),
+            Way::Protect { index, .. } => {
+                let (path, limit) = self.tunnel_path(now, index).ok_or(DropReason::NoSa)?;
+                let fits = limit.min(usize::from(self.mtu[PortId::Inside as usize]));
+                // Every link of IPv6 carries so much (RFC 8200 section 5), a tunnel too.
+                let limit = if head.source.is_ipv6() { limit.max(ipv6::MINIMUM_MTU) } else { limit };
+                (Way::Protect { index, path }, limit, Some(fits))
             }
         };
         if length > limit && head.dont_fragment {
@@ -168,7 +176,7 @@ impl Engine {
         let sas = &mut self.sas;
         let fits = |index: &u32| sas.outbound(*index).is_some_and(|sa| sa.selectors.matches(flow));
         if let Some(index) = policy.sas.iter().rev().copied().find(fits) {
-            return Ok(Way::Protect { index });
+            return Ok(Way::Protect { index, path: usize::MAX });
         }
         // RFC 4301 section 7.1: another SA would carry it no more than these.
         let mut carried =
@@ -191,7 +199,10 @@ impl Engine {
                 self.counters.add(Counter::Bypassed, 1);
                 self.send(PortId::Outside, destination, frame, out);
             }
-            Way::Protect { index } => match self.protect(now, index, length, &mut frame, out) {
+            Way::Protect { index, path } => match self.protect(now, index, length, &mut frame, out) {
+                Ok(remote) if frame.data().len() > ETHERNET.saturating_add(path) => {
+                    self.send_in_fragments(remote, path, frame, out);
+                }
                 Ok(remote) => self.send(PortId::Outside, remote, frame, out),
                 Err(reason) => self.discard(frame, reason, out),
             },
@@ -250,7 +261,7 @@ impl Engine {
 
     /// Makes the frame the first fragment and returns the others; `None`, and nothing changed, if there are no
     /// frames for them, or if it is itself a fragment that would end beyond the longest packet.
-    fn split<F: Frame>(
+    pub(crate) fn split<F: Frame>(
         &mut self,
         length: usize,
         limit: usize,

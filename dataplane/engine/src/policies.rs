@@ -102,6 +102,14 @@ impl Policies {
         }
     }
 
+    /// The outbound SA that was installed last.
+    pub(crate) fn latest_sa(&mut self, id: u32) -> Option<u32> {
+        match self.ordered.iter().position(|p| p.id == id) {
+            Some(at) => self.ordered[at].sas.last().copied(),
+            None => self.orphans.get(&id)?.last().copied(),
+        }
+    }
+
     pub(crate) fn add_sa(&mut self, id: u32, index: u32) {
         self.sas(id).push(index);
     }

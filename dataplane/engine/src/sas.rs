@@ -3,7 +3,7 @@
 use crate::selectors::Selectors;
 use spindle_abi::{Limits, SaActivity, SaParameters, Spi, Time};
 use spindle_esp::{InboundSa, OutboundSa};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What an SA has carried and may carry.
 #[derive(Debug)]
@@ -103,6 +103,8 @@ pub(crate) enum Holder {
 pub(crate) struct Sas {
     inbound: Vec<Option<Inbound>>,
     outbound: Vec<Option<Outbound>>,
+    /// Outbound SAs by SPI. Peers choose these, so several may have the same.
+    outbound_spis: BTreeSet<(u32, u32)>,
     limit: usize,
     /// SAs whose activity changed since it was last reported; each at most once.
     changed: VecDeque<u32>,
@@ -116,6 +118,7 @@ impl Sas {
         Sas {
             inbound: Vec::with_capacity(limit),
             outbound: Vec::with_capacity(limit),
+            outbound_spis: BTreeSet::new(),
             limit,
             changed: VecDeque::with_capacity(limit),
             is_changed: Vec::with_capacity(limit),
@@ -153,13 +156,17 @@ impl Sas {
 
     pub(crate) fn put_outbound(&mut self, index: u32, sa: Outbound) {
         let at = self.reach(index);
+        self.outbound_spis.insert((sa.sa.spi().0, index));
         self.outbound[at] = Some(sa);
     }
 
     pub(crate) fn remove(&mut self, index: u32) {
         let at = index as usize;
         if at < self.inbound.len() {
-            (self.inbound[at], self.outbound[at]) = (None, None);
+            self.inbound[at] = None;
+            if let Some(sa) = self.outbound[at].take() {
+                self.outbound_spis.remove(&(sa.sa.spi().0, index));
+            }
         }
     }
 
@@ -178,6 +185,12 @@ impl Sas {
     #[inline]
     pub(crate) fn outbound(&mut self, index: u32) -> Option<&mut Outbound> {
         self.outbound.get_mut(index as usize)?.as_mut()
+    }
+
+    /// The outbound SAs with this SPI, with their indexes.
+    pub(crate) fn outbound_with(&self, spi: u32) -> impl Iterator<Item = (u32, &Outbound)> {
+        let indexes = self.outbound_spis.range((spi, 0)..=(spi, u32::MAX)).map(|(_, index)| *index);
+        indexes.filter_map(|index| Some((index, self.outbound.get(index as usize)?.as_ref()?)))
     }
 
     pub(crate) fn activity(&self, index: u32) -> Option<SaActivity> {

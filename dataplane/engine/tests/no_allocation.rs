@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use spindle_abi::{Command, Event, PolicyAction, Spi, SpiState, Suite};
 use spindle_engine::{ArrayVec, BURST, Counter, DropReason, Frame, MemoryFrame, Output, PortId};
-use spindle_wire::ipv4;
+use spindle_wire::{ipv4, protocol};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Takes frames back as a port does, into memory that was there before.
@@ -66,6 +66,7 @@ fn round(a: &mut Gateway, number: u32) -> Vec<(PortId, Vec<u8>)> {
     }
     let mut congested = frame(&echo(HOST_A, HOST_B, b"not ECN-capable"));
     a.process(PortId::Inside, [congested.clone()]);
+    a.process(PortId::Inside, (0..3).map(|_| frame(&datagram(HOST_A, HOST_B, &content(1300)))));
     let esp = a.take_sent(PortId::Outside);
     congested.clone_from(&esp[4]);
     ipv4::Packet::new_checked(&mut congested.data_mut()[14..]).unwrap().set_traffic_class(3);
@@ -74,6 +75,17 @@ fn round(a: &mut Gateway, number: u32) -> Vec<(PortId, Vec<u8>)> {
     let cut = MemoryFrame::new(&esp[0].data()[..40]);
     let outside =
         [forged, congested, cut].into_iter().chain(esp[..4].iter().cloned()).chain([esp[3].clone()]);
+    // In fragments: one that arrives, one with an overlap, one that stays without its second half.
+    let pieces: Vec<_> = esp[5..8].iter().map(|whole| fragments(&packet(whole), 600)).collect();
+    let overlap = fragments(&packet(&esp[6]), 1200);
+    let from_b = |spi: u32| {
+        let head = [spi.to_be_bytes(), 1u32.to_be_bytes()].concat();
+        ip(OUTER_B, OUTER_A, protocol::ESP, &[&head[..], &content(1450)].concat())
+    };
+    let outside = outside
+        .chain([TO_A, 0x1234_5678].map(|spi| too_big(&from_b(spi), 1450, 8)))
+        .chain(pieces[0].iter().rev().cloned())
+        .chain([pieces[1][0].clone(), overlap[0].clone(), pieces[2][0].clone()]);
     let spis = [0xdead_0000 + number, 0x1001, 0x1002, 0x1003];
     let outside = outside.chain(spis.map(|spi| esp_to_b(spi, number, number.is_multiple_of(2)))).chain([
         frame(&echo(OUTER_A, HOST_B, b"in clear")),
@@ -130,6 +142,9 @@ fn work(b: &mut Gateway, out: &mut Recycler, packets: &[(PortId, Vec<u8>)]) {
     }
     out.rings_full = false;
     b.engine.sweep(b.now, out);
+    // What waits in vain is given up.
+    b.now.0 += 10 * SECOND;
+    b.engine.sweep(b.now, out);
     b.engine.changed_activity(64, |_, _| {});
 }
 
@@ -171,6 +186,9 @@ fn no_packet_and_no_verdict_allocates() {
         Counter::MssClamped,
         Counter::IcmpErrorsSent,
         Counter::Fragmented,
+        Counter::Reassembled,
+        Counter::ReassemblyAbandoned,
+        Counter::PathMtuLearned,
     ] {
         assert!(counters.count(counter) > before.count(counter), "{counter}");
     }
@@ -178,6 +196,10 @@ fn no_packet_and_no_verdict_allocates() {
     for reason in [
         UnknownSpi,
         FormerSpi,
+        FragmentKept,
+        IcmpAboutEsp,
+        FragmentInvalid,
+        IcmpUnknownSa,
         NotIp,
         MalformedIp,
         ForHost,

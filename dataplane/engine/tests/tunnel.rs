@@ -499,7 +499,7 @@ fn keepalives_ike_and_strangers_have_reasons_of_their_own() {
         ForHost,
         MalformedEsp,
         MalformedEsp,
-        EspFragment,
+        FragmentKept,
         ForHost,
         NotUnicast,
         CleartextFromOutside,

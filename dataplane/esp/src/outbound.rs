@@ -122,6 +122,25 @@ impl OutboundSa {
         }
     }
 
+    /// The outer addresses; and around ESP in UDP, the source and destination port.
+    fn path(&self) -> (IpAddr, IpAddr, Option<(u16, u16)>) {
+        let (local, remote) = match &self.ends {
+            Ends::V4 { local, remote } => ((*local).into(), (*remote).into()),
+            Ends::V6(ends) => (ends.0.into(), ends.1.into()),
+        };
+        (local, remote, self.in_udp.then_some((self.local_port, self.remote_port)))
+    }
+
+    /// Are these the outer addresses, and around ESP in UDP these the source and destination port?
+    pub fn is_path(&self, local: IpAddr, remote: IpAddr, ports: Option<(u16, u16)>) -> bool {
+        self.path() == (local, remote, ports)
+    }
+
+    /// Do its packets take the same path as the other's?
+    pub fn has_path_of(&self, other: &OutboundSa) -> bool {
+        self.path() == other.path()
+    }
+
     /// Its SPI.
     pub fn spi(&self) -> Spi {
         self.spi

@@ -36,16 +36,21 @@ pub fn complete_checksum(head: &ip::Head, ip_packet: &mut [u8]) -> bool {
     true
 }
 
+/// Is the IP packet with this head a TCP SYN, with or without ACK?
+#[inline]
+pub fn is_syn(head: &ip::Head, ip_packet: &[u8]) -> bool {
+    head.protocol == protocol::TCP
+        && !head.is_fragment()
+        && tcp::Packet::new_checked(head.payload(ip_packet)).is_ok_and(|tcp| tcp.flags() & tcp::SYN != 0)
+}
+
 /// Lowers the maximum segment size in the IP packet with this head if it is a TCP SYN, checksum included; `true` if it did.
 pub fn clamp_mss(head: &ip::Head, ip_packet: &mut [u8], limit: u16) -> bool {
-    if head.protocol != protocol::TCP || head.is_fragment() {
+    if !is_syn(head, ip_packet) {
         return false;
     }
     let payload = head.payload_mut(ip_packet);
     let Ok(segment) = tcp::Packet::new_checked(&*payload) else { return false };
-    if segment.flags() & tcp::SYN == 0 {
-        return false;
-    }
     let Some(at) = segment.mss_position() else { return false };
     let old = be16(payload, at);
     if old <= limit {

@@ -285,3 +285,23 @@ pub fn esp_to_b(spi: u32, sequence: u32, encapsulated: bool) -> MemoryFrame {
         .emit(&mut octets);
     frame(&ip(OUTER_A, OUTER_B, protocol::UDP, &octets))
 }
+
+/// The packet in fragments of so many octets behind the header, which has no options.
+pub fn fragments(whole: &[u8], size: usize) -> Vec<MemoryFrame> {
+    let pieces = whole[20..].chunks(size).enumerate().map(|(n, octets)| {
+        let mut piece = [&whole[..20], octets].concat();
+        let more = (n + 1) * size < whole.len() - 20;
+        ipv4::rewrite_as_fragment(&mut piece, 20, more, (n * size / 8) as u16);
+        frame(&piece)
+    });
+    pieces.collect()
+}
+
+/// An ICMP error "fragmentation needed" about this packet, of which so many octets behind the header are quoted.
+pub fn too_big(about: &[u8], mtu: u16, quoted: usize) -> MemoryFrame {
+    let sender = Ipv4Addr::new(about[12], about[13], about[14], about[15]);
+    let mut octets = vec![0; 8];
+    octets.extend(&about[..about.len().min(20 + quoted)]);
+    icmpv4::Repr::FragmentationNeeded { mtu }.emit(&mut octets);
+    frame(&ip(Ipv4Addr::new(198, 51, 100, 7), sender, protocol::ICMP, &octets))
+}
