@@ -293,7 +293,7 @@ impl Dataplane {
                 Some(towards) = self.requests.recv() => self.network.resolve(towards).await,
                 Some(message) = self.notifications.next() => match self.network.notice(&message) {
                     Changed::Nothing => {}
-                    Changed::Addresses => self.addresses_changed().await?,
+                    Changed::Addresses | Changed::Link => self.host_changed().await?,
                     Changed::InterfaceGone(name) => break Err(anyhow!("the interface {name} is gone")),
                 },
                 _ = tick.tick() => self.copy_counters(),
@@ -314,9 +314,14 @@ impl Dataplane {
         result // dropping `steer` detaches XDP
     }
 
-    async fn addresses_changed(&mut self) -> Result<()> {
-        let local = each_once(&network::local_addresses(&self.handle).await?);
+    /// Addresses or links changed.
+    async fn host_changed(&mut self) -> Result<()> {
+        let host = network::local_addresses(&self.handle).await?;
+        let local = each_once(&host);
         self.steer.set_local_addresses(&local)?;
+        for (port, link) in self.network.links() {
+            self.network.tell_port(*port, port_config(link, &host));
+        }
         self.network.tell_addresses(local);
         Ok(())
     }

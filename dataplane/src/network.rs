@@ -18,7 +18,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
-use spindle_engine::{NextHop, PortId};
+use spindle_engine::{NextHop, PortConfig, PortId};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -107,6 +107,8 @@ pub(crate) enum Changed {
     Nothing,
     /// This host's addresses.
     Addresses,
+    /// The hardware address or the MTU of one of our interfaces.
+    Link,
     /// One of our interfaces is gone.
     InterfaceGone(String),
 }
@@ -230,6 +232,7 @@ impl Network {
                 else {
                     return Changed::Nothing;
                 };
+                let before = (link.mtu, link.mac);
                 for attribute in &m.attributes {
                     match attribute {
                         LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
@@ -237,7 +240,11 @@ impl Network {
                         _ => {}
                     }
                 }
+                let changed = (link.mtu, link.mac) != before;
                 self.forget();
+                if changed {
+                    return Changed::Link;
+                }
             }
             RouteNetlinkMessage::DelLink(m) => {
                 if let Some(link) =
@@ -249,6 +256,16 @@ impl Network {
             _ => {}
         }
         Changed::Nothing
+    }
+
+    /// Our interfaces as they are now.
+    pub(crate) fn links(&self) -> &[(PortId, Link)] {
+        &self.links
+    }
+
+    /// Tells what a port is now.
+    pub(crate) fn tell_port(&self, port: PortId, config: PortConfig) {
+        self.send(Update::Port(port, config));
     }
 
     /// Replaces this host's addresses.

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use spindle_abi::{Command, CommandRecord, Event, Selector, Spi, Time};
 use spindle_bpf::steer::{InClear, SpiStates};
-use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortId};
+use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortConfig, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
 use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter};
 use std::net::IpAddr;
@@ -42,6 +42,8 @@ pub(crate) enum Update {
     NextHop(IpAddr, Option<NextHop>),
     /// Routes or links changed.
     ForgetNextHops,
+    /// What a port is, after its link or its addresses changed.
+    Port(PortId, PortConfig),
     /// This host's addresses changed.
     LocalAddresses(Vec<IpAddr>),
 }
@@ -268,6 +270,7 @@ impl Worker {
                     let waited: ArrayVec<Towards, UNRESOLVED> = self.outlet.held.keys().collect();
                     waited.into_iter().for_each(|towards| self.outlet.ask(towards));
                 }
+                Update::Port(port, config) => self.engine.set_port(port, &config),
                 Update::LocalAddresses(addresses) => self.engine.set_local_addresses(&addresses),
             }
         }
