@@ -1,8 +1,10 @@
-//! `spindle up`: sets the guard, starts both processes, and ends and begins them together.
+//! `spindle up`: sets the guard, starts both processes, and starts again what dies.
 //!
-//! Each round is an incarnation: fresh rings, the dataplane, then control. If one of them dies alone the other is
-//! ended too, and the next round begins, later each time if it happens again and again. A process that exits with
-//! code 2 has said what the operator must change: then nothing is tried again.
+//! An incarnation begins with a fresh attachment, the dataplane, then control. If the dataplane dies alone it is started
+//! again with the next attachment (new rings, the regions that outlive it), and control, which goes on, is handed its
+//! side of that. If control dies, or a dataplane dies again and again as soon as it was started, both are ended and the next
+//! incarnation begins, later each time. A process that exits with code 2 has said what the operator must change: then
+//! nothing is tried again.
 //!
 //! The children cannot outlive us: each is started through `spindle child`, which asks the kernel for SIGKILL at our
 //! death and then becomes the program. All are one process group, so that `kill -9 -PGID` ends everything at once.
@@ -14,10 +16,10 @@ use crate::guard::Guard;
 use crate::machine;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
-use spindle_ring::{AttachmentFds, Side};
+use spindle_ring::{AttachmentFds, Handover, Side};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -29,8 +31,12 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Control's own patience for its peers, and some more.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(4);
 const DATAPLANE_PATIENCE: Duration = Duration::from_secs(1);
-/// A round that lasted this long was a good one.
-const GOOD_ROUND: Duration = Duration::from_secs(30);
+/// An incarnation that lasted this long was a good one.
+const GOOD_INCARNATION: Duration = Duration::from_secs(30);
+/// A process that dies sooner did not come up at all.
+const SHORT_LIFE: Duration = Duration::from_millis(300);
+/// So many short lives in a row, and a new incarnation begins.
+const SHORT_LIVES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -132,24 +138,49 @@ pub fn become_child(parent: u32, program: &Path, arguments: &[String]) -> String
     format!("{} cannot be started: {error}", program.display())
 }
 
-/// Both processes of an incarnation.
-struct Round {
-    dataplane: Child,
-    control: Child,
+/// One of the two processes.
+struct Process {
+    child: Child,
+    handover: Handover,
+    started: Instant,
 }
 
-impl Round {
-    fn start(
-        settings: &Settings,
-        programs: &Programs,
-        generation: u64,
-        started_us: u64,
-        new_secret: bool,
-    ) -> Result<Round, Refused> {
-        let attachment =
-            AttachmentFds::create(generation).map_err(|e| format!("no shared memory: {e}; free some"))?;
-        let gateway = &settings.gateway;
-        let mut dataplane = programs.child(&programs.dataplane);
+impl Process {
+    fn spawn(mut command: std::process::Command) -> std::io::Result<Process> {
+        let handover = Handover::to(&mut command)?;
+        let child = Command::from(command).kill_on_drop(true).spawn()?;
+        Ok(Process { child, handover, started: Instant::now() })
+    }
+
+    /// 0 once it has died.
+    fn pid(&self) -> u32 {
+        self.child.id().unwrap_or(0)
+    }
+
+    /// Asks it to end, and ends it if it takes longer.
+    async fn stop(&mut self, patience: Duration) {
+        if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id as i32)) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        if tokio::time::timeout(patience, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+}
+
+/// What both processes are started with.
+struct Plan<'a> {
+    settings: &'a Settings,
+    programs: &'a Programs,
+    /// When this incarnation began, microseconds since 1970.
+    started_us: u64,
+    new_secret: bool,
+}
+
+impl Plan<'_> {
+    fn dataplane(&self, attachment: &AttachmentFds) -> std::io::Result<Process> {
+        let gateway = &self.settings.gateway;
+        let mut dataplane = self.programs.child(&self.programs.dataplane);
         dataplane.args(["--inside", &gateway.inside, "--outside", &gateway.outside]);
         dataplane.args(["--polling", gateway.polling.name(), "--xdp-mode", gateway.xdp_mode.name()]);
         dataplane.args(["--nat-port", &gateway.natt_port.to_string()]);
@@ -157,45 +188,161 @@ impl Round {
             dataplane.args(["--core", &core.to_string()]);
         }
         attachment.give(Side::Dataplane, &mut dataplane);
-        let dataplane = Command::from(dataplane).kill_on_drop(true).spawn()?;
+        Process::spawn(dataplane)
+    }
 
-        let mut control = programs.child(&programs.control);
-        control.arg("--config").arg(&settings.file);
-        control.args(["--dataplane-pid", &dataplane.id().unwrap_or(0).to_string()]);
-        control.args(["--started-us", &started_us.to_string()]);
-        if new_secret {
+    fn control(&self, attachment: &AttachmentFds, dataplane: u32) -> std::io::Result<Process> {
+        let mut control = self.programs.child(&self.programs.control);
+        control.arg("--config").arg(&self.settings.file);
+        control.args(["--dataplane-pid", &dataplane.to_string()]);
+        control.args(["--started-us", &self.started_us.to_string()]);
+        if self.new_secret {
             control.arg("--new-secret");
         }
         attachment.give(Side::Control, &mut control);
-        let control = Command::from(control).kill_on_drop(true).spawn()?;
-        Ok(Round { dataplane, control })
+        Process::spawn(control)
+    }
+}
+
+/// One incarnation: both processes, and what they share.
+struct Incarnation<'a> {
+    plan: Plan<'a>,
+    attachment: AttachmentFds,
+    dataplane: Process,
+    control: Process,
+    /// Of the dataplane, in a row.
+    short_lives: u32,
+}
+
+/// A process has died.
+struct Death {
+    who: Side,
+    status: ExitStatus,
+    /// How long it had lived.
+    life: Duration,
+}
+
+impl Death {
+    /// Can the other process go on without it?
+    fn may_be_alone(&self) -> bool {
+        self.who == Side::Dataplane
     }
 
-    /// Waits until one has died; its name and how.
-    async fn first_death(&mut self) -> std::io::Result<(&'static str, ExitStatus)> {
-        tokio::select! {
-            status = self.dataplane.wait() => status.map(|s| ("spindle-dataplane", s)),
-            status = self.control.wait() => status.map(|s| ("spindle-control", s)),
+    /// May it have been told to end, as we shall be?
+    fn looks_told(&self) -> bool {
+        let signals = [Signal::TERM, Signal::INT].map(|signal| Some(signal.as_raw()));
+        self.status.success() || signals.contains(&self.status.signal())
+    }
+}
+
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match self.who {
+            Side::Dataplane => "spindle-dataplane",
+            Side::Control => "spindle-control",
+        };
+        write!(f, "{name} ended ({})", self.status)
+    }
+}
+
+/// How an incarnation ends.
+enum End {
+    Told,
+    /// The next one may begin.
+    Died(Death),
+    /// The operator has to change something first.
+    Refused,
+}
+
+impl<'a> Incarnation<'a> {
+    fn begin(plan: Plan<'a>, generation: u64) -> Result<Incarnation<'a>, Refused> {
+        let attachment =
+            AttachmentFds::create(generation).map_err(|e| format!("no shared memory: {e}; free some"))?;
+        let dataplane = plan.dataplane(&attachment)?;
+        let control = plan.control(&attachment, dataplane.pid())?;
+        Ok(Incarnation { plan, attachment, dataplane, control, short_lives: 0 })
+    }
+
+    /// Starts again what dies alone, until it is told to end or cannot go on.
+    async fn run(&mut self, told: &mut Told) -> std::io::Result<End> {
+        loop {
+            let death = tokio::select! {
+                () = told.to_end() => { self.stop().await; return Ok(End::Told) }
+                death = self.first_death() => death?,
+            };
+            // A signal to the whole group reaches the children first, now and then.
+            if death.looks_told() && told.to_end_within(Duration::from_millis(50)).await {
+                self.stop().await;
+                return Ok(End::Told);
+            }
+            if death.status.code() == Some(2) {
+                // It has said why.
+                self.kill().await;
+                return Ok(End::Refused);
+            }
+            self.short_lives = if death.life < SHORT_LIFE { self.short_lives + 1 } else { 0 };
+            if !death.may_be_alone() || self.short_lives > SHORT_LIVES {
+                self.kill().await;
+                return Ok(End::Died(death));
+            }
+            let pause = FIRST_PAUSE * self.short_lives;
+            tracing::error!("{death}; it is started again in {} ms", pause.as_millis());
+            if told.to_end_within(pause).await {
+                self.stop().await;
+                return Ok(End::Told);
+            }
+            self.start_dataplane_again()?;
         }
+    }
+
+    /// Waits until one has died.
+    async fn first_death(&mut self) -> std::io::Result<Death> {
+        let (who, status, started) = tokio::select! {
+            status = self.dataplane.child.wait() => (Side::Dataplane, status, self.dataplane.started),
+            status = self.control.child.wait() => (Side::Control, status, self.control.started),
+        };
+        Ok(Death { who, status: status?, life: started.elapsed() })
+    }
+
+    fn start_dataplane_again(&mut self) -> std::io::Result<()> {
+        self.attachment = self.attachment.successor(Side::Dataplane)?;
+        self.dataplane = self.plan.dataplane(&self.attachment)?;
+        let handed = self.control.handover.give(Side::Control, &self.attachment, self.dataplane.pid());
+        if let Err(error) = handed {
+            // It has died as well: that is noticed next.
+            tracing::error!("spindle-control takes no new attachment: {error}");
+        }
+        Ok(())
     }
 
     /// Ends both at once.
     async fn kill(&mut self) {
-        let _ = tokio::join!(self.dataplane.kill(), self.control.kill());
+        let _ = tokio::join!(self.dataplane.child.kill(), self.control.child.kill());
     }
 
     /// Lets control say goodbye to the peers, then ends the dataplane.
     async fn stop(&mut self) {
-        for (child, patience) in
-            [(&mut self.control, CONTROL_PATIENCE), (&mut self.dataplane, DATAPLANE_PATIENCE)]
-        {
-            if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id as i32)) {
-                let _ = kill_process(pid, Signal::TERM);
-            }
-            if tokio::time::timeout(patience, child.wait()).await.is_err() {
-                let _ = child.kill().await;
-            }
+        self.control.stop(CONTROL_PATIENCE).await;
+        self.dataplane.stop(DATAPLANE_PATIENCE).await;
+    }
+}
+
+/// By whom we are told to end.
+struct Told {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Told {
+    async fn to_end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
+    }
+
+    async fn to_end_within(&mut self, patience: Duration) -> bool {
+        tokio::time::timeout(patience, self.to_end()).await.is_ok()
     }
 }
 
@@ -205,44 +352,29 @@ async fn supervise(
     mut started_us: u64,
     mut new_secret: bool,
 ) -> Result<u8, Refused> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut told =
+        Told { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     let mut pause = FIRST_PAUSE;
-    for generation in 1.. {
+    let mut generation = 1;
+    loop {
         let begun = Instant::now();
-        let mut round = Round::start(settings, programs, generation, started_us, new_secret)?;
+        let plan = Plan { settings, programs, started_us, new_secret };
+        let mut incarnation = Incarnation::begin(plan, generation)?;
+        let death = match incarnation.run(&mut told).await? {
+            End::Told => return Ok(0),
+            End::Refused => return Ok(2),
+            End::Died(death) => death,
+        };
+        generation = incarnation.attachment.generation() + 1;
         new_secret = false;
-        let (who, status) = tokio::select! {
-            _ = terminate.recv() => { round.stop().await; return Ok(0) }
-            _ = interrupt.recv() => { round.stop().await; return Ok(0) }
-            death = round.first_death() => death?,
-        };
-        // A signal to the whole group reaches the children first, now and then.
-        let stopped = tokio::select! {
-            _ = terminate.recv() => true,
-            _ = interrupt.recv() => true,
-            () = tokio::time::sleep(Duration::from_millis(50)) => false,
-        };
-        if stopped {
-            round.stop().await;
-            return Ok(0);
-        }
-        round.kill().await;
-        if status.code() == Some(2) {
-            // It has said why.
-            return Ok(2);
-        }
-        if begun.elapsed() >= GOOD_ROUND {
+        if begun.elapsed() >= GOOD_INCARNATION {
             pause = FIRST_PAUSE;
         }
-        tracing::error!("{who} ended ({status}); a new incarnation begins in {} ms", pause.as_millis());
-        tokio::select! {
-            _ = terminate.recv() => return Ok(0),
-            _ = interrupt.recv() => return Ok(0),
-            () = tokio::time::sleep(pause) => {}
+        tracing::error!("{death}; a new incarnation begins in {} ms", pause.as_millis());
+        if told.to_end_within(pause).await {
+            return Ok(0);
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
         started_us = wall_clock_us();
     }
-    Ok(1)
 }

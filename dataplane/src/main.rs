@@ -33,9 +33,9 @@ use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::CpuSet;
 use spindle_aead::Provider;
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
-use spindle_engine::{Engine, EngineConfig, PortConfig, PortId};
+use spindle_engine::{Engine, EngineConfig, PortConfig, PortId, SaRegion};
 use spindle_port::{Interface, XdpPort, bind_outside, bind_pair, driver_name};
-use spindle_ring::{Bell, Broken, DataplaneSide};
+use spindle_ring::{Bell, Broken, DataplaneSide, Heir};
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -44,9 +44,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use worker::{Polling, SOCKET_COUNTER_NAMES, Shared, Worker};
+use worker::{Polling, Rings, SOCKET_COUNTER_NAMES, Shared, Worker};
 
 /// Drivers whose frames may carry a checksum that only their own hardware would have completed.
 const PARTIAL_CHECKSUM_DRIVERS: [&str; 3] = ["veth", "virtio_net", "tun"];
@@ -133,6 +134,8 @@ struct Dataplane {
     notifications: Notifications,
     worker: Option<std::thread::JoinHandle<()>>,
     ended: Ended,
+    /// By which the next attachment comes if control dies alone.
+    heir: Option<AsyncFd<Heir>>,
 }
 
 type Notifications = Pin<Box<dyn Stream<Item = RouteNetlinkMessage>>>;
@@ -141,6 +144,12 @@ impl Dataplane {
     async fn start(arguments: &Arguments) -> Result<Dataplane> {
         protect_process()?;
         let side = DataplaneSide::from_environment()?;
+        #[expect(
+            deprecated,
+            reason = "an Heir owns the descriptor that it claims to be; the successor is unsafe"
+        )]
+        let heir =
+            Heir::from_environment()?.map(AsyncFd::new).transpose().context("cannot wait for control")?;
         let (connection, handle, notifications) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Neigh,
@@ -193,7 +202,8 @@ impl Dataplane {
             || PortConfig { mac: [0; 6], mtu, complete_checksums: false, address: None, address_v6: None };
         let provider = choice.provider;
         let config = EngineConfig::new(local.clone(), ports.0.unwrap_or_else(none), ports.1);
-        let engine = Engine::new(EngineConfig { provider, nat_port, inside_is_host, ..config });
+        let region = Some(SaRegion::new(Arc::new(side.sas), Arc::new(side.windows)));
+        let engine = Engine::new(EngineConfig { provider, nat_port, inside_is_host, region, ..config });
         let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
         let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
         let in_clear = steer.take_in_clear()?.context("the XDP program has no addresses of policies")?;
@@ -218,6 +228,7 @@ impl Dataplane {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
         let shared = Arc::new(Shared {
             updates: ArrayQueue::new(QUEUE),
+            rings: ArrayQueue::new(1),
             wake: Bell::new(wake),
             stop: AtomicBool::new(false),
             counters,
@@ -280,6 +291,7 @@ impl Dataplane {
             })),
             worker: Some(worker),
             ended,
+            heir,
         })
     }
 
@@ -297,6 +309,15 @@ impl Dataplane {
                     Changed::InterfaceGone(name) => break Err(anyhow!("the interface {name} is gone")),
                 },
                 _ = tick.tick() => self.copy_counters(),
+                ready = async {
+                    match &self.heir {
+                        Some(heir) => heir.readable().await.map(|mut ready| ready.clear_ready()),
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    ready.context("cannot wait for control")?;
+                    self.attach()?;
+                }
                 _ = terminate.recv() => break Ok(()),
                 _ = interrupt.recv() => break Ok(()),
                 ended = &mut self.ended => break match ended {
@@ -312,6 +333,18 @@ impl Dataplane {
         }
         self.copy_counters();
         result // dropping `steer` detaches XDP
+    }
+
+    /// Control has died and another one been started: the worker goes on with new rings.
+    fn attach(&self) -> Result<()> {
+        let Some(heir) = &self.heir else { return Ok(()) };
+        if let Some(side) = heir.get_ref().dataplane_side()? {
+            tracing::info!(generation = side.generation, "control has been started anew");
+            let DataplaneSide { commands, urgent, noise, .. } = side;
+            self.shared.rings.force_push(Rings { commands, urgent, noise });
+            self.shared.wake.ring();
+        }
+        Ok(())
     }
 
     /// Addresses or links changed.

@@ -9,11 +9,11 @@ use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use spindle_abi::{Command, CommandRecord, Event, Selector, Spi, Time};
+use spindle_abi::{Command, CommandRecord, Event, EventRecord, Selector, Spi, Time};
 use spindle_bpf::steer::{InClear, SpiStates};
 use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortConfig, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
-use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter};
+use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter, Producer};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -48,8 +48,17 @@ pub(crate) enum Update {
     LocalAddresses(Vec<IpAddr>),
 }
 
+/// The rings of the next attachment, after control's death.
+pub(crate) struct Rings {
+    pub(crate) commands: Consumer<CommandRecord>,
+    pub(crate) urgent: Producer<EventRecord>,
+    pub(crate) noise: Producer<EventRecord>,
+}
+
 /// What main and a worker share.
 pub(crate) struct Shared {
+    /// To the worker: the latest.
+    pub(crate) rings: ArrayQueue<Rings>,
     /// To the worker.
     pub(crate) updates: ArrayQueue<Update>,
     /// Wakes the worker for an update or for the end.
@@ -58,6 +67,13 @@ pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
     /// Counters, of the worker's and of main's.
     pub(crate) counters: CounterWriter,
+}
+
+impl Shared {
+    /// Is there nothing for the worker?
+    fn has_nothing(&self) -> bool {
+        self.updates.is_empty() && self.rings.is_empty()
+    }
 }
 
 /// Does an idle worker sleep?
@@ -104,11 +120,13 @@ impl Worker {
     /// Runs until it is told to stop, or until the other process breaks the attachment.
     pub(crate) fn run(mut self) -> Result<(), Broken> {
         let (mut busy, mut kept, mut asked, mut limit) = (monotonic(), Time(0), Time(0), COMMANDS_AT_LEISURE);
-        let _ = self.outlet.event(Event::Ready); // the first of a fresh ring, so there is room
-        self.outlet.urgent.publish();
+        self.say_ready();
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now = monotonic();
             self.outlet.now = now;
+            if !self.shared.rings.is_empty() {
+                self.attach();
+            }
             let orders = self.updates(now) + self.commands(now, limit)?;
             let frames =
                 self.burst(now, PortId::Inside) + self.bursts_of_host(now) + self.burst(now, PortId::Outside);
@@ -135,6 +153,19 @@ impl Worker {
         }
         self.ask_sockets();
         Ok(())
+    }
+
+    fn say_ready(&mut self) {
+        let _ = self.outlet.event(Event::Ready); // the first of a fresh ring, so there is room
+        self.outlet.urgent.publish();
+    }
+
+    /// Goes on with another control: the SAs stay as they are, what the dead one had not taken yet is lost.
+    fn attach(&mut self) {
+        let Some(rings) = self.shared.rings.pop() else { return };
+        self.commands = rings.commands;
+        (self.outlet.urgent, self.outlet.noise) = (rings.urgent, rings.noise);
+        self.say_ready();
     }
 
     /// Moves what one port has received, one burst at most.
@@ -313,7 +344,7 @@ impl Worker {
             return Ok(());
         }
         let idle = self.outlet.ports.iter_mut().flatten().all(XdpPort::is_idle);
-        if idle && self.shared.updates.is_empty() {
+        if idle && self.shared.has_nothing() {
             let wake = self.shared.wake.as_fd();
             let [inside, outside] = &self.outlet.ports;
             let background = outside.as_ref().and_then(XdpPort::background);

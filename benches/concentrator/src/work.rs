@@ -104,7 +104,7 @@ impl Seen {
         let again = sent.iter().filter(|s| matches!(s, Sent::Initiation { again: true })).count() as u32;
         let (kind, own) = match input {
             None => (Kind::Tick, 0),
-            Some(Input::Secrets(_) | Input::Addresses(_)) => (Kind::Other, 0),
+            Some(Input::Secrets(_) | Input::Addresses(_) | Input::NewDataplane) => (Kind::Other, 0),
             Some(Input::Event(Event::FormerSpi(_) | Event::UnknownSpi(_))) if clear > 0 => {
                 (Kind::EspAnswer, 1)
             }

@@ -329,6 +329,9 @@ pub enum Input {
     Datagram(Datagram),
     /// From a ring.
     Event(Event),
+    /// The dataplane has died and another one has been started: it knows nothing yet, and will say when it is ready. Events
+    /// of the dead one come before this, or never.
+    NewDataplane,
     /// Which addresses are on this machine, where a cluster moves them; without such word all of the connections' are.
     /// Due whenever that changes, and before anything else.
     Addresses(Vec<IpAddr>),

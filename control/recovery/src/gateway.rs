@@ -14,7 +14,8 @@ use crate::reconnect::Reconnect;
 use crate::rotation::Rotation;
 use crate::stats::{Counter, Stats};
 use crate::tickets::{SharedTickets, Tickets};
-use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, Spi, SpiReport, SpiState, Time};
+use dataplane::{Awaited, Dataplane};
+use spindle_abi::{Command, MAX_FORMER_AT_ONCE, Spi, SpiReport, SpiState, Time};
 use spindle_ike::Endpoint;
 use spindle_ike::api::{
     ActivityReader, Authority, ConnectionConfig, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis, Refused,
@@ -41,15 +42,6 @@ pub struct ConnectionStatus {
     pub child_sas: usize,
     /// Is it waiting to be initiated again (after a proof, or a start)?
     pub initiating: bool,
-}
-
-/// What an unacknowledged command is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Awaited {
-    /// A part of the start; `ready` waits for it.
-    Boot,
-    /// All others.
-    Running,
 }
 
 /// A whole gateway's control plane.
@@ -96,11 +88,8 @@ pub struct Gateway {
     output: VecDeque<Output>,
     /// SPIs whose former state the dataplane has not been told yet.
     untold: std::vec::IntoIter<Spi>,
-    sequence: u64,
-    awaited: HashMap<u64, Awaited>,
-    /// Boot commands that are not acknowledged yet.
-    boot_left: usize,
-    dataplane_ready: bool,
+    /// What it has been told, and what it has acknowledged.
+    dataplane: Dataplane,
     ready: bool,
     taking_down: Option<TakingDown>,
     stopping: bool,
@@ -145,7 +134,6 @@ impl Gateway {
         let former = FormerTable::new(boot.former);
         endpoint.avoid_spis(former.spis());
 
-        let untold: Vec<Spi> = former.spis().collect();
         let limits = &config.limits;
         let policies = config.connections.iter().flat_map(|connection| {
             connection.children.iter().map(|child| (child.policy, connection.name.clone()))
@@ -180,18 +168,15 @@ impl Gateway {
             token_reports: Total::new(TOKEN_REPORTS),
             stats: Stats::default(),
             output: VecDeque::new(),
-            boot_left: untold.len().div_ceil(MAX_FORMER_AT_ONCE),
-            untold: untold.into_iter(),
+            untold: Vec::new().into_iter(),
             former,
-            sequence: 0,
-            awaited: HashMap::new(),
-            dataplane_ready: false,
+            dataplane: Dataplane::default(),
             ready: false,
             taking_down: None,
             stopping: false,
             config,
         };
-        gateway.set_policies();
+        gateway.set_up();
         gateway.drain(now);
         gateway
     }
@@ -203,6 +188,7 @@ impl Gateway {
             Input::Datagram(datagram) => self.endpoint.handle(now, datagram),
             Input::Addresses(here) => self.addresses(now, &here),
             Input::Event(event) => self.event(now, event),
+            Input::NewDataplane => self.dataplane_is_new(),
             Input::Secrets(generations) => self.secrets_written(now, generations),
         }
         self.drain(now);
@@ -213,7 +199,7 @@ impl Gateway {
         let wall = self.wall(now);
         while let Some(spi) = self.former.expire(wall) {
             self.stats.count(Counter::FormerExpired);
-            self.command(Command::SetSpiState { spi, state: SpiState::Unknown }, Awaited::Running);
+            self.command(Command::SetSpiState { spi, state: SpiState::Unknown });
             self.output.push_back(Output::Journal(JournalWrite::Remove(spi)));
             self.endpoint.release_spi(spi);
         }
@@ -336,68 +322,6 @@ impl Gateway {
         self.drain(now);
     }
 
-    /// RFC 4301 section 4.4.1: policies are ordered; here by their ids.
-    fn set_policies(&mut self) {
-        let children = self.config.connections.iter().flat_map(|c| &c.children);
-        let protect = children.map(|c| (c.policy, PolicyAction::Protect, &c.selectors, c.hold_packets));
-        let others = self.config.policies.iter().map(|p| (p.id, p.action, &p.selectors, 0));
-        let mut all: Vec<_> = protect.chain(others).collect();
-        all.sort_by_key(|(id, ..)| *id);
-        let commands: Vec<Command> = all
-            .into_iter()
-            .map(|(id, action, selectors, hold)| Command::SetPolicy {
-                id,
-                priority: id,
-                action,
-                selectors: selectors.clone(),
-                hold,
-            })
-            .collect();
-        for command in commands {
-            self.boot_left += 1;
-            self.command(command, Awaited::Boot);
-        }
-    }
-
-    fn event(&mut self, now: Time, event: Event) {
-        match event {
-            Event::Ready => {
-                self.dataplane_ready = true;
-                self.check_ready(now);
-            }
-            Event::Acknowledged { sequence, done } => self.acknowledged(now, sequence, done),
-            // Which of the two it is, control knows best: the state may still be on its way to the dataplane.
-            Event::FormerSpi(report) | Event::UnknownSpi(report) => self.esp_without_sa(now, &report),
-            Event::Acquire { policy, packet } if !self.stopping => self.acquire(now, policy, packet),
-            Event::Acquire { .. } => {}
-            Event::FirstInbound { spi } => self.endpoint.first_inbound(now, spi),
-            Event::Lifetime { index, hard } => self.endpoint.lifetime(now, index, hard),
-        }
-    }
-
-    fn acknowledged(&mut self, now: Time, sequence: u64, done: bool) {
-        let Some(awaited) = self.awaited.remove(&sequence) else { return };
-        if !done {
-            self.stats.count(Counter::CommandsRefused);
-            self.report("command-refused", None, None, None, format!("number {sequence}"));
-        }
-        if awaited == Awaited::Boot {
-            self.boot_left -= 1;
-            self.check_ready(now);
-        }
-    }
-
-    fn check_ready(&mut self, now: Time) {
-        if self.ready || !self.dataplane_ready || self.boot_left > 0 {
-            return;
-        }
-        self.ready = true;
-        self.report("ready", None, None, None, format!("incarnation {}", self.incarnation));
-        let here = self.answers.addresses();
-        self.contact_peers(now, |at| here.contains(&at));
-        self.start_connections(|at| here.contains(&at));
-    }
-
     /// Carries out all that the endpoint wants, and what follows from it.
     fn drain(&mut self, now: Time) {
         loop {
@@ -406,7 +330,7 @@ impl Gateway {
                     spindle_ike::api::Output::Transmit(datagram) => {
                         self.output.push_back(Output::Transmit(datagram));
                     }
-                    spindle_ike::api::Output::Dataplane(command) => self.command(command, Awaited::Running),
+                    spindle_ike::api::Output::Dataplane(command) => self.command(command),
                     spindle_ike::api::Output::Unmatched(unmatched) => self.unmatched(now, unmatched),
                     spindle_ike::api::Output::Report(report) => self.reported(now, report),
                 }
@@ -573,17 +497,6 @@ impl Gateway {
         if done == 0 { Err(Refused::UnknownSa) } else { Ok(done) }
     }
 
-    fn command(&mut self, command: Command, awaited: Awaited) {
-        let output = self.numbered(command, awaited);
-        self.output.push_back(output);
-    }
-
-    fn numbered(&mut self, command: Command, awaited: Awaited) -> Output {
-        self.sequence += 1;
-        self.awaited.insert(self.sequence, awaited);
-        Output::Command { sequence: self.sequence, command }
-    }
-
     fn report_ike(&mut self, name: &'static str, ike: IkeSaId) {
         let row = self.journal.ike_sa(ike);
         let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
@@ -627,6 +540,7 @@ fn reason(authority: &Authority) -> String {
 
 mod addresses;
 mod contact;
+mod dataplane;
 mod heard;
 mod secrets;
 mod sir;

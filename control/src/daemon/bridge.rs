@@ -59,6 +59,14 @@ impl Bridge {
         self.side.borrow().bell().try_clone_to_owned()
     }
 
+    /// Goes on with the rings of a dataplane that was started anew. What waited for the dead one's is forgotten: the gateway
+    /// gives it out again.
+    pub(super) fn attach(&mut self, side: ControlSide) {
+        *self.side.borrow_mut() = side;
+        self.waiting.clear();
+        self.refused = None;
+    }
+
     pub(super) fn activity(&self) -> Activity {
         Activity(self.side.clone())
     }
@@ -183,6 +191,23 @@ mod tests {
             assert!(seen > before, "no progress at {seen}");
         }
         assert_eq!(bridge.stats()[3], ("commands_sent", total));
+    }
+
+    #[test]
+    fn a_new_dataplane_gets_nothing_that_was_meant_for_the_dead_one() {
+        let fds = AttachmentFds::create(1).unwrap();
+        let mut bridge = Bridge::new(fds.control_side().unwrap(), 14_500);
+        let state = |spi: u64| Command::SetSpiState { spi: Spi(spi as u32), state: SpiState::Former };
+        // Fills the ring, and some wait beside it.
+        (0..5_000).for_each(|n| bridge.command(n, state(n + 256)));
+        bridge.flush().unwrap();
+        let next = fds.successor(spindle_ring::Side::Dataplane).unwrap();
+        let mut dataplane = next.dataplane_side().unwrap();
+        bridge.attach(next.control_side().unwrap());
+        bridge.command(5_000, state(300));
+        bridge.flush().unwrap();
+        assert_eq!(dataplane.commands.pop().unwrap().unwrap().decode().0, 5_000);
+        assert!(dataplane.commands.pop().unwrap().is_none());
     }
 
     /// RFC 3948 section 2.1: ESP in UDP leaves from the port that IKE uses.

@@ -39,8 +39,9 @@ use spindle_recovery::Gateway;
 use spindle_recovery::api::{Config, Input, Output, Report};
 use spindle_recovery::secrets::method_name;
 use spindle_recovery::store::{SmallFile, SmallFiles, StoreError};
-use spindle_ring::{Broken, ControlSide};
+use spindle_ring::{AttachError, Broken, ControlSide, Heir};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -112,12 +113,19 @@ pub fn run(settings: &Settings, start: Start) -> Result<(), Failure> {
         let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
         let _ = rustix::mm::mlockall(flags);
     }
-    let side = ControlSide::from_environment().map_err(|e| Failure::Failed(e.to_string()))?;
+    let unattached = |e: AttachError| Failure::Failed(e.to_string());
+    let side = ControlSide::from_environment().map_err(unattached)?;
+    let heir = Heir::from_environment().map_err(unattached)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| Failure::Failed(format!("no event loop: {e}")))?.block_on(async {
-        let mut daemon = Daemon::start(settings, start, side)?;
+        let mut daemon = Daemon::start(settings, start, side, heir)?;
         daemon.run().await
     })
+}
+
+#[expect(deprecated, reason = "these own the descriptor that they claim to be; the successor is unsafe")]
+fn watch<T: AsRawFd>(descriptor: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::new(descriptor)
 }
 
 struct Daemon<'a> {
@@ -125,6 +133,8 @@ struct Daemon<'a> {
     status: Status,
     gateway: Gateway,
     bridge: Bridge,
+    /// By which the next attachment comes if the dataplane dies alone.
+    heir: Option<AsyncFd<Heir>>,
     activity: Box<dyn ActivityReader>,
     /// Where a cluster moves them.
     addresses: Option<Addresses>,
@@ -143,7 +153,12 @@ struct Daemon<'a> {
 }
 
 impl<'a> Daemon<'a> {
-    fn start(settings: &'a Settings, start: Start, side: ControlSide) -> Result<Daemon<'a>, Failure> {
+    fn start(
+        settings: &'a Settings,
+        start: Start,
+        side: ControlSide,
+        heir: Option<Heir>,
+    ) -> Result<Daemon<'a>, Failure> {
         let state_dir = &settings.gateway.state_dir;
         let refused = |e: StoreError| {
             let problem = match &e {
@@ -278,6 +293,7 @@ impl<'a> Daemon<'a> {
             status,
             gateway,
             bridge,
+            heir: heir.map(watch).transpose().map_err(|e| Failure::Failed(format!("no event loop: {e}")))?,
             activity,
             addresses,
             sockets,
@@ -302,11 +318,7 @@ impl<'a> Daemon<'a> {
 
     async fn run(&mut self) -> Result<(), Failure> {
         let failed = |e: io::Error| Failure::Failed(format!("no event loop: {e}"));
-        #[expect(
-            deprecated,
-            reason = "an OwnedFd is the descriptor that it claims to be; the successor is unsafe"
-        )]
-        let bell = AsyncFd::new(self.bridge.bell().map_err(failed)?).map_err(failed)?;
+        let mut bell = watch(self.bridge.bell().map_err(failed)?).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut events = Vec::new();
@@ -325,6 +337,17 @@ impl<'a> Daemon<'a> {
                 biased;
                 _ = terminate.recv() => self.stop(),
                 _ = interrupt.recv() => self.stop(),
+                ready = async {
+                    match &self.heir {
+                        Some(heir) => heir.readable().await.map(|mut ready| ready.clear_ready()),
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    ready.map_err(failed)?;
+                    if self.attach(&mut events)? {
+                        bell = watch(self.bridge.bell().map_err(failed)?).map_err(failed)?;
+                    }
+                }
                 ready = bell.readable() => ready.map_err(failed)?.clear_ready(),
                 () = async {
                     match &self.addresses {
@@ -397,6 +420,28 @@ impl<'a> Daemon<'a> {
         Ok(more)
     }
 
+    /// The dataplane has died and another one been started: what the dead one still said, then the rings of the new one.
+    fn attach(&mut self, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        let next = self.heir.as_ref().map(|heir| heir.get_ref().control_side()).transpose();
+        let Some((side, dataplane)) = next.map_err(|e| Failure::Failed(e.to_string()))?.flatten() else {
+            return Ok(false);
+        };
+        // One that broke a ring is not heard to the end.
+        while let Ok(more) = self.bridge.events(events) {
+            for event in events.drain(..) {
+                self.gateway.handle(now(), Input::Event(event));
+            }
+            if !more {
+                break;
+            }
+        }
+        events.clear();
+        self.bridge.attach(side);
+        self.status.pids.dataplane = dataplane;
+        self.gateway.handle(now(), Input::NewDataplane);
+        Ok(true)
+    }
+
     fn note_addresses(&mut self) {
         for here in self.addresses.as_mut().map(Addresses::changed).unwrap_or_default() {
             self.gateway.handle(now(), Input::Addresses(here));
@@ -418,9 +463,11 @@ impl<'a> Daemon<'a> {
             _ => tracing::info!(connection, ?spis, ?spi, "{name} {detail}"),
         }
         self.events.add(at_us, report);
-        if *name == "ready" && !self.status.ready {
-            self.status.ready = true;
-            self.status.ready_us = Some(at_us);
+        match *name {
+            "ready" => (self.status.ready, self.status.ready_us) = (true, Some(at_us)),
+            "dataplane-restarted" => self.status.ready = false,
+            "dataplane-ready" => self.status.ready = true,
+            _ => {}
         }
         for waiter in &mut self.waiters {
             waiter.note(report);

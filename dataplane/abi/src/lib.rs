@@ -225,6 +225,30 @@ pub struct SaParameters {
 /// SAs in one dataplane at most, inbound and outbound.
 pub const MAX_SAS: u32 = 1 << 21;
 
+/// The words (64 bits) of an SA's slot in the region that outlives the dataplane: one cache line. The dataplane alone writes.
+pub mod sa_slot {
+    /// Words of a slot.
+    pub const WORDS: usize = 8;
+    /// Of [`SaActivity`](super::SaActivity).
+    pub const PACKETS: usize = 0;
+    /// Of [`SaActivity`](super::SaActivity).
+    pub const BYTES: usize = 1;
+    /// Of [`SaActivity`](super::SaActivity).
+    pub const LAST: usize = 2;
+    /// Whose slot it is; 0 is nobody's.
+    pub const IDENTITY: usize = 3;
+    /// Outbound: every sequence number up to it may have been used. Inbound: the highest that was authenticated.
+    pub const SEQUENCE: usize = 4;
+    /// Blocks of 64 numbers in the replay window.
+    pub const SIZE: usize = 5;
+    /// The first block, of windows with [`BLOCKS`] at most; the others have a place of their own.
+    pub const WINDOW: usize = 6;
+    /// Blocks that a slot has room for.
+    pub const BLOCKS: usize = 2;
+    /// Blocks of the largest replay window.
+    pub const MAX_BLOCKS: usize = 2048;
+}
+
 /// Virtual interfaces at most.
 pub const MAX_INTERFACES: u16 = 256;
 

@@ -20,8 +20,14 @@ const LAYOUT_VERSION: u64 = 5;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {
-    let parts =
-        [LAYOUT_VERSION, COMMAND_SIZE as u64, EVENT_SIZE as u64, MAX_SAS as u64, SelectorSet::MAX as u64];
+    let parts = [
+        LAYOUT_VERSION,
+        COMMAND_SIZE as u64,
+        EVENT_SIZE as u64,
+        MAX_SAS as u64,
+        SelectorSet::MAX as u64,
+        crate::sa_slot::WORDS as u64,
+    ];
     let mut hash = 0xcbf2_9ce4_8422_2325_u64; // FNV-1a
     let mut i = 0;
     while i < parts.len() {

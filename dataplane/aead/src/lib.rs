@@ -52,6 +52,16 @@ impl Algorithm {
     }
 }
 
+/// A name for a key: 64 bits of the SHA-256 of these parts, by which nothing can be learned of it.
+pub fn fingerprint(parts: &[&[u8]]) -> u64 {
+    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    parts.iter().for_each(|part| context.update(part));
+    let digest = context.finish();
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest.as_ref()[..8]);
+    u64::from_be_bytes(first)
+}
+
 /// The tag does not match: the packet is not authentic.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotAuthentic;

@@ -174,3 +174,9 @@ proptest! {
         }
     }
 }
+
+/// FIPS 180-2 appendix B.1: SHA-256 of "abc".
+#[test]
+fn a_fingerprint_is_the_beginning_of_the_hash_of_all_parts() {
+    assert_eq!(crate::fingerprint(&[b"a", b"", b"bc"]), 0xba78_16bf_8f01_cfea);
+}

@@ -1,5 +1,6 @@
 //! What an engine is told at its start, and how it refuses.
 
+use crate::SaRegion;
 use spindle_aead::Provider;
 use spindle_wire::esp;
 use std::fmt;
@@ -47,6 +48,8 @@ pub struct EngineConfig {
     pub max_reassemblies: usize,
     /// Who encrypts.
     pub provider: Provider,
+    /// Where sequence numbers and replay windows outlive the engine; `None`: nowhere.
+    pub region: Option<SaRegion>,
 }
 
 impl EngineConfig {
@@ -66,6 +69,7 @@ impl EngineConfig {
             max_next_hops: 1 << 16,
             max_reassemblies: 256,
             provider: Provider::default(),
+            region: None,
         }
     }
 }

@@ -72,6 +72,7 @@ impl Engine {
                 *known = self.spis.lookup(arrival.spi);
                 if let Known::Current(index) = *known {
                     self.sas.prefetch_inbound(index);
+                    self.region.iter().for_each(|region| region.prefetch(index));
                 }
             }
         }
@@ -233,13 +234,18 @@ impl Engine {
         if inbound.usage.is_expired() {
             return Err(DropReason::InboundExpired);
         }
+        let top = inbound.sa.sequence();
         let opened = inbound.sa.open(esp_octets).map_err(|fault| match fault {
             OpenFault::Truncated => DropReason::MalformedEsp,
             OpenFault::Replayed => DropReason::Replayed,
             OpenFault::NotAuthentic => DropReason::AuthenticationFailed,
             OpenFault::Padding => DropReason::MalformedInner,
         })?;
-        // The packet is authentic. RFC 7296 section 2.23: both forms must be processed at all times.
+        // The packet is authentic, and marked where that outlives us before it goes anywhere.
+        if let Some(region) = &self.region {
+            region.mark(index, inbound.sa.window(), top, opened.sequence);
+        }
+        // RFC 7296 section 2.23: both forms must be processed at all times.
         if arrival.encapsulated != inbound.encapsulated {
             self.counters.add(Counter::OtherEncapsulation, 1);
         }

@@ -16,6 +16,7 @@ mod config;
 mod counters;
 mod frame;
 pub mod fuzz;
+mod hot;
 mod inbound;
 mod index;
 mod interfaces;
@@ -33,7 +34,9 @@ pub use arrayvec::ArrayVec;
 pub use config::{EngineConfig, PortConfig, Refused};
 pub use counters::{Counter, Counters, DropReason, Imbalance};
 pub use frame::{BURST, Frame, MemoryFrame, Output, PortId};
+pub use hot::{Memory, SaRegion};
 
+use hot::Direction;
 use interfaces::Interfaces;
 use next_hops::NextHops;
 use outbound::IcmpBudget;
@@ -100,6 +103,8 @@ pub struct Engine {
     reassembly: Reassembly,
     provider: Provider,
     installed: usize,
+    /// Where the SAs' hot state outlives this engine.
+    region: Option<SaRegion>,
 }
 
 impl Engine {
@@ -128,6 +133,7 @@ impl Engine {
             reassembly: Reassembly::new(config.max_reassemblies),
             provider: config.provider,
             installed: 0,
+            region: config.region,
         };
         engine.set_local_addresses(&config.local_addresses);
         engine
@@ -214,12 +220,16 @@ impl Engine {
 
     fn install_inbound(&mut self, sa: &SaParameters, window: u32, report_first: bool) -> Result<(), Refused> {
         if !self.may_install(sa, Holder::Inbound(sa.spi))? {
+            // A new control may not have heard of the first packet.
+            if let Some(inbound) = self.sas.inbound(sa.index) {
+                inbound.report_first |= report_first;
+            }
             return Ok(());
         }
         if self.spis.state(sa.spi) == SpiState::Current {
             return Err(Refused::Impossible("SPI: another SA has it"));
         }
-        let inbound = Inbound {
+        let mut inbound = Inbound {
             sa: InboundSa::new(sa, window, self.provider).map_err(refused)?,
             usage: Usage::new(sa),
             selectors: Box::new(compile(&sa.selectors)?),
@@ -228,6 +238,11 @@ impl Engine {
             report_first,
         };
         self.spis.set(sa.spi, SpiState::Current, sa.index)?;
+        if let Some(region) = &self.region {
+            let identity = hot::identity(sa, Direction::Inbound);
+            let carried = region.adopt_inbound(sa.index, identity, inbound.sa.window_mut());
+            inbound.usage.activity = carried.unwrap_or_default();
+        }
         self.sas.put_inbound(sa.index, inbound);
         self.count_installed();
         Ok(())
@@ -237,7 +252,7 @@ impl Engine {
         if !self.may_install(sa, Holder::Outbound(sa.spi))? {
             return Ok(());
         }
-        let outbound = Outbound {
+        let mut outbound = Outbound {
             sa: OutboundSa::new(sa, self.provider).map_err(refused)?,
             usage: Usage::new(sa),
             selectors: Box::new(compile(&sa.selectors)?),
@@ -248,6 +263,13 @@ impl Engine {
         let same_path =
             |index: &u32| self.sas.outbound(*index).is_some_and(|latest| latest.sa.has_path_of(&outbound.sa));
         self.path_mtus.begin(sa.index, latest.filter(same_path));
+        if let Some(region) = &self.region
+            && let Some((carried, last)) =
+                region.adopt_outbound(sa.index, hot::identity(sa, Direction::Outbound))
+        {
+            outbound.sa.skip_to(last);
+            outbound.usage.activity = carried;
+        }
         self.sas.put_outbound(sa.index, outbound);
         self.policies_with(sa.policy).add_sa(sa.policy, sa.index);
         self.count_installed();

@@ -228,6 +228,9 @@ impl Engine {
         if !room {
             return Err(DropReason::NoRoom);
         }
+        if let Some(region) = &self.region {
+            region.reserve(index, outbound.sa.sequence());
+        }
         if outbound.sa.encapsulate(&mut frame.data_mut()[ETHERNET..], length).is_err() {
             outbound.usage.expire();
             self.tell_limit(index, Limit::Hard, out);

@@ -65,6 +65,17 @@ impl InboundSa {
         self.window.top()
     }
 
+    /// Its replay window.
+    #[inline]
+    pub fn window(&self) -> &ReplayWindow {
+        &self.window
+    }
+
+    /// Its replay window, for one that was known before.
+    pub fn window_mut(&mut self) -> &mut ReplayWindow {
+        &mut self.window
+    }
+
     /// Opens a packet in place. `octets` go from the SPI to the end of the ICV.
     ///
     /// "If the received packet falls within the window and is new, or if the packet is to the right of the window,

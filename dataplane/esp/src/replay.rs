@@ -78,6 +78,20 @@ impl ReplayWindow {
         self.blocks[block] |= bit;
     }
 
+    /// Its blocks of 64 numbers: number n is in block n / 64, modulo their count, as bit n modulo 64.
+    #[inline]
+    pub fn blocks(&self) -> &[u64] {
+        &self.blocks
+    }
+
+    /// Goes on as a window that had this highest number and these blocks.
+    pub fn restore(&mut self, top: u64, block: impl Fn(usize) -> u64) {
+        self.top = top;
+        for (at, word) in self.blocks.iter_mut().enumerate() {
+            *word = block(at);
+        }
+    }
+
     /// The highest number that was authenticated.
     pub fn top(&self) -> u64 {
         self.top

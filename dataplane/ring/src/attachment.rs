@@ -1,10 +1,10 @@
 //! All that the supervisor, the dataplane and control share, and how a child process comes by it.
 
 use crate::memory::{self, Mapping};
-use crate::region::{ACTIVITY_OCTETS, COUNTER_OCTETS};
+use crate::region::{COUNTER_OCTETS, SA_OCTETS, WINDOW_OCTETS};
 use crate::ring::{self, Bell, Broken, Consumer, Producer};
 use crate::sync::Ordering;
-use crate::{ActivityReader, ActivityWriter, CounterReader, CounterWriter};
+use crate::{ActivityReader, ActivityWriter, CounterReader, CounterWriter, Words};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::FdFlags;
 use spindle_abi::{CommandRecord, EventRecord, LAYOUT_HASH};
@@ -42,18 +42,25 @@ enum Part {
     Commands = 1,
     Urgent,
     Noise,
-    Activity,
+    /// What is hot of each SA.
+    Sas,
+    /// Replay windows that are too large for that.
+    Windows,
     Counters,
     CommandBell,
     EventBell,
 }
 
+/// How many there are.
+pub(crate) const PARTS: usize = 8;
+
 impl Part {
-    const ALL: [Part; 7] = [
+    const ALL: [Part; PARTS] = [
         Part::Commands,
         Part::Urgent,
         Part::Noise,
-        Part::Activity,
+        Part::Sas,
+        Part::Windows,
         Part::Counters,
         Part::CommandBell,
         Part::EventBell,
@@ -64,7 +71,8 @@ impl Part {
             Part::Commands => "commands",
             Part::Urgent => "urgent",
             Part::Noise => "noise",
-            Part::Activity => "activity",
+            Part::Sas => "sas",
+            Part::Windows => "windows",
             Part::Counters => "counters",
             Part::CommandBell => "command-bell",
             Part::EventBell => "event-bell",
@@ -76,7 +84,8 @@ impl Part {
         Some(match self {
             Part::Commands => ring::octets::<CommandRecord>(COMMAND_SLOTS),
             Part::Urgent | Part::Noise => ring::octets::<EventRecord>(EVENT_SLOTS),
-            Part::Activity => ACTIVITY_OCTETS,
+            Part::Sas => SA_OCTETS,
+            Part::Windows => WINDOW_OCTETS,
             Part::Counters => COUNTER_OCTETS,
             Part::CommandBell | Part::EventBell => return None,
         })
@@ -84,13 +93,13 @@ impl Part {
 
     /// Control gets these by a descriptor that cannot write.
     fn dataplane_writes_alone(self) -> bool {
-        matches!(self, Part::Activity | Part::Counters)
+        matches!(self, Part::Sas | Part::Windows | Part::Counters)
     }
 
     /// A region outlives deaths; rings and bells are new at each attachment.
     fn outlives(self, died: Side) -> bool {
         match self {
-            Part::Activity => true,
+            Part::Sas | Part::Windows => true,
             // A dataplane counts from its own start.
             Part::Counters => died == Side::Control,
             _ => false,
@@ -135,9 +144,9 @@ impl std::error::Error for AttachError {}
 #[derive(Clone)]
 pub struct AttachmentFds {
     generation: u64,
-    fds: [Arc<OwnedFd>; 7],
-    /// Activity and counters for control.
-    read_only: [Arc<OwnedFd>; 2],
+    fds: [Arc<OwnedFd>; PARTS],
+    /// The regions, for control.
+    read_only: [Arc<OwnedFd>; 3],
 }
 
 impl AttachmentFds {
@@ -169,9 +178,10 @@ impl AttachmentFds {
                 None => eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             }));
         }
-        let fds: [Arc<OwnedFd>; 7] = fds.try_into().expect("one for each part");
+        let fds: [Arc<OwnedFd>; PARTS] = fds.try_into().expect("one for each part");
         let read_only = [
-            Arc::new(memory::read_only(&fds[Part::Activity as usize - 1])?),
+            Arc::new(memory::read_only(&fds[Part::Sas as usize - 1])?),
+            Arc::new(memory::read_only(&fds[Part::Windows as usize - 1])?),
             Arc::new(memory::read_only(&fds[Part::Counters as usize - 1])?),
         ];
         Ok(AttachmentFds { generation, fds, read_only })
@@ -183,14 +193,15 @@ impl AttachmentFds {
     }
 
     /// One side's descriptors, in their order.
-    pub(crate) fn of(&self, side: Side) -> [&Arc<OwnedFd>; 7] {
+    pub(crate) fn of(&self, side: Side) -> [&Arc<OwnedFd>; PARTS] {
         Part::ALL.map(|part| self.fd(side, part))
     }
 
     fn fd(&self, side: Side, part: Part) -> &Arc<OwnedFd> {
         match (side, part) {
-            (Side::Control, Part::Activity) => &self.read_only[0],
-            (Side::Control, Part::Counters) => &self.read_only[1],
+            (Side::Control, Part::Sas) => &self.read_only[0],
+            (Side::Control, Part::Windows) => &self.read_only[1],
+            (Side::Control, Part::Counters) => &self.read_only[2],
             _ => &self.fds[part as usize - 1],
         }
     }
@@ -259,7 +270,7 @@ fn write_header(fd: &OwnedFd, part: Part, octets: usize, generation: u64) -> io:
 }
 
 /// One side's descriptors.
-pub(crate) struct Inherited(pub(crate) [OwnedFd; 7]);
+pub(crate) struct Inherited(pub(crate) [OwnedFd; PARTS]);
 
 impl Inherited {
     fn from_environment() -> Result<Inherited, AttachError> {
@@ -314,8 +325,8 @@ impl Inherited {
 }
 
 /// The descriptors' numbers in the order of `Part::ALL`, each once.
-fn parse(names: &str) -> Option<[RawFd; 7]> {
-    let mut numbers = [None; 7];
+fn parse(names: &str) -> Option<[RawFd; PARTS]> {
+    let mut numbers = [None; PARTS];
     for entry in names.split(',') {
         let (name, number) = entry.split_once(':')?;
         let at = Part::ALL.iter().position(|p| p.name() == name)?;
@@ -324,7 +335,7 @@ fn parse(names: &str) -> Option<[RawFd; 7]> {
             return None;
         }
     }
-    let mut all = [0; 7];
+    let mut all = [0; PARTS];
     for (to, number) in all.iter_mut().zip(numbers) {
         *to = number?;
     }
@@ -341,7 +352,11 @@ pub struct DataplaneSide {
     pub urgent: Producer<EventRecord>,
     /// Events that may be lost.
     pub noise: Producer<EventRecord>,
-    /// What each SA carried.
+    /// What is hot of each SA, for the engine.
+    pub sas: Words,
+    /// Large replay windows, for the engine.
+    pub windows: Words,
+    /// What each SA carried, for control.
     pub activity: ActivityWriter,
     /// All counters.
     pub counters: CounterWriter,
@@ -357,6 +372,7 @@ impl DataplaneSide {
         let side = Side::Dataplane;
         let stale = |part: Part| move || AttachError::Stale(part.name());
         let ring = |part| fds.ring(part, side);
+        let sas = Arc::new(fds.map(Part::Sas, side)?);
         Ok(DataplaneSide {
             generation: fds.generation()?,
             commands: Consumer::new(ring(Part::Commands)?, COMMAND_SLOTS, Some(fds.bell(Part::CommandBell)?))
@@ -365,7 +381,9 @@ impl DataplaneSide {
                 .ok_or_else(stale(Part::Urgent))?,
             noise: Producer::new(ring(Part::Noise)?, EVENT_SLOTS, Some(fds.bell(Part::EventBell)?))
                 .ok_or_else(stale(Part::Noise))?,
-            activity: ActivityWriter(fds.map(Part::Activity, side)?),
+            sas: Words(sas.clone()),
+            windows: Words(Arc::new(fds.map(Part::Windows, side)?)),
+            activity: ActivityWriter(sas),
             counters: CounterWriter(fds.map(Part::Counters, side)?),
         })
     }
@@ -404,7 +422,7 @@ impl ControlSide {
                 .ok_or_else(stale(Part::Commands))?,
             urgent: Consumer::new(ring(Part::Urgent)?, EVENT_SLOTS, None).ok_or_else(stale(Part::Urgent))?,
             noise: Consumer::new(ring(Part::Noise)?, EVENT_SLOTS, None).ok_or_else(stale(Part::Noise))?,
-            activity: ActivityReader(fds.map(Part::Activity, side)?),
+            activity: ActivityReader(fds.map(Part::Sas, side)?),
             counters: CounterReader(fds.map(Part::Counters, side)?),
             bell: fds.bell(Part::EventBell)?,
         })

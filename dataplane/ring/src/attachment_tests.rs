@@ -78,7 +78,7 @@ fn activity_and_counters_are_seen_by_control() {
 #[test]
 fn control_cannot_write_what_is_the_dataplanes_alone() {
     let fds = AttachmentFds::create(1).unwrap();
-    for part in [Part::Activity, Part::Counters] {
+    for part in [Part::Sas, Part::Windows, Part::Counters] {
         let fd = fds.fd(Side::Control, part);
         assert!(Mapping::new(fd.as_fd(), part.octets().unwrap(), true).is_err());
         assert!(Mapping::new(fd.as_fd(), part.octets().unwrap(), false).is_ok());
@@ -116,15 +116,15 @@ fn the_files_cannot_change_their_size() {
 
 #[test]
 fn descriptors_are_named_completely_and_once() {
-    let good = "commands:5,urgent:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11";
-    assert_eq!(parse(good), Some([5, 6, 7, 8, 9, 10, 11]));
+    let good = "commands:5,urgent:6,noise:7,sas:8,windows:9,counters:10,command-bell:11,event-bell:12";
+    assert_eq!(parse(good), Some([5, 6, 7, 8, 9, 10, 11, 12]));
     for bad in [
         "",
         "commands:5",
-        "commands:5,urgent:5,noise:7,activity:8,counters:9,command-bell:10,event-bell:11",
-        "commands:-1,urgent:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11",
-        "commands:5,commands:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11",
-        "commands:5,urgent:6,noise:7,activity:8,counters:9,command-bell:10,event-bell:11,more:12",
+        "commands:5,urgent:5,noise:7,sas:8,windows:9,counters:10,command-bell:11,event-bell:12",
+        "commands:-1,urgent:6,noise:7,sas:8,windows:9,counters:10,command-bell:11,event-bell:12",
+        "commands:5,commands:6,noise:7,sas:8,windows:9,counters:10,command-bell:11,event-bell:12",
+        "commands:5,urgent:6,noise:7,sas:8,windows:9,counters:10,command-bell:11,event-bell:12,more:12",
     ] {
         assert_eq!(parse(bad), None, "{bad}");
     }
@@ -139,7 +139,7 @@ fn a_child_inherits_its_side_and_nothing_else() {
     let output = String::from_utf8(output.stdout).unwrap();
     assert!(parse(output.lines().next().unwrap()).is_some());
     let memfds = output.lines().filter(|l| l.contains("memfd:spindle-")).count();
-    assert_eq!(memfds, 5, "{output}");
+    assert_eq!(memfds, 6, "{output}");
 }
 
 fn readable(fd: BorrowedFd<'_>) -> bool {

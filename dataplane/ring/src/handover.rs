@@ -1,7 +1,7 @@
 //! How a child that lives on comes by the next attachment when the other one has died: over a socket that the supervisor
 //! left to it, with the descriptors in the message.
 
-use crate::attachment::{Inherited, inherit, inherited};
+use crate::attachment::{Inherited, PARTS, inherit, inherited};
 use crate::{AttachError, AttachmentFds, ControlSide, DataplaneSide, Side};
 use rustix::io::Errno;
 use rustix::net::{
@@ -18,8 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The environment variable that names a child's end of the socket, by its number.
 pub const HANDOVER_ENVIRONMENT: &str = "SPINDLE_HANDOVER";
 
-/// Descriptors of an attachment.
-const PARTS: usize = 7;
 const SPACE: usize = rustix::cmsg_space!(ScmRights(PARTS));
 
 /// The supervisor's end: one for each child that it starts.
@@ -116,10 +114,19 @@ impl AsFd for Heir {
     }
 }
 
+impl AsRawFd for Heir {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spindle_abi::{Command as Order, CommandRecord, Event, EventRecord, SaActivity, Spi, SpiState, Time};
+    use crate::Words;
+    use spindle_abi::{
+        Command as Order, CommandRecord, Event, EventRecord, SaActivity, Spi, SpiState, Time, sa_slot,
+    };
 
     fn pair() -> (Handover, Heir) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -137,6 +144,8 @@ mod tests {
         let first = AttachmentFds::create(1).unwrap();
         let (mut old, dead) = (first.control_side().unwrap(), first.dataplane_side().unwrap());
         old.commands.push(&order(300)).unwrap();
+        dead.sas.as_ref()[7 * sa_slot::WORDS + sa_slot::SEQUENCE].store(64, Ordering::Relaxed);
+        dead.windows.as_ref()[1 << 32].store(5, Ordering::Relaxed);
         dead.activity.store(7, SaActivity { packets: 3, bytes: 4, last: Time(5) });
         drop(dead);
         assert!(heir.control_side().unwrap().is_none());
@@ -153,6 +162,9 @@ mod tests {
         dataplane.urgent.push(&EventRecord::encode(&Event::Ready)).unwrap();
         assert_eq!(control.urgent.pop().unwrap().unwrap().decode(), Ok(Event::Ready));
         assert_eq!(control.activity.load(7).packets, 3, "the region outlives the dataplane");
+        let kept = |words: &Words, at: usize| words.as_ref()[at].load(Ordering::Relaxed);
+        assert_eq!(kept(&dataplane.sas, 7 * sa_slot::WORDS + sa_slot::SEQUENCE), 64);
+        assert_eq!(kept(&dataplane.windows, 1 << 32), 5);
         assert_eq!(control.counters.iter().count(), 1, "counters are the new dataplane's own");
     }
 

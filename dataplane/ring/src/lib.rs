@@ -1,5 +1,5 @@
 //! Shared memory between the dataplane and the control process: an [`Attachment`](AttachmentFds) of three rings and
-//! two regions, each on a sealed memfd of its own.
+//! three regions, each on a sealed memfd of its own.
 //!
 //! The supervisor makes it ([`AttachmentFds::create`]) and gives each child its half ([`AttachmentFds::give`]); a
 //! child finds the descriptors named in [`ENVIRONMENT`]. When one child has died, the supervisor makes the next
@@ -7,8 +7,8 @@
 //! ([`Handover`] → [`Heir`]). Within an attachment
 //! - commands flow from [`ControlSide`] to [`DataplaneSide`], urgent and noise events back, on single-producer
 //!   single-consumer [`ring`]s of fixed-size records with an eventfd as doorbell, rung only for a consumer that sleeps;
-//! - the dataplane writes what each SA carried ([`ActivityWriter`]) and its named counters ([`CounterWriter`]); control
-//!   maps both read-only.
+//! - the dataplane writes what is hot of each SA ([`Words`] for its engine; what it carried, by [`ActivityWriter`]) and its
+//!   named counters ([`CounterWriter`]); control maps both read-only.
 //!
 //! All of this memory is only ever touched as atomic words, so that whatever the other process writes, at whatever
 //! moment, is a wrong value at worst; an impossible index ends the attachment ([`Broken`]).
@@ -33,5 +33,7 @@ pub use attachment::{
 #[cfg(not(loom))]
 pub use handover::{HANDOVER_ENVIRONMENT, Handover, Heir};
 #[cfg(not(loom))]
-pub use region::{ActivityReader, ActivityWriter, CounterReader, CounterWriter, MAX_COUNTERS, NAME_LENGTH};
+pub use region::{
+    ActivityReader, ActivityWriter, CounterReader, CounterWriter, MAX_COUNTERS, NAME_LENGTH, Words,
+};
 pub use ring::{Bell, Broken, Consumer, Producer, Record};

@@ -1,11 +1,11 @@
-//! The regions that the dataplane writes and control reads: each SA's activity, and counters that name themselves.
+//! The regions that the dataplane writes: what is hot of each SA (control reads its activity there), its replay window if
+//! that is large, and counters that name themselves (for control).
 
 use crate::memory::Mapping;
 use crate::sync::{AtomicU64, HEADER_WORDS, Ordering};
-use spindle_abi::{MAX_SAS, SaActivity, Time};
+use spindle_abi::{MAX_SAS, SaActivity, Time, sa_slot};
+use std::sync::Arc;
 
-/// Words of one SA's slot: packets, octets, time of the last packet, nothing.
-const ACTIVITY_WORDS: usize = 4;
 /// Counters at most.
 pub const MAX_COUNTERS: usize = 256;
 /// Octets of a counter's name at most.
@@ -15,14 +15,17 @@ const COUNTER_WORDS: usize = NAME_LENGTH / 8 + 2;
 /// The header's word that counts the counters.
 const COUNT: usize = 16;
 
-/// Octets of the activity region's memfd; sparse.
-pub(crate) const ACTIVITY_OCTETS: usize = (HEADER_WORDS + MAX_SAS as usize * ACTIVITY_WORDS) * 8;
+/// Octets of the SA region's memfd; sparse.
+pub(crate) const SA_OCTETS: usize = (HEADER_WORDS + MAX_SAS as usize * sa_slot::WORDS) * 8;
+/// Octets of the memfd of large replay windows, each SA's place for each size from twice of what a slot holds; very sparse.
+pub(crate) const WINDOW_OCTETS: usize =
+    (HEADER_WORDS + MAX_SAS as usize * 2 * (sa_slot::MAX_BLOCKS - sa_slot::BLOCKS)) * 8;
 /// Octets of the counter region's memfd.
 pub(crate) const COUNTER_OCTETS: usize = (HEADER_WORDS + MAX_COUNTERS * COUNTER_WORDS) * 8;
 
-fn activity_slot(words: &[AtomicU64], index: u32) -> Option<&[AtomicU64]> {
-    let start = HEADER_WORDS + index as usize * ACTIVITY_WORDS;
-    words.get(start..start + ACTIVITY_WORDS)
+fn slot(words: &[AtomicU64], index: u32) -> Option<&[AtomicU64]> {
+    let start = HEADER_WORDS + index as usize * sa_slot::WORDS;
+    words.get(start..start + sa_slot::WORDS)
 }
 
 fn counter_slot(words: &[AtomicU64], index: usize) -> &[AtomicU64] {
@@ -30,31 +33,41 @@ fn counter_slot(words: &[AtomicU64], index: usize) -> &[AtomicU64] {
     &words[start..start + COUNTER_WORDS]
 }
 
-/// The dataplane's end of the activity region.
-pub struct ActivityWriter(pub(crate) Mapping);
+/// The words of a region that outlives the dataplane, for its engine; all of them are the engine's to lay out.
+pub struct Words(pub(crate) Arc<Mapping>);
+
+impl AsRef<[AtomicU64]> for Words {
+    #[inline]
+    fn as_ref(&self) -> &[AtomicU64] {
+        &self.0[HEADER_WORDS..]
+    }
+}
+
+/// The dataplane's end of the SA region, for what control is to see.
+pub struct ActivityWriter(pub(crate) Arc<Mapping>);
 
 impl ActivityWriter {
     /// Says what the SA with this index (below [`MAX_SAS`]) has carried.
     pub fn store(&self, index: u32, activity: SaActivity) {
-        let Some(slot) = activity_slot(&self.0, index) else { return };
-        slot[0].store(activity.packets, Ordering::Relaxed);
-        slot[1].store(activity.bytes, Ordering::Relaxed);
-        slot[2].store(activity.last.0, Ordering::Relaxed);
+        let Some(slot) = slot(&self.0, index) else { return };
+        slot[sa_slot::PACKETS].store(activity.packets, Ordering::Relaxed);
+        slot[sa_slot::BYTES].store(activity.bytes, Ordering::Relaxed);
+        slot[sa_slot::LAST].store(activity.last.0, Ordering::Relaxed);
     }
 }
 
-/// Control's end of the activity region.
+/// Control's end of the SA region.
 pub struct ActivityReader(pub(crate) Mapping);
 
 impl ActivityReader {
     /// What the SA with this index has carried; all zero beyond [`MAX_SAS`]. The three values may be of two moments
     /// a burst apart.
     pub fn load(&self, index: u32) -> SaActivity {
-        let Some(slot) = activity_slot(&self.0, index) else { return SaActivity::default() };
+        let Some(slot) = slot(&self.0, index) else { return SaActivity::default() };
         SaActivity {
-            packets: slot[0].load(Ordering::Relaxed),
-            bytes: slot[1].load(Ordering::Relaxed),
-            last: Time(slot[2].load(Ordering::Relaxed)),
+            packets: slot[sa_slot::PACKETS].load(Ordering::Relaxed),
+            bytes: slot[sa_slot::BYTES].load(Ordering::Relaxed),
+            last: Time(slot[sa_slot::LAST].load(Ordering::Relaxed)),
         }
     }
 }

@@ -13,7 +13,7 @@ use spindle_recovery::api::{Config, Generation, Input, Limits, Method, Output, R
 use spindle_recovery::secrets::{Anchor, decode_secrets};
 use spindle_recovery::store::{SmallFile, Store, write_secrets};
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -287,6 +287,27 @@ impl World {
     /// The whole gateway dies; its disk stays.
     pub fn crash(&mut self, side: usize) {
         self.sides[side].running = None;
+    }
+
+    /// A side's dataplane dies alone, and a new one stands in its place that knows nothing. What waited for the dead one is
+    /// lost.
+    pub fn restart_dataplane(&mut self, side: usize) {
+        let running = self.sides[side].running.as_mut().unwrap();
+        (running.states, running.inbound, running.outbound) = Default::default();
+        running.activity.borrow_mut().clear();
+        self.input(side, Input::NewDataplane);
+        self.tell(side, Event::Ready);
+    }
+
+    /// What a side's dataplane knows: SPIs with their states, inbound SAs, outbound SAs in their order.
+    pub fn known(&self, side: usize) -> (BTreeMap<Spi, u8>, BTreeMap<Spi, SaParameters>, Vec<SaParameters>) {
+        let running = self.sides[side].running.as_ref().unwrap();
+        let states = running.states.iter().filter(|(_, state)| **state != SpiState::Unknown);
+        (
+            states.map(|(spi, state)| (*spi, *state as u8)).collect(),
+            running.inbound.iter().map(|(spi, (sa, _))| (*spi, sa.clone())).collect(),
+            running.outbound.clone(),
+        )
     }
 
     /// Something happens in the dataplane.

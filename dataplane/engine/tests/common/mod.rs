@@ -7,7 +7,7 @@ use spindle_abi::{
 };
 use spindle_engine::{
     ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig,
-    PortId,
+    PortId, SaRegion,
 };
 use spindle_wire::{ethernet, icmpv4, ipv4, protocol, tcp, udp};
 use std::net::{IpAddr, Ipv4Addr};
@@ -74,6 +74,15 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new(inside: Ipv4Addr, outer: Ipv4Addr) -> Gateway {
+        Gateway::with(inside, outer, None)
+    }
+
+    /// One whose SAs' hot state outlives it.
+    pub fn over(inside: Ipv4Addr, outer: Ipv4Addr, region: SaRegion) -> Gateway {
+        Gateway::with(inside, outer, Some(region))
+    }
+
+    fn with(inside: Ipv4Addr, outer: Ipv4Addr, region: Option<SaRegion>) -> Gateway {
         let port = |mac, address, complete_checksums| PortConfig {
             mac,
             mtu: 1500,
@@ -87,6 +96,7 @@ impl Gateway {
             port(OUTSIDE_MAC, outer, false),
         );
         (config.max_spis, config.max_sas) = (4096, 4096);
+        config.region = region;
         Gateway { engine: Engine::new(config), out: Collected::default(), now: Time(SECOND) }
     }
 

@@ -1,0 +1,234 @@
+//! The dataplane as the gateway sees it: what it has been told, what it has acknowledged, and what it says.
+//!
+//! Commands are numbered and go out in order. What they have built up is kept here ([`Told`]), so that a dataplane that was
+//! started anew, alone, is told all of it again; until that is acknowledged it is not *ready*.
+
+use super::Gateway;
+use crate::api::Output;
+use crate::stats::Counter;
+use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, SaParameters, Spi, SpiState, Time};
+use std::collections::{BTreeMap, HashMap};
+
+/// What an unacknowledged command is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Awaited {
+    /// A part of the start, ours or the dataplane's; being ready waits for it.
+    Boot,
+    /// All others.
+    Running,
+}
+
+#[derive(Default)]
+pub(super) struct Dataplane {
+    /// Of the last command.
+    sequence: u64,
+    awaited: HashMap<u64, Awaited>,
+    /// Boot commands that are not acknowledged yet.
+    boot_left: usize,
+    /// Does it receive packets?
+    is_up: bool,
+    /// Is it one that was started anew, and does not yet have all that we know?
+    is_new: bool,
+    told: Told,
+}
+
+/// The SAs and SPIs that a dataplane has which was told all commands so far. Policies and former SPIs, of which others here
+/// know, are not in it.
+#[derive(Default)]
+struct Told {
+    /// In the order of their installation, for of a policy's SAs the latest is used.
+    sas: BTreeMap<u64, Command>,
+    /// By index.
+    places: HashMap<u32, u64>,
+    /// The indexes of inbound SAs.
+    inbound: HashMap<Spi, u32>,
+    /// Those that are larval or retired.
+    states: HashMap<Spi, SpiState>,
+    installed: u64,
+}
+
+impl Told {
+    fn note(&mut self, command: &Command) {
+        match command {
+            Command::InstallInbound { sa, .. } => {
+                self.states.remove(&sa.spi);
+                self.inbound.insert(sa.spi, sa.index);
+                self.install(sa.index, command);
+            }
+            Command::InstallOutbound { sa } => self.install(sa.index, command),
+            Command::RemoveOutbound { index } => self.remove(*index),
+            Command::Readdress { index, local, remote } => {
+                if let Some(sa) = self.sa(*index) {
+                    (sa.local, sa.remote) = (*local, *remote);
+                }
+            }
+            Command::SetSpiState { spi, state } => self.set_state(*spi, *state),
+            Command::SetPolicy { .. }
+            | Command::BindPolicy { .. }
+            | Command::RemovePolicy { .. }
+            | Command::SetFormer { .. } => {}
+        }
+    }
+
+    fn install(&mut self, index: u32, command: &Command) {
+        let place = *self.places.entry(index).or_insert_with(|| {
+            self.installed += 1;
+            self.installed
+        });
+        self.sas.insert(place, command.clone());
+    }
+
+    fn remove(&mut self, index: u32) {
+        if let Some(place) = self.places.remove(&index) {
+            self.sas.remove(&place);
+        }
+    }
+
+    fn sa(&mut self, index: u32) -> Option<&mut SaParameters> {
+        match self.sas.get_mut(self.places.get(&index)?)? {
+            Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa } => Some(sa),
+            _ => None,
+        }
+    }
+
+    fn set_state(&mut self, spi: Spi, state: SpiState) {
+        match state {
+            SpiState::Retired => {
+                if let Some(index) = self.inbound.remove(&spi) {
+                    self.remove(index);
+                }
+                self.states.insert(spi, state);
+            }
+            // Nothing else touches a current one.
+            _ if self.inbound.contains_key(&spi) => {}
+            SpiState::Larval => drop(self.states.insert(spi, state)),
+            _ => drop(self.states.remove(&spi)),
+        }
+    }
+
+    /// The first packet came on an inbound SA: no need to hear of it again.
+    fn heard_first(&mut self, spi: Spi) {
+        let place = self.inbound.get(&spi).and_then(|index| self.places.get(index));
+        if let Some(Command::InstallInbound { report_first, .. }) =
+            place.and_then(|place| self.sas.get_mut(place))
+        {
+            *report_first = false;
+        }
+    }
+
+    /// What brings a dataplane that knows nothing to the same.
+    fn all(&self) -> Vec<Command> {
+        let states = self.states.iter().map(|(spi, state)| Command::SetSpiState { spi: *spi, state: *state });
+        self.sas.values().cloned().chain(states).collect()
+    }
+}
+
+impl Gateway {
+    /// What a dataplane has to know from its start on, beside the SAs and before it is *ready*.
+    pub(super) fn set_up(&mut self) {
+        // RFC 4301 section 4.4.1: policies are ordered; here by their ids.
+        let children = self.config.connections.iter().flat_map(|c| &c.children);
+        let protect = children.map(|c| (c.policy, PolicyAction::Protect, &c.selectors, c.hold_packets));
+        let others = self.config.policies.iter().map(|p| (p.id, p.action, &p.selectors, 0));
+        let mut all: Vec<_> = protect.chain(others).collect();
+        all.sort_by_key(|(id, ..)| *id);
+        let policies: Vec<Command> = all
+            .into_iter()
+            .map(|(id, action, selectors, hold)| Command::SetPolicy {
+                id,
+                priority: id,
+                action,
+                selectors: selectors.clone(),
+                hold,
+            })
+            .collect();
+        self.boot_commands(policies);
+        let former: Vec<Spi> = self.former.spis().collect();
+        self.dataplane.boot_left += former.len().div_ceil(MAX_FORMER_AT_ONCE);
+        self.untold = former.into_iter();
+    }
+
+    fn boot_commands(&mut self, commands: Vec<Command>) {
+        self.dataplane.boot_left += commands.len();
+        for command in commands {
+            let output = self.numbered(command, Awaited::Boot);
+            self.output.push_back(output);
+        }
+    }
+
+    pub(super) fn command(&mut self, command: Command) {
+        self.dataplane.told.note(&command);
+        let output = self.numbered(command, Awaited::Running);
+        self.output.push_back(output);
+    }
+
+    pub(super) fn numbered(&mut self, command: Command, awaited: Awaited) -> Output {
+        self.dataplane.sequence += 1;
+        self.dataplane.awaited.insert(self.dataplane.sequence, awaited);
+        Output::Command { sequence: self.dataplane.sequence, command }
+    }
+
+    /// Another dataplane stands in the dead one's place. Nobody answers for what the dead one was told, so all of it is told
+    /// again: SAs before policies, lest a packet asks for an SA that is only not back yet.
+    pub(super) fn dataplane_is_new(&mut self) {
+        self.output.retain(|output| !matches!(output, Output::Command { .. }));
+        let dataplane = &mut self.dataplane;
+        dataplane.awaited.clear();
+        (dataplane.boot_left, dataplane.is_up, dataplane.is_new) = (0, false, true);
+        let sas = dataplane.told.all();
+        let detail = format!("{} SAs are installed anew", dataplane.told.sas.len());
+        self.boot_commands(sas);
+        self.set_up();
+        self.report("dataplane-restarted", None, None, None, detail);
+    }
+
+    pub(super) fn event(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Ready => {
+                self.dataplane.is_up = true;
+                self.check_ready(now);
+            }
+            Event::Acknowledged { sequence, done } => self.acknowledged(now, sequence, done),
+            // Which of the two it is, control knows best: the state may still be on its way to the dataplane.
+            Event::FormerSpi(report) | Event::UnknownSpi(report) => self.esp_without_sa(now, &report),
+            Event::Acquire { policy, packet } if !self.stopping => self.acquire(now, policy, packet),
+            Event::Acquire { .. } => {}
+            Event::FirstInbound { spi } => {
+                self.dataplane.told.heard_first(spi);
+                self.endpoint.first_inbound(now, spi);
+            }
+            Event::Lifetime { index, hard } => self.endpoint.lifetime(now, index, hard),
+        }
+    }
+
+    fn acknowledged(&mut self, now: Time, sequence: u64, done: bool) {
+        let Some(awaited) = self.dataplane.awaited.remove(&sequence) else { return };
+        if !done {
+            self.stats.count(Counter::CommandsRefused);
+            self.report("command-refused", None, None, None, format!("number {sequence}"));
+        }
+        if awaited == Awaited::Boot {
+            self.dataplane.boot_left -= 1;
+            self.check_ready(now);
+        }
+    }
+
+    fn check_ready(&mut self, now: Time) {
+        let dataplane = &mut self.dataplane;
+        if !dataplane.is_up || dataplane.boot_left > 0 {
+            return;
+        }
+        let is_new = std::mem::take(&mut dataplane.is_new);
+        if self.ready {
+            if is_new {
+                self.report("dataplane-ready", None, None, None, String::new());
+            }
+            return;
+        }
+        self.ready = true;
+        self.report("ready", None, None, None, format!("incarnation {}", self.incarnation));
+        let here = self.answers.addresses();
+        self.contact_peers(now, |at| here.contains(&at));
+        self.start_connections(|at| here.contains(&at));
+    }
+}
