@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use spindle_abi::{Selector, SelectorSet};
 use spindle_ike::api::{
-    ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction, TransportMode,
+    ChildConfig, ConnectionConfig, Identity, Lifetime, Psk, Retransmission, StartAction, TransportMode,
 };
 use spindle_recovery::api::{Config, Limits, Method as Preference, TokenMethod};
 use spindle_sim::Dice;
@@ -232,6 +232,7 @@ impl Scenario {
                 selectors: SelectorSet { local: one(ours), remote: one(theirs) },
                 proposals: vec!["aes128gcm16".into()],
                 rekey_time: Duration::ZERO,
+                lifetime: Lifetime::default(),
                 replay_window: 64,
                 hold_packets: 0,
                 start_action: StartAction::Trap,

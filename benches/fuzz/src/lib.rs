@@ -81,6 +81,7 @@ pub fn connection(side: usize) -> ConnectionConfig {
             selectors: SelectorSet { local: vec![behind(side)], remote: vec![behind(1 - side)] },
             proposals: vec!["aes128gcm16".into()],
             rekey_time: Duration::ZERO,
+            lifetime: Lifetime::default(),
             replay_window: 64,
             hold_packets: 0,
             start_action: StartAction::None,

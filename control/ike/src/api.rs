@@ -2,7 +2,7 @@
 
 pub use crate::ticket::{OpenedTicket, TicketId, TicketKeeper};
 
-use spindle_abi::{Command, SelectorSet, Spi, Time};
+use spindle_abi::{Command, Limits, SelectorSet, Spi, Time};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -157,16 +157,31 @@ pub struct ChildConfig {
     pub transport: TransportMode,
     /// Selectors.
     pub selectors: SelectorSet,
-    /// ESP proposals: `aes128gcm16`, `aes128gcm16-x25519` (with a key exchange at rekeys).
+    /// ESP proposals: `aes128gcm16`, `aes128gcm16-x25519` (with a key exchange at rekeys), `aes128gcm16-esn-noesn`
+    /// (with Extended Sequence Numbers if the peer has them).
     pub proposals: Vec<String>,
     /// Soft lifetime; zero is never. Jittered downwards by up to a tenth.
     pub rekey_time: Duration,
-    /// Packets in the replay window.
+    /// Its other limits.
+    pub lifetime: Lifetime,
+    /// Packets in the replay window; 0, which is none, does not go with Extended Sequence Numbers.
     pub replay_window: u32,
     /// Packets without an SA that the dataplane holds until there is one, at most; the others are dropped.
     pub hold_packets: u16,
     /// Starts the Child SA.
     pub start_action: StartAction,
+}
+
+/// When a Child SA is rekeyed or ends, beside the time at which it is rekeyed (RFC 4301 section 4.4.2.1). Of packets and
+/// octets, each direction has as many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lifetime {
+    /// Its end, whether it was rekeyed or not; zero is never.
+    pub life_time: Duration,
+    /// Soft limits; jittered downwards by up to a tenth.
+    pub rekey: Limits,
+    /// Hard limits: no packet passes beyond them.
+    pub life: Limits,
 }
 
 /// Is a Child SA in transport mode (RFC 7296 section 1.3.1)?

@@ -30,15 +30,18 @@ pub(crate) struct Agreed {
     pub(crate) outbound: Spi,
     pub(crate) selectors: SelectorSet,
     pub(crate) suite: Suite,
+    pub(crate) esn: bool,
     pub(crate) proposal: String,
     pub(crate) inbound_keys: KeyMaterial,
     pub(crate) outbound_keys: KeyMaterial,
     pub(crate) replaces: Option<ChildSaId>,
 }
 
-/// The outbound SA asks to be rekeyed after this many packets: well before 2^32 of them, where sequence numbers end
-/// (RFC 4303 section 3.3.3).
-const SOFT: Limits = Limits { packets: 3 << 30, bytes: 0 };
+/// An SA asks to be rekeyed after this many packets at the latest: well before 2^32 of them, or 2^64, where sequence
+/// numbers end (RFC 4303 section 3.3.3).
+const fn last_packets(esn: bool) -> u64 {
+    if esn { 3 << 62 } else { 3 << 30 }
+}
 
 /// Removed outbound SPIs that an IKE SA remembers at most.
 const RECENT_OUTBOUND: usize = 64;
@@ -84,13 +87,14 @@ impl Endpoint {
             remote,
             encapsulated,
             selectors: agreed.selectors.clone(),
-            esn: false,
+            esn: agreed.esn,
             soft,
-            hard: Limits::default(),
+            hard: agreed.config.lifetime.life,
         };
-        let outbound = parameters(agreed.outbound, outbound_index, agreed.outbound_keys, SOFT);
+        let soft = soft_limits(agreed.config.lifetime.rekey, agreed.esn, self.random_u32());
+        let outbound = parameters(agreed.outbound, outbound_index, agreed.outbound_keys, soft);
         self.dataplane(Command::InstallInbound {
-            sa: parameters(agreed.inbound, inbound_index, agreed.inbound_keys, Limits::default()),
+            sa: parameters(agreed.inbound, inbound_index, agreed.inbound_keys, soft),
             replay_window: agreed.config.replay_window,
             report_first: sends == Sends::OnceUsed,
         });
@@ -108,6 +112,7 @@ impl Endpoint {
             state: ChildState::Installed,
             installed: now,
             rekey_at,
+            expires: Some(agreed.config.lifetime.life_time).filter(|t| !t.is_zero()).map(|t| now.after(t)),
             encapsulated,
             pending_outbound: (sends != Sends::Never).then(|| Box::new(outbound)),
             outbound_installed: false,
@@ -280,6 +285,15 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// The limits at which an SA is to be rekeyed. `random` is any number.
+fn soft_limits(rekey: Limits, esn: bool, random: u32) -> Limits {
+    let share = u128::from(random);
+    let jittered = |limit: u64| limit - ((u128::from(limit / 10) * share) >> 32) as u64;
+    let last = last_packets(esn);
+    let packets = if rekey.packets == 0 { last } else { rekey.packets.min(last) };
+    Limits { packets: jittered(packets), bytes: jittered(rekey.bytes) }
 }
 
 /// The outer ends of ESP: IKE's own, with ports only in UDP (RFC 3948: the same ports as IKE's).

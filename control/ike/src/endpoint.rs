@@ -272,6 +272,10 @@ impl Endpoint {
         for id in due {
             self.want_child_rekey(now, sa, id);
         }
+        let over: Vec<ChildSaId> = sa.children.iter().filter(|c| is_due(c.expires)).map(|c| c.id).collect();
+        for id in over {
+            self.expire_child(now, sa, id);
+        }
     }
 
     /// What is to be done next, in order.

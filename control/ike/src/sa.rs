@@ -439,7 +439,7 @@ impl IkeSa {
             None => self.queue.iter().filter(|(_, task)| self.may_start(task)).map(|(at, _)| *at).min(),
         };
         let children = match self.state {
-            State::Established => self.children.iter().filter_map(|c| c.rekey_at).min(),
+            State::Established => self.children.iter().flat_map(|c| [c.rekey_at, c.expires]).flatten().min(),
             _ => None,
         };
         let own = match self.state {
@@ -486,6 +486,8 @@ pub(crate) struct ChildSa {
     pub(crate) state: ChildState,
     pub(crate) installed: Time,
     pub(crate) rekey_at: Option<Time>,
+    /// The end of its life.
+    pub(crate) expires: Option<Time>,
     pub(crate) encapsulated: bool,
     /// The outbound SA where it waits for the peer to use the new SA first.
     pub(crate) pending_outbound: Option<Box<SaParameters>>,

@@ -118,6 +118,27 @@ impl Endpoint {
         }
     }
 
+    /// A Child SA's life is over: it sends no more, and the peer is told. One that starts by itself is made again.
+    pub(crate) fn expire_child(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
+        let Some(child) = sa.child(id) else { return };
+        (child.expires, child.rekey_at) = (None, None);
+        let (name, state) = (child.config.name.clone(), child.state);
+        self.stop_sending(child);
+        if state == ChildState::Deleting {
+            return;
+        }
+        tracing::warn!(
+            connection = sa.connection.name,
+            name,
+            "the Child SA's life ended before it was rekeyed"
+        );
+        sa.queue.retain(|(_, task)| *task != Task::RekeyChild(id));
+        sa.enqueue(now, Task::DeleteChild(id));
+        if state == ChildState::Installed && sa.connection.started().contains(&name) {
+            sa.enqueue(now, Task::CreateChild(name));
+        }
+    }
+
     /// The first packet came on this inbound SA, which a rekey of the peer's made: its outbound half is used from
     /// now on.
     pub fn first_inbound(&mut self, now: Time, spi: Spi) {
@@ -126,7 +147,7 @@ impl Endpoint {
         self.with_sa(now, ike, |e, sa| e.switch_outbound(sa, child));
     }
 
-    /// The SA with this index came to a limit of packets: it is rekeyed.
+    /// The SA with this index came to a limit of packets or octets: it is rekeyed, even if it may carry no more.
     pub fn lifetime(&mut self, now: Time, index: u32, _hard: bool) {
         let Some(child) = self.indices.child(index) else { return };
         let Some(ike) = self.child_home.get(&child).copied() else { return };

@@ -6,8 +6,8 @@ use crate::api::{
 use crate::taker::IkeSas;
 use spindle_abi::{SelectorSet, Spi, Time};
 use spindle_ike::api::{
-    Authority, ChildConfig, ConnectionConfig, Identity, IkeSaId, IkeSpis, ProbeResult, Psk, Retransmission,
-    StartAction, TransportMode,
+    Authority, ChildConfig, ConnectionConfig, Identity, IkeSaId, IkeSpis, Lifetime, ProbeResult, Psk,
+    Retransmission, StartAction, TransportMode,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -52,6 +52,7 @@ pub(crate) fn connection(name: &str, remote: Option<&str>) -> ConnectionConfig {
             selectors: SelectorSet::default(),
             proposals: vec!["aes128gcm16".into()],
             rekey_time: Duration::from_secs(3600),
+            lifetime: Lifetime::default(),
             replay_window: 64,
             hold_packets: 0,
             start_action: StartAction::Trap,

@@ -4,7 +4,7 @@ use crate::network::Conditions;
 use crate::random::Dice;
 use spindle_abi::{Selector, SelectorSet, Time};
 use spindle_ike::api::{
-    ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction, TransportMode,
+    ChildConfig, ConnectionConfig, Identity, Lifetime, Psk, Retransmission, StartAction, TransportMode,
 };
 use spindle_ike::wire::exchange;
 use spindle_recovery::api::{Config, Limits, Method, SirLimits, TokenMethod};
@@ -386,6 +386,7 @@ impl Scenario {
                 selectors: SelectorSet { local: network(side), remote: network(1 - side) },
                 proposals: vec![esp.into()],
                 rekey_time: soft(dice),
+                lifetime: Lifetime::default(),
                 replay_window: 64,
                 hold_packets: 0,
                 start_action: starts[side],

@@ -3,9 +3,9 @@
 use super::policies::Places;
 use super::read::{Section, Value};
 use super::{Result, policies, ports};
-use spindle_abi::{Selector, SelectorSet};
+use spindle_abi::{Limits, Selector, SelectorSet};
 use spindle_ike::api::{
-    ChildConfig, ConnectionConfig, Identity, Psk, Retransmission, StartAction, TransportMode,
+    ChildConfig, ConnectionConfig, Identity, Lifetime, Psk, Retransmission, StartAction, TransportMode,
 };
 use spindle_recovery::api::Method;
 use std::fs::File;
@@ -21,6 +21,7 @@ const START_ACTIONS: &[(&str, StartAction)] =
 const ENCRYPTION: &[&str] = &["aes128gcm16", "aes192gcm16", "aes256gcm16", "chacha20poly1305"];
 const PRF: &[&str] = &["prfsha256", "prfsha384"];
 const KEY_EXCHANGE: &[&str] = &["x25519", "curve25519", "ecp256"];
+const SEQUENCE_NUMBERS: &[&str] = &["esn", "noesn"];
 
 /// One connection, and its methods of recovery if it names some. `places` knows the policies of the whole file.
 pub(super) fn connection(
@@ -150,7 +151,7 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
         return Err(section.error_of("remote_ts", problem));
     }
     let proposals = match section.optional("esp_proposals") {
-        Some(value) => proposals(&value, &[ENCRYPTION, KEY_EXCHANGE], 1, "aes128gcm16")?,
+        Some(value) => proposals(&value, &[ENCRYPTION, KEY_EXCHANGE, SEQUENCE_NUMBERS], 1, "aes128gcm16")?,
         None => vec!["aes128gcm16".into()],
     };
     let replay_window = match section.optional("replay_window") {
@@ -165,6 +166,13 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
         },
         None => 1024,
     };
+    // RFC 4303 section 3.3.3: where there is no replay window there should be no Extended Sequence Numbers.
+    if replay_window == 0 && proposals.iter().any(|proposal| proposal.split('-').any(|word| word == "esn")) {
+        let fix = "is 0, and esp_proposals has \"esn\", which needs a window; write 32 or more here, or take \"esn\" out";
+        return Err(section.error_of("replay_window", fix));
+    }
+    let rekey_time =
+        section.optional("rekey_time").map_or(Ok(Duration::from_secs(3600)), |v| v.duration())?;
     let config = ChildConfig {
         name: name.into(),
         policy,
@@ -172,7 +180,8 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
         transport: TransportMode::Never,
         selectors,
         proposals,
-        rekey_time: section.optional("rekey_time").map_or(Ok(Duration::from_secs(3600)), |v| v.duration())?,
+        rekey_time,
+        lifetime: lifetime(&section, rekey_time)?,
         replay_window,
         hold_packets: section.optional("hold_packets").map_or(Ok(0), |v| v.integer(0..=256))? as u16,
         start_action: section
@@ -181,6 +190,39 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
     };
     section.finish()?;
     Ok(config)
+}
+
+/// Hard limits are a tenth beyond the soft ones where they aren't named.
+fn lifetime(section: &Section<'_>, rekey_time: Duration) -> Result<Lifetime> {
+    let life_time = match section.optional("life_time") {
+        None => rekey_time + rekey_time / 10,
+        Some(value) => match value.duration()? {
+            life_time if life_time <= rekey_time && !life_time.is_zero() => {
+                return Err(value.error("is not longer than rekey_time; write more, or \"0s\" for no end"));
+            }
+            life_time => life_time,
+        },
+    };
+    let pair = |soft: &'static str, hard: &'static str, read: fn(&Value<'_>) -> Result<u64>| {
+        let rekey = section.optional(soft).map_or(Ok(0), |value| read(&value))?;
+        let life = match section.optional(hard) {
+            None => rekey + rekey / 10,
+            Some(value) => match read(&value)? {
+                life if life <= rekey && life != 0 => {
+                    return Err(value.error(format!("is not more than {soft}; write more, or 0 for no end")));
+                }
+                life => life,
+            },
+        };
+        Ok((rekey, life))
+    };
+    let packets = pair("rekey_packets", "life_packets", |value| value.integer(0..=1 << 60))?;
+    let bytes = pair("rekey_bytes", "life_bytes", |value| value.octets())?;
+    Ok(Lifetime {
+        life_time,
+        rekey: Limits { packets: packets.0, bytes: bytes.0 },
+        life: Limits { packets: packets.1, bytes: bytes.1 },
+    })
 }
 
 /// RFC 7296 section 3.5: an address, a mail address, `keyid:` and hexadecimal digits, else a domain name, perhaps

@@ -310,6 +310,25 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// A number of octets: a whole number, or one in quotes with `k`, `m`, `g` or `t` (powers of 1,024).
+    pub(super) fn octets(&self) -> Result<u64> {
+        const MOST: u64 = 1 << 60;
+        const FIX: &str = "a number of octets, or one with k, m, g or t in quotes, as in \"500m\"";
+        let DeValue::String(text) = self.value else { return self.integer(0..=MOST) };
+        let (number, shift) = match text.split_at_checked(text.len().saturating_sub(1)) {
+            Some((number, "k")) => (number, 10),
+            Some((number, "m")) => (number, 20),
+            Some((number, "g")) => (number, 30),
+            Some((number, "t")) => (number, 40),
+            _ => (text.as_ref(), 0),
+        };
+        let digits = !number.is_empty() && number.bytes().all(|octet| octet.is_ascii_digit());
+        let octets = number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+        octets
+            .filter(|n| digits && *n <= MOST)
+            .ok_or_else(|| self.error(format!("\"{text}\" is no amount; write {FIX}")))
+    }
+
     /// One of these words.
     pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Result<T> {
         let text = self.string()?;

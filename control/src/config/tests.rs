@@ -35,6 +35,25 @@ fn broken(from: &str, to: &str) -> ConfigError {
     parse(&GOOD.replacen(from, to, 1)).expect_err(to)
 }
 
+/// As in swanctl.conf: hard limits are a tenth beyond the soft ones unless they are named, octets have units.
+#[test]
+fn lifetimes_are_read_with_their_units_and_defaults() {
+    let of = |text: &str| {
+        let settings = parse(&GOOD.replacen("start_action = \"start\"", text, 1)).unwrap();
+        settings.connections[0].children[1].lifetime
+    };
+    let limits = |packets, bytes| spindle_abi::Limits { packets, bytes };
+    let default = of("");
+    assert_eq!(default.life_time, Duration::from_secs(3960));
+    assert_eq!((default.rekey, default.life), (limits(0, 0), limits(0, 0)));
+    assert_eq!(of("rekey_time = \"0s\"").life_time, Duration::ZERO);
+    let soft = of("rekey_bytes = \"500m\"\nrekey_packets = 1000");
+    assert_eq!((soft.rekey, soft.life), (limits(1000, 500 << 20), limits(1100, 550 << 20)));
+    let hard = of("life_time = \"2h\"\nlife_bytes = \"1g\"\nrekey_packets = 7\nlife_packets = 0");
+    assert_eq!(hard.life_time, Duration::from_secs(7200));
+    assert_eq!((hard.rekey, hard.life), (limits(7, 0), limits(0, 1 << 30)));
+}
+
 #[test]
 fn a_good_file_is_understood_and_its_defaults_filled_in() {
     let s = parse(GOOD).unwrap();
@@ -162,6 +181,41 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             16,
             "connections.ab.children.alpha.replay_window",
             "power of two",
+        ),
+        (
+            "start_action = \"start\"",
+            "replay_window = 0\nesp_proposals = [\"aes128gcm16-noesn-esn\"]",
+            16,
+            "connections.ab.children.alpha.replay_window",
+            "needs a window",
+        ),
+        (
+            "start_action = \"start\"",
+            "rekey_time = \"1h\"\nlife_time = \"1h\"",
+            17,
+            "connections.ab.children.alpha.life_time",
+            "not longer than rekey_time",
+        ),
+        (
+            "start_action = \"start\"",
+            "rekey_bytes = \"500q\"",
+            16,
+            "connections.ab.children.alpha.rekey_bytes",
+            "\"500m\"",
+        ),
+        (
+            "start_action = \"start\"",
+            "rekey_bytes = \"1g\"\nlife_bytes = 1000",
+            17,
+            "connections.ab.children.alpha.life_bytes",
+            "not more than rekey_bytes",
+        ),
+        (
+            "start_action = \"start\"",
+            "rekey_packets = \"1k\"",
+            16,
+            "connections.ab.children.alpha.rekey_packets",
+            "a whole number",
         ),
         (
             "start_action = \"start\"",

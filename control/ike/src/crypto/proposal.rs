@@ -25,6 +25,8 @@ pub struct EspProposal {
     pub encryption: Vec<Suite>,
     /// Key exchange in CREATE_CHILD_SA, best first; empty: none.
     pub groups: Vec<Group>,
+    /// Extended Sequence Numbers (RFC 4303 section 2.2.1), or none, best first, not empty.
+    pub esn: Vec<bool>,
 }
 
 /// The transforms of an IKE SA.
@@ -45,6 +47,8 @@ pub struct EspSuite {
     pub encryption: Suite,
     /// Key exchange in CREATE_CHILD_SA.
     pub group: Option<Group>,
+    /// Extended Sequence Numbers?
+    pub esn: bool,
 }
 
 /// The operator's mistake in a proposal.
@@ -86,6 +90,7 @@ const SUITES: [(&str, Suite); 4] = [
 const PRFS: [(&str, Prf); 3] =
     [("prfsha256", Prf::HmacSha256), ("prfsha384", Prf::HmacSha384), ("prfsha512", Prf::HmacSha512)];
 const GROUPS: [(&str, Group); 2] = [("x25519", Group::X25519), ("ecp256", Group::P256)];
+const SEQUENCE_NUMBERS: [(&str, bool); 2] = [("esn", true), ("noesn", false)];
 /// Other names of the same, understood but not printed.
 const ALIASES: [(&str, &str); 7] = [
     ("aes128gcm128", "aes128gcm16"),
@@ -112,14 +117,15 @@ pub fn parse_ike(text: &str) -> Result<IkeProposal, NotationError> {
     }
 }
 
-/// Parses an ESP proposal. `noesn` is understood and changes nothing.
+/// Parses an ESP proposal. Without `esn` and `noesn` it is one for sequence numbers of 32 bits.
 pub fn parse_esp(text: &str) -> Result<EspProposal, NotationError> {
     let lists = Lists::parse(text, false)?;
     if lists.encryption.is_empty() {
         let known = names(&SUITES);
         return Err(NotationError::Missing { proposal: text.to_owned(), missing: "encryption", known });
     }
-    Ok(EspProposal { encryption: lists.encryption, groups: lists.groups })
+    let esn = if lists.esn.is_empty() { vec![false] } else { lists.esn };
+    Ok(EspProposal { encryption: lists.encryption, groups: lists.groups, esn })
 }
 
 #[derive(Default)]
@@ -127,6 +133,7 @@ struct Lists {
     encryption: Vec<Suite>,
     prf: Vec<Prf>,
     groups: Vec<Group>,
+    esn: Vec<bool>,
 }
 
 impl Lists {
@@ -141,12 +148,14 @@ impl Lists {
                 add(&mut lists.groups, group);
             } else if let Some(prf) = find(&PRFS, name).filter(|_| ike) {
                 add(&mut lists.prf, prf);
-            } else if ike || name != "noesn" {
-                let prfs = if ike { names(&PRFS) + ", " } else { String::new() };
+            } else if let Some(esn) = find(&SEQUENCE_NUMBERS, name).filter(|_| !ike) {
+                add(&mut lists.esn, esn);
+            } else {
+                let others = if ike { names(&PRFS) } else { names(&SEQUENCE_NUMBERS) };
                 return Err(NotationError::Unknown {
                     proposal: text.to_owned(),
                     name: name.to_owned(),
-                    known: format!("{}, {prfs}{}", names(&SUITES), names(&GROUPS)),
+                    known: format!("{}, {others}, {}", names(&SUITES), names(&GROUPS)),
                 });
             }
         }
@@ -192,7 +201,8 @@ impl fmt::Display for IkeProposal {
 
 impl fmt::Display for EspProposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&join(&[all(&SUITES, &self.encryption), all(&GROUPS, &self.groups)]))
+        let esn = if self.esn == [false] { Vec::new() } else { all(&SEQUENCE_NUMBERS, &self.esn) };
+        f.write_str(&join(&[all(&SUITES, &self.encryption), all(&GROUPS, &self.groups), esn]))
     }
 }
 
@@ -206,12 +216,17 @@ impl fmt::Display for IkeSuite {
 impl fmt::Display for EspSuite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(name(&SUITES, self.encryption))?;
-        self.group.map_or(Ok(()), |group| write!(f, "-{}", name(&GROUPS, group)))
+        self.group.map_or(Ok(()), |group| write!(f, "-{}", name(&GROUPS, group)))?;
+        f.write_str(if self.esn { "-esn" } else { "" })
     }
 }
 
 fn plain(kind: u8, id: u16) -> Transform {
     Transform { kind, id, key_length: None, unknown: Vec::new() }
+}
+
+fn sequence_numbers(esn: bool) -> Transform {
+    plain(transform::SEQUENCE_NUMBERS, if esn { transform::ESN } else { transform::NO_ESN })
 }
 
 fn encryption(suite: Suite) -> Transform {
@@ -236,13 +251,13 @@ impl IkeProposal {
 }
 
 impl EspProposal {
-    /// As a proposal on the wire, without Extended Sequence Numbers. Pass `key_exchange: false` in IKE_AUTH, where
+    /// As a proposal on the wire. Pass `key_exchange: false` in IKE_AUTH, where
     /// there is no KE payload (RFC 7296 section 1.2).
     pub fn to_wire(&self, number: u8, spi: [u8; 4], key_exchange: bool) -> Proposal {
         let mut transforms: Vec<Transform> = self.encryption.iter().map(|s| encryption(*s)).collect();
         let groups = if key_exchange { self.groups.as_slice() } else { &[] };
         transforms.extend(groups.iter().map(|group| plain(transform::KEY_EXCHANGE, group.id())));
-        transforms.push(plain(transform::SEQUENCE_NUMBERS, transform::NO_ESN));
+        transforms.extend(self.esn.iter().map(|esn| sequence_numbers(*esn)));
         Proposal { number, protocol: protocol::ESP, spi: spi.to_vec(), transforms }
     }
 }
@@ -255,7 +270,11 @@ impl From<IkeSuite> for IkeProposal {
 
 impl From<EspSuite> for EspProposal {
     fn from(suite: EspSuite) -> EspProposal {
-        EspProposal { encryption: vec![suite.encryption], groups: suite.group.into_iter().collect() }
+        EspProposal {
+            encryption: vec![suite.encryption],
+            groups: suite.group.into_iter().collect(),
+            esn: vec![suite.esn],
+        }
     }
 }
 
@@ -312,14 +331,15 @@ pub fn select_esp<'a>(
 ) -> Result<(EspSuite, &'a Proposal), SelectionError> {
     let known = [transform::ENCRYPTION, transform::KEY_EXCHANGE, transform::SEQUENCE_NUMBERS];
     let none = plain(transform::KEY_EXCHANGE, transform::KEY_EXCHANGE_NONE);
-    let no_esn = plain(transform::SEQUENCE_NUMBERS, transform::NO_ESN);
     for ours in ours {
         for offer in offered.iter().filter(|p| p.protocol == protocol::ESP && types_fit(p, &known)) {
             let Some(suite) = choose(offer, &ours.encryption, encryption) else { continue };
-            // RFC 7296 section 3.3.3: ESN is mandatory in ESP proposals; RFC 4303's default where it lacks is none.
-            if has(offer, transform::SEQUENCE_NUMBERS) && !offer.transforms.contains(&no_esn) {
-                continue;
-            }
+            // RFC 7296 section 3.3.3: this type is mandatory in ESP proposals; where it lacks there is no ESN.
+            let esn = match has(offer, transform::SEQUENCE_NUMBERS) {
+                true => choose(offer, &ours.esn, sequence_numbers),
+                false => ours.esn.contains(&false).then_some(false),
+            };
+            let Some(esn) = esn else { continue };
             if offer.spi.len() != 4 {
                 continue;
             }
@@ -330,7 +350,7 @@ pub fn select_esp<'a>(
                 None => continue,
                 group => group,
             };
-            return Ok((EspSuite { encryption: suite, group }, offer));
+            return Ok((EspSuite { encryption: suite, group, esn }, offer));
         }
     }
     Err(SelectionError)

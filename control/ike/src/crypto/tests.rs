@@ -245,9 +245,12 @@ fn proposals_print_as_they_parse() {
     ] {
         assert_eq!(parse_ike(text).unwrap().to_string(), text);
     }
-    for text in
-        ["aes128gcm16", "aes256gcm16-x25519", "chacha20poly1305", "aes128gcm16-aes256gcm16-ecp256-x25519"]
-    {
+    for text in [
+        "aes128gcm16",
+        "aes256gcm16-x25519-esn",
+        "chacha20poly1305-noesn-esn",
+        "aes128gcm16-aes192gcm16-ecp256-x25519-esn-noesn",
+    ] {
         assert_eq!(parse_esp(text).unwrap().to_string(), text);
     }
     assert_eq!(parse_esp("AES128GCM128-noesn-curve25519").unwrap().to_string(), "aes128gcm16-x25519");
@@ -265,10 +268,18 @@ fn a_bad_proposal_names_the_fault_and_what_is_known() {
     assert!(say("prfsha256-x25519").contains("names no encryption"));
     assert!(say("aes128gcm16-prfsha256").contains("names no key exchange"));
     assert!(say("").contains("\"\" is not known"));
+    assert!(
+        parse_ike("aes128gcm16-prfsha256-x25519-esn")
+            .unwrap_err()
+            .to_string()
+            .contains("\"esn\" is not known")
+    );
     assert!(parse_esp("x25519").unwrap_err().to_string().contains("names no encryption"));
     let text = parse_esp("aes128gcm16-prfsha256").unwrap_err().to_string();
     assert!(
-        text.ends_with("known are aes128gcm16, aes192gcm16, aes256gcm16, chacha20poly1305, x25519, ecp256"),
+        text.ends_with(
+            "known are aes128gcm16, aes192gcm16, aes256gcm16, chacha20poly1305, esn, noesn, x25519, ecp256"
+        ),
         "{text}"
     );
 }
@@ -324,6 +335,34 @@ fn transforms_that_differ_in_an_attribute_or_type_are_not_taken() {
     assert!(taken(&add(transform::INTEGRITY, transform::INTEGRITY_NONE)));
     assert!(!taken(&add(transform::INTEGRITY, 12)));
     assert!(!taken(&add(6, 35)));
+}
+
+/// RFC 7296 section 3.3.2, 3.3.3: Extended Sequence Numbers are a transform like others; an offer without the type has none.
+#[test]
+fn extended_sequence_numbers_are_chosen_by_our_order_from_what_is_offered() {
+    let esp = |text: &str| parse_esp(text).unwrap();
+    let select = |ours: &str, offer: &Proposal| {
+        select_esp(&[esp(ours)], std::slice::from_ref(offer), None, true).map(|(suite, _)| suite.to_string())
+    };
+    let both = esp("aes128gcm16-esn-noesn").to_wire(1, [0, 0, 1, 0], true);
+    let ids = |p: &Proposal| {
+        let types = p.transforms.iter().filter(|t| t.kind == transform::SEQUENCE_NUMBERS);
+        types.map(|t| t.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&both), [transform::ESN, transform::NO_ESN]);
+    assert_eq!(select("aes128gcm16-esn", &both).unwrap(), "aes128gcm16-esn");
+    assert_eq!(select("aes128gcm16", &both).unwrap(), "aes128gcm16");
+    assert_eq!(select("aes128gcm16-noesn-esn", &both).unwrap(), "aes128gcm16");
+    let with = esp("aes128gcm16-esn").to_wire(1, [0, 0, 1, 0], true);
+    assert_eq!(select("aes128gcm16-noesn-esn", &with).unwrap(), "aes128gcm16-esn");
+    assert_eq!(select("aes128gcm16", &with), Err(SelectionError));
+    let mut without = esp("aes128gcm16").to_wire(1, [0, 0, 1, 0], true);
+    without.transforms.retain(|t| t.kind != transform::SEQUENCE_NUMBERS);
+    assert_eq!(select("aes128gcm16-esn-noesn", &without).unwrap(), "aes128gcm16");
+    assert_eq!(select("aes128gcm16-esn", &without), Err(SelectionError));
+    // What goes back names the choice alone.
+    let (suite, _) = select_esp(&[esp("aes128gcm16-esn")], &[both], None, true).unwrap();
+    assert_eq!(ids(&EspProposal::from(suite).to_wire(1, [0, 0, 1, 0], true)), [transform::ESN]);
 }
 
 /// RFC 7296 section 1.2, 1.3.3, 3.3.2.

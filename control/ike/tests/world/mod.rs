@@ -169,6 +169,7 @@ pub fn child(name: &str, side: usize, number: u8) -> ChildConfig {
         selectors: selectors(nets[side], nets[1 - side]),
         proposals: vec!["aes128gcm16".into()],
         rekey_time: Duration::ZERO,
+        lifetime: Lifetime::default(),
         replay_window: 1024,
         hold_packets: 0,
         start_action: StartAction::Trap,

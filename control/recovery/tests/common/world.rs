@@ -149,6 +149,7 @@ fn config(setup: &Setup, side: usize) -> Config {
         selectors: SelectorSet { local: vec![behind(side, n)], remote: vec![behind(1 - side, n)] },
         proposals: vec!["aes128gcm16".into()],
         rekey_time: Duration::ZERO,
+        lifetime: Lifetime::default(),
         replay_window: 64,
         hold_packets: 0,
         start_action: StartAction::Trap,
