@@ -45,9 +45,7 @@ pub(crate) fn chosen(chosen: &SelectorSet, offer: &SelectorSet) -> Option<Select
         local: side(&chosen.local, &offer.local)?,
         remote: side(&chosen.remote, &offer.remote)?,
     };
-    if set.pairs().next().is_none() {
-        return None;
-    }
+    set.pairs().next()?;
     Some(set)
 }
 
