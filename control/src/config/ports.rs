@@ -94,7 +94,7 @@ fn ports(protocol: u8, text: &str) -> Result<(u16, u16)> {
     let (start, end) = match (number(start)?, number(end)?) {
         // A type alone is one with any code, as strongSwan has it.
         (start, end) if types => {
-            (if start < 256 { start << 8 } else { start }, if end < 256 { end << 8 | 0xff } else { end })
+            (if start < 256 { start << 8 } else { start }, if end < 256 { (end << 8) | 0xff } else { end })
         }
         range => range,
     };

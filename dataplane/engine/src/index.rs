@@ -101,7 +101,7 @@ impl Hasher for AsIs {
     }
 
     fn write(&mut self, octets: &[u8]) {
-        octets.iter().for_each(|octet| self.0 = self.0 << 8 | u64::from(*octet));
+        octets.iter().for_each(|octet| self.0 = (self.0 << 8) | u64::from(*octet));
     }
 
     fn write_u64(&mut self, hash: u64) {

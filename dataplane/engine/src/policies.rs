@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn a_look_up_does_not_go_through_all_policies() {
         let mut policies = Policies::new(20_000);
-        let host = |net: u8, n: u32| IpAddr::from((u32::from(net) << 24 | n).to_be_bytes());
+        let host = |net: u8, n: u32| IpAddr::from(((u32::from(net) << 24) | n).to_be_bytes());
         for n in 0..10_000 {
             let end = |address| vec![Selector::addresses(address, address)];
             let set = SelectorSet { local: end(host(10, n)), remote: end(host(11, n)) };
