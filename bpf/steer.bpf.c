@@ -2,13 +2,14 @@
 //
 // Who takes a packet: the dataplane (this queue's AF_XDP socket), the kernel, or nobody.
 //
-// `outside` stands on the unprotected side: ESP for us, in UDP or not, goes to a socket: the first one if its SPI has a
-// state, the one in the background if it is unknown, so that a storm of unknown SPIs fills its own ring and leaves the
-// other's alone. To the background go also fragments of ESP, of which the later ones show no SPI, and ICMP errors about
-// ESP that we are said to have sent: anybody can make these. IKE and what else is for this host passes; what isn't for us
-// is dropped, for the kernel must not forward it, unless a policy may let it by in clear: then it goes to the background
-// too, and the dataplane decides. Of a fragmented datagram only the first fragment shows UDP's ports, so the later ones go
-// where the first one went, and before it to the kernel: IKE in fragments is the kernel's always.
+// `outside` stands on the unprotected side: ESP for us, in UDP or not, over IPv4 or IPv6, goes to a socket: the first one
+// if its SPI has a state, the one in the background if it is unknown, so that a storm of unknown SPIs fills its own ring
+// and leaves the other's alone. To the background go also fragments of ESP, of which the later ones show no SPI, and ICMP
+// errors about ESP that we are said to have sent (over IPv4): anybody can make these. IKE and what else is for this host
+// passes, and so does what no router forwards, such as neighbour discovery; what isn't for us is dropped, for the kernel
+// must not forward it, unless a policy may let it by in clear: then it goes to the background too, and the dataplane
+// decides. Of a fragmented datagram only the first fragment shows UDP's ports, so the later ones go where the first one
+// went, and before it to the kernel: IKE in fragments is the kernel's always. Over IPv6 all of these are the kernel's.
 // `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
 // that isn't there means drop, never pass.
 // Each decision is counted; the order of the counts is known to steer.rs.
@@ -16,7 +17,9 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/types.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
@@ -27,6 +30,8 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 #define QUEUES 64
 #define FRAGMENT 0x3fff      // more fragments, or an offset
 #define OFFSET 0x1fff
+#define FRAGMENT6 0xfff9     // the same in IPv6's fragment header
+#define EXTENSIONS 8         // IPv6 extension headers at most, as spindle_wire::ipv6
 #define ICMP_HEADER 8
 #define DEST_UNREACH 3       // ICMP type and code of RFC 1191 section 4
 #define FRAG_NEEDED 4
@@ -40,7 +45,7 @@ enum decision {
     DROPPED_NOT_OURS,     // outside: to an address that isn't ours
     TO_BACKGROUND,        // an unknown SPI, a fragment of ESP, an ICMP error about ESP
     DROPPED_KEEPALIVE,    // RFC 3948 section 2.3: consumed
-    DROPPED_MALFORMED,    // no whole IPv4, UDP or ESP header
+    DROPPED_MALFORMED,    // no whole IP, UDP or ESP header
     IN_CLEAR,             // outside: to the background, for a BYPASS policy may match
     DECISIONS = 16
 };
@@ -89,6 +94,13 @@ struct {
     __type(key, struct in_clear_key);
     __type(value, __u8);
 } in_clear SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1024);
+    __type(key, struct in6_addr);
+    __type(value, __u8);
+} local_addresses6 SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -166,21 +178,42 @@ static __always_inline int is_local(__be32 address)
     return bpf_map_lookup_elem(&local_addresses, &address) != 0;
 }
 
-static __always_inline int is_in_clear(enum end end, __be32 address)
+static __always_inline int is_local6(struct in6_addr address)
 {
-    struct in_clear_key key = {
-        .prefix = 32 + 128,
-        .end = bpf_htonl(end),
-        .address = {0, 0, bpf_htonl(0xffff), address},
-    };
+    return bpf_map_lookup_elem(&local_addresses6, &address) != 0;
+}
+
+static __always_inline int is_in_clear(enum end end, __be32 a, __be32 b, __be32 c, __be32 d)
+{
+    struct in_clear_key key = {.prefix = 32 + 128, .end = bpf_htonl(end), .address = {a, b, c, d}};
 
     return bpf_map_lookup_elem(&in_clear, &key) != 0;
+}
+
+static __always_inline int is_in_clear4(enum end end, __be32 address)
+{
+    return is_in_clear(end, 0, 0, bpf_htonl(0xffff), address);
+}
+
+static __always_inline int is_in_clear6(enum end end, struct in6_addr *address)
+{
+    __be32 *word = address->s6_addr32;
+
+    return is_in_clear(end, word[0], word[1], word[2], word[3]);
 }
 
 // For a group, or for all: the kernel neither forwards these nor do we.
 static __always_inline int is_for_many(struct ethhdr *ethernet, struct iphdr *ip)
 {
     return (ethernet->h_dest[0] & 1) || (bpf_ntohl(ip->daddr) >> 28) == 14 || ip->daddr == 0xffffffff;
+}
+
+// For a group, or for a link-local address, ff00::/8 and fe80::/10: no router forwards these (RFC 4291 section 2.5.6).
+static __always_inline int is_for_link(struct ethhdr *ethernet, struct ipv6hdr *ip)
+{
+    __u8 *to = ip->daddr.s6_addr;
+
+    return (ethernet->h_dest[0] & 1) || to[0] == 0xff || (to[0] == 0xfe && (to[1] & 0xc0) == 0x80);
 }
 
 static __always_inline int esp(struct xdp_md *ctx, __be32 *spi, void *end)
@@ -259,39 +292,99 @@ static __always_inline int is_about_esp(struct iphdr *ip, void *end)
         && udp->source == bpf_htons(*port) && *spi != 0;
 }
 
-SEC("xdp")
-int outside(struct xdp_md *ctx)
+// What is for an address of ours.
+static __always_inline int for_us(struct xdp_md *ctx, __u8 protocol, int fragment, void *upper, void *end)
 {
-    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-    struct ethhdr *ethernet = data;
+    if (protocol == IPPROTO_ESP) {
+        if (fragment)
+            return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
+        return esp(ctx, upper, end);
+    }
+    if (protocol == IPPROTO_UDP && !fragment)
+        return udp(ctx, upper, end);
+    return pass(OUTSIDE);
+}
+
+static __always_inline int outside4(struct xdp_md *ctx, struct ethhdr *ethernet, void *end)
+{
     struct iphdr *ip = (void *)(ethernet + 1);
     int fragment;
 
-    if ((void *)ip > end)
-        return drop(OUTSIDE, DROPPED_MALFORMED);
-    if (ethernet->h_proto != bpf_htons(ETH_P_IP))
-        return pass(OUTSIDE);
     if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
         return drop(OUTSIDE, DROPPED_MALFORMED);
     if (is_for_many(ethernet, ip))
         return pass(OUTSIDE);
     if (!is_local(ip->daddr)) {
-        if (is_in_clear(REMOTE, ip->saddr) && is_in_clear(LOCAL, ip->daddr))
+        if (is_in_clear4(REMOTE, ip->saddr) && is_in_clear4(LOCAL, ip->daddr))
             return to_socket(ctx, OUTSIDE, &background_sockets, IN_CLEAR);
         return drop(OUTSIDE, DROPPED_NOT_OURS);
     }
     fragment = ip->frag_off & bpf_htons(FRAGMENT);
-    if (ip->protocol == IPPROTO_ESP) {
-        if (fragment)
-            return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
-        return esp(ctx, (void *)ip + ip->ihl * 4, end);
-    }
     if (ip->protocol == IPPROTO_UDP && fragment)
         return udp_fragment(ctx, ip, end);
-    if (ip->protocol == IPPROTO_UDP)
-        return udp(ctx, (void *)ip + ip->ihl * 4, end);
     if (ip->protocol == IPPROTO_ICMP && !fragment && is_about_esp(ip, end))
         return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
+    return for_us(ctx, ip->protocol, fragment, (void *)ip + ip->ihl * 4, end);
+}
+
+struct extension {
+    __u8 next;
+    __u8 length;   // in units of 8 octets, beyond the first
+    __be16 offset; // of a fragment header
+    __be32 rest;
+};
+
+// Walks the extension headers (RFC 8200 section 4) as spindle_wire::ipv6 does; what is refused there is malformed.
+static __always_inline int outside6(struct xdp_md *ctx, struct ethhdr *ethernet, void *end)
+{
+    struct ipv6hdr *ip = (void *)(ethernet + 1);
+    struct extension *header = (void *)(ip + 1);
+    int fragment = 0, fragment_header = 0;
+    __u8 protocol;
+
+    if ((void *)header > end || ip->version != 6)
+        return drop(OUTSIDE, DROPPED_MALFORMED);
+    if (is_for_link(ethernet, ip))
+        return pass(OUTSIDE);
+    if (!is_local6(ip->daddr)) {
+        if (is_in_clear6(REMOTE, &ip->saddr) && is_in_clear6(LOCAL, &ip->daddr))
+            return to_socket(ctx, OUTSIDE, &background_sockets, IN_CLEAR);
+        return drop(OUTSIDE, DROPPED_NOT_OURS);
+    }
+    protocol = ip->nexthdr;
+    for (int i = 0; i <= EXTENSIONS; i++) {
+        int is_fragment = protocol == IPPROTO_FRAGMENT;
+
+        if (!is_fragment && protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_ROUTING && protocol != IPPROTO_DSTOPTS)
+            return for_us(ctx, protocol, fragment, header, end);
+        if ((void *)(header + 1) > end || (is_fragment && fragment_header) || (protocol == IPPROTO_HOPOPTS && i))
+            break;
+        protocol = header->next;
+        if (is_fragment) {
+            fragment_header = 1;
+            fragment = header->offset & bpf_htons(FRAGMENT6);
+            if (bpf_ntohs(header->offset) >> 3) // not the first: no more headers
+                return for_us(ctx, protocol, fragment, header + 1, end);
+            header++;
+        } else {
+            header = (void *)header + (header->length + 1) * 8;
+        }
+    }
+    return drop(OUTSIDE, DROPPED_MALFORMED);
+}
+
+SEC("xdp")
+int outside(struct xdp_md *ctx)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct ethhdr *ethernet = data;
+
+    if ((void *)(ethernet + 1) > end)
+        return drop(OUTSIDE, DROPPED_MALFORMED);
+    if (ethernet->h_proto == bpf_htons(ETH_P_IP))
+        return outside4(ctx, ethernet, end);
+    if (ethernet->h_proto == bpf_htons(ETH_P_IPV6))
+        return outside6(ctx, ethernet, end);
     return pass(OUTSIDE);
 }
 
@@ -301,14 +394,22 @@ int inside(struct xdp_md *ctx)
     void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     struct ethhdr *ethernet = data;
     struct iphdr *ip = (void *)(ethernet + 1);
+    struct ipv6hdr *ip6 = (void *)ip;
 
     if ((void *)ip > end)
         return drop(INSIDE, DROPPED_MALFORMED);
-    if (ethernet->h_proto != bpf_htons(ETH_P_IP))
+    if (ethernet->h_proto == bpf_htons(ETH_P_IP)) {
+        if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+            return drop(INSIDE, DROPPED_MALFORMED);
+        if (is_for_many(ethernet, ip) || is_local(ip->daddr))
+            return pass(INSIDE);
+    } else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6)) {
+        if ((void *)(ip6 + 1) > end || ip6->version != 6)
+            return drop(INSIDE, DROPPED_MALFORMED);
+        if (is_for_link(ethernet, ip6) || is_local6(ip6->daddr))
+            return pass(INSIDE);
+    } else {
         return pass(INSIDE);
-    if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
-        return drop(INSIDE, DROPPED_MALFORMED);
-    if (is_for_many(ethernet, ip) || is_local(ip->daddr))
-        return pass(INSIDE);
+    }
     return to_socket(ctx, INSIDE, &inside_sockets, TO_SOCKET);
 }

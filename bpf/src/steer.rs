@@ -10,7 +10,7 @@ use crate::object::{Link, Loaded, Program};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -83,6 +83,7 @@ pub struct Steer {
     links: Vec<Link>,
     counts: PerCpuArray<MapData, [u64; DECISIONS]>,
     addresses: HashMap<MapData, u32, u8>,
+    addresses_v6: HashMap<MapData, [u8; 16], u8>,
 }
 
 impl Steer {
@@ -93,26 +94,23 @@ impl Steer {
         ports.set(0, u32::from(nat_port), 0)?;
         let counts = PerCpuArray::try_from(object.take_map("steer_counts").expect("in the object"))?;
         let addresses = HashMap::try_from(object.take_map("local_addresses").expect("in the object"))?;
-        let mut steer = Steer { object, links: Vec::new(), counts, addresses };
+        let addresses_v6 = HashMap::try_from(object.take_map("local_addresses6").expect("in the object"))?;
+        let mut steer = Steer { object, links: Vec::new(), counts, addresses, addresses_v6 };
         steer.set_local_addresses(local)?;
         Ok(steer)
     }
 
-    /// Replaces this host's addresses. (Those of IPv6 are not needed: it passes.)
+    /// Replaces this host's addresses.
     pub fn set_local_addresses(&mut self, local: &[IpAddr]) -> Result<(), SteerError> {
-        let of_ipv4 = |a: &IpAddr| if let IpAddr::V4(a) = a { Some(*a) } else { None };
-        let local: Vec<Ipv4Addr> = local.iter().filter_map(of_ipv4).collect();
-        let key = |a: &Ipv4Addr| u32::from_ne_bytes(a.octets());
-        for address in &local {
-            self.addresses.insert(key(address), 1, 0)?;
-        }
-        let stale: Vec<u32> = self.addresses.keys().filter_map(Result::ok).collect();
-        for address in stale {
-            if !local.iter().any(|a| key(a) == address) {
-                self.addresses.remove(&address)?;
+        let (mut four, mut six) = (Vec::new(), Vec::new());
+        for address in local {
+            match address {
+                IpAddr::V4(address) => four.push(u32::from_ne_bytes(address.octets())),
+                IpAddr::V6(address) => six.push(address.octets()),
             }
         }
-        Ok(())
+        replace(&mut self.addresses, &four)?;
+        replace(&mut self.addresses_v6, &six)
     }
 
     /// Attaches one side's program to an interface. The kernel may hold the link of a killed process for some
@@ -191,6 +189,18 @@ impl Steer {
         }
         Ok(all)
     }
+}
+
+/// Makes the keys of a map these; at no time is one missing that stays.
+fn replace<K: aya::Pod + PartialEq>(map: &mut HashMap<MapData, K, u8>, keys: &[K]) -> Result<(), SteerError> {
+    for key in keys {
+        map.insert(key, 1, 0)?;
+    }
+    let present: Vec<K> = map.keys().filter_map(Result::ok).collect();
+    for key in present.into_iter().filter(|key| !keys.contains(key)) {
+        map.remove(&key)?;
+    }
+    Ok(())
 }
 
 /// A descriptor of the map's own, for what aya has no call for.

@@ -2,15 +2,18 @@
 
 use super::*;
 use rustix::time::{ClockId, clock_gettime};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 const US: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const THEM: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
+const US6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const THEM6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x99);
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
 
 fn steer() -> Steer {
-    Steer::load(&[US.into()], NAT_PORT, 1024).expect("these tests need root")
+    Steer::load(&[US.into(), US6.into()], NAT_PORT, 1024).expect("these tests need root")
 }
 
 /// Ethernet and IPv4 around a payload.
@@ -32,6 +35,17 @@ fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
     udp.extend([0, 0]);
     udp.extend(payload);
     udp
+}
+
+/// Ethernet and IPv6 around extension headers and payload.
+fn packet6(to: Ipv6Addr, next_header: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([next_header, 64]);
+    packet.extend(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1).octets());
+    packet.extend(to.octets());
+    packet.extend(payload);
+    packet
 }
 
 /// The program's verdict, and which one count went up by one.
@@ -127,6 +141,80 @@ fn what_a_bypass_policy_names_goes_to_the_background() {
     assert_eq!(run(steer, Side::Outside, &packet(other, 17, 0, &[0; 8])).1, "xdp_outside_in_clear");
 }
 
+/// RFC 4303 and RFC 3948 over IPv6, behind extension headers too (RFC 8200 section 4.1).
+#[test]
+fn esp_over_ipv6_goes_the_same_way() {
+    let steer = &mut steer();
+    let no_socket = (XDP_DROP, "xdp_outside_dropped_no_socket");
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 50, &ESP)), no_socket);
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 17, &udp(4500, &ESP))), no_socket);
+    // Hop-by-hop options, destination options of 16 octets, an atomic fragment.
+    let chain = [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[44, 1, 1, 12], &[0; 12], &[50, 0, 0, 0, 0, 0, 0, 7], &ESP]
+        .concat();
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 0, &chain)), no_socket);
+    let eight = [[60, 0, 1, 4, 0, 0, 0, 0].repeat(7), vec![50, 0, 1, 4, 0, 0, 0, 0], ESP.to_vec()].concat();
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 60, &eight)), no_socket);
+
+    let mut states = steer.take_spi_states().unwrap().unwrap();
+    states.set(0x1122_3344, 2);
+    states.flush().unwrap();
+    let (first, background) = (socket(), socket());
+    steer.set_socket(Side::Outside, 0, first.as_fd()).unwrap();
+    steer.set_background(0, background.as_fd()).unwrap();
+    let to_socket = (XDP_REDIRECT, "xdp_outside_to_socket");
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 0, &chain)), to_socket);
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 17, &udp(4500, &ESP))), to_socket);
+    let unknown = [&[0x11, 0x22, 0x33, 0x45][..], &[0; 12]].concat();
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 50, &unknown)).1, "xdp_outside_to_background");
+}
+
+/// RFC 4861 (neighbour discovery), RFC 4291 section 2.5.6 (link-local), IKE.
+#[test]
+fn what_is_for_the_host_over_ipv6_passes() {
+    let steer = &mut steer();
+    let passed = (XDP_PASS, "xdp_outside_passed");
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 17, &udp(500, &[0; 28]))), passed);
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 17, &udp(4500, &[0; 32]))), passed);
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 58, &[128; 8])), passed);
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 58, &[136; 24])), passed);
+    let solicited = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 1);
+    let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    for to in [solicited, link_local] {
+        assert_eq!(run(steer, Side::Outside, &packet6(to, 58, &[135; 24])), passed);
+        assert_eq!(run(steer, Side::Inside, &packet6(to, 58, &[135; 24])), (XDP_PASS, "xdp_inside_passed"));
+    }
+    assert_eq!(run(steer, Side::Inside, &packet6(US6, 58, &[128; 8])), (XDP_PASS, "xdp_inside_passed"));
+    let no_socket = (XDP_DROP, "xdp_inside_dropped_no_socket");
+    assert_eq!(run(steer, Side::Inside, &packet6(THEM6, 58, &[128; 8])), no_socket);
+}
+
+#[test]
+fn the_rest_over_ipv6_is_dropped_and_counted() {
+    let steer = &mut steer();
+    let mut drops = |packet: &[u8], name: &str| {
+        assert_eq!(run(steer, Side::Outside, packet), (XDP_DROP, name), "{packet:02x?}");
+    };
+    drops(&packet6(THEM6, 50, &ESP), "xdp_outside_dropped_not_ours");
+    drops(&packet6(THEM6, 58, &[128; 8]), "xdp_outside_dropped_not_ours");
+    for (offset, next) in [(1u16, 50), (8, 50), (9, 50)] {
+        let fragment = [&[next, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 7], &ESP].concat();
+        drops(&packet6(US6, 44, &fragment), "xdp_outside_dropped_no_socket");
+    }
+    drops(&packet6(US6, 17, &udp(4500, &[0xff])), "xdp_outside_dropped_nat_keepalive");
+    drops(&packet6(US6, 50, &ESP[..7]), "xdp_outside_dropped_malformed");
+    let nine = [60, 0, 1, 4, 0, 0, 0, 0].repeat(9);
+    let late = [60, 0, 1, 4, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0];
+    let twice = [44, 0, 0, 0, 0, 0, 0, 7, 50, 0, 0, 0, 0, 0, 0, 7];
+    for (next, chain) in
+        [(60, &nine[..]), (60, &late[..8]), (60, &late), (44, &twice), (60, &[50, 200, 0, 0, 0, 0, 0, 0])]
+    {
+        drops(&packet6(US6, next, chain), "xdp_outside_dropped_malformed");
+    }
+    let mut version = packet6(US6, 50, &ESP);
+    version[14] = 0x40;
+    drops(&version, "xdp_outside_dropped_malformed");
+}
+
 fn socket() -> OwnedFd {
     use rustix::net::{AddressFamily, SocketType};
     rustix::net::socket(AddressFamily::XDP, SocketType::RAW, None).expect("AF_XDP")
@@ -177,7 +265,7 @@ fn the_last_state_that_was_noted_counts() {
 
 #[test]
 fn a_hundred_thousand_spis_are_written_with_little_work() {
-    let mut steer = Steer::load(&[US.into()], NAT_PORT, MAX_SPIS).unwrap();
+    let mut steer = Steer::load(&[US.into(), US6.into()], NAT_PORT, MAX_SPIS).unwrap();
     let mut states = steer.take_spi_states().unwrap().unwrap();
     // Of this thread, not of the machine, which others may keep busy.
     let processor = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
@@ -198,7 +286,7 @@ fn a_hundred_thousand_spis_are_written_with_little_work() {
 
 #[test]
 fn esp_in_udp_is_told_by_the_port_that_was_chosen() {
-    let steer = &mut Steer::load(&[US.into()], 14_500, 1024).unwrap();
+    let steer = &mut Steer::load(&[US.into(), US6.into()], 14_500, 1024).unwrap();
     let verdict = |steer: &mut Steer, port| run(steer, Side::Outside, &packet(US, 17, 0, &udp(port, &ESP)));
     assert_eq!(verdict(steer, 14_500), (XDP_DROP, "xdp_outside_dropped_no_socket"));
     assert_eq!(verdict(steer, 4500), (XDP_PASS, "xdp_outside_passed"));
@@ -282,10 +370,12 @@ fn local_addresses_are_replaced() {
     let steer = &mut steer();
     let to_them = packet(THEM, 1, 0, &[8; 8]);
     assert_eq!(run(steer, Side::Outside, &to_them).1, "xdp_outside_dropped_not_ours");
-    steer.set_local_addresses(&[THEM.into()]).unwrap();
+    steer.set_local_addresses(&[THEM.into(), THEM6.into()]).unwrap();
     assert_eq!(run(steer, Side::Outside, &to_them).1, "xdp_outside_passed");
     let to_us = packet(US, 1, 0, &[8; 8]);
     assert_eq!(run(steer, Side::Outside, &to_us).1, "xdp_outside_dropped_not_ours");
+    assert_eq!(run(steer, Side::Outside, &packet6(THEM6, 58, &[128; 8])).1, "xdp_outside_passed");
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 58, &[128; 8])).1, "xdp_outside_dropped_not_ours");
 }
 
 #[test]

@@ -16,7 +16,8 @@
 //!   or port: what is down for a moment is none.
 //! * *arp output*: no request or answer with a protected address in either field; but for who of these is to be reached in
 //!   clear, by a policy that stands before what protects the others, is asked. What passes in clear the dataplane
-//!   forwards, both ways, so nothing else here makes room for it.
+//!   forwards, both ways, so nothing else here makes room for it. IPv6's neighbour discovery is ICMPv6: in *postrouting*
+//!   the same holds for it.
 //!
 //! A selector that holds an outer address (such as 0.0.0.0/0) cannot be forbidden by itself, or IKE would be cut
 //! off; packets of such pairs are forbidden from `local_ts` to `remote_ts` and back, IKE excepted.
@@ -26,7 +27,7 @@ use spindle_abi::{AddressRange, PolicyAction};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -83,14 +84,57 @@ pub struct Guard {
     table: String,
     inside: String,
     outside: String,
-    locals: Vec<IpAddr>,
     ports: [u16; 2],
-    narrow: Vec<(u32, u32)>,
-    wide: Option<[Vec<(u32, u32)>; 2]>,
-    /// Protected addresses between which and us policies let packets by in clear.
-    in_clear: Vec<(u32, u32)>,
+    /// IPv4's and IPv6's.
+    protected: [Protected; 2],
     kept: PathBuf,
 }
+
+/// What is protected of one IP version, and what goes outside by itself.
+#[derive(Clone, Debug)]
+struct Protected {
+    version: &'static Version,
+    locals: Vec<IpAddr>,
+    narrow: Vec<Range>,
+    wide: Option<[Vec<Range>; 2]>,
+    /// Protected addresses between which and us policies let packets by in clear.
+    in_clear: Vec<Range>,
+}
+
+/// First and last address, as numbers.
+type Range = (u128, u128);
+
+/// How nft calls things of one IP version, and where an ICMP error of it has the quoted addresses: its quote begins 8
+/// octets into it (RFC 792, RFC 4443).
+#[derive(Debug)]
+struct Version {
+    is_ipv4: bool,
+    header: &'static str,
+    errors: &'static str,
+    /// Bit offsets in the ICMP message, and bits, of the quoted source and destination.
+    quoted: [&'static str; 2],
+    show: fn(u128) -> String,
+    number: fn(u128) -> String,
+}
+
+const VERSIONS: [&Version; 2] = [
+    &Version {
+        is_ipv4: true,
+        header: "ip",
+        errors: "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }",
+        quoted: ["@th,160,32", "@th,192,32"],
+        show: |n| Ipv4Addr::from(n as u32).to_string(),
+        number: |n| format!("{n:#010x}"),
+    },
+    &Version {
+        is_ipv4: false,
+        header: "ip6",
+        errors: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+        quoted: ["@th,128,128", "@th,256,128"],
+        show: |n| Ipv6Addr::from(n).to_string(),
+        number: |n| format!("{n:#034x}"),
+    },
+];
 
 impl Guard {
     /// The guard that this configuration needs.
@@ -101,21 +145,29 @@ impl Guard {
         let outer: BTreeSet<IpAddr> = locals.iter().copied().chain(remotes).collect();
         let (local, remote) = settings.protected_ranges();
         let is_wide = |r: &AddressRange| r.start <= r.end && outer.range(r.start..=r.end).next().is_some();
-        let any_wide = local.iter().chain(&remote).any(is_wide);
-        let narrow = local.iter().chain(&remote).filter(|r| !is_wide(r));
         let bypass = settings.policies.iter().filter(|policy| policy.action == PolicyAction::Bypass);
         let bypass = bypass.flat_map(|policy| &policy.selectors.remote).map(|s| &s.addresses);
         // It stands before what protects them, or it would never be asked.
-        let in_clear = bypass.filter(|r| remote.iter().any(|protected| protected.holds(r)));
+        let in_clear: Vec<&AddressRange> =
+            bypass.filter(|r| remote.iter().any(|protected| protected.holds(r))).collect();
+        let of = |version: &'static Version| {
+            let mine = |r: &&AddressRange| r.start.is_ipv4() == version.is_ipv4;
+            let (local, remote) = (local.iter().filter(mine), remote.iter().filter(mine));
+            let all = || local.clone().chain(remote.clone());
+            Protected {
+                version,
+                locals: locals.iter().copied().filter(|a| a.is_ipv4() == version.is_ipv4).collect(),
+                narrow: merge(all().filter(|r| !is_wide(r))),
+                wide: all().any(is_wide).then(|| [merge(local.clone()), merge(remote.clone())]),
+                in_clear: merge(in_clear.iter().copied().filter(mine)),
+            }
+        };
         Guard {
             table: format!("spindle-{}", settings.gateway.name),
             inside: settings.gateway.inside.clone(),
             outside: settings.gateway.outside.clone(),
             ports: [settings.gateway.ike_port, settings.gateway.natt_port],
-            narrow: merge(narrow),
-            in_clear: merge(in_clear),
-            wide: any_wide.then(|| [merge(local.iter()), merge(remote.iter())]),
-            locals,
+            protected: VERSIONS.map(of),
             kept: settings.gateway.run_dir.join("guard-sysctls.json"),
         }
     }
@@ -130,10 +182,12 @@ impl Guard {
              \t\tiifname {{ \"{inside}\", \"{outside}\" }} fib daddr . iif type != {{ local, broadcast, multicast }} drop\n\
              \t\tiifname \"{outside}\" fib saddr oifname \"{inside}\" drop\n"
         );
-        let narrow = (!self.narrow.is_empty()).then(|| addresses(&self.narrow));
         // Writing to a String cannot fail.
-        if let Some(narrow) = &narrow {
-            let _ = writeln!(text, "\t\tiifname \"{outside}\" ip saddr {narrow} drop");
+        for protected in &self.protected {
+            if let Some(narrow) = protected.narrow() {
+                let header = protected.version.header;
+                let _ = writeln!(text, "\t\tiifname \"{outside}\" {header} saddr {narrow} drop");
+            }
         }
         let _ = write!(
             text,
@@ -147,41 +201,22 @@ impl Guard {
              \t\ticmpv6 type destination-unreachable icmpv6 code port-unreachable drop\n\
              \t\ticmpv6 type parameter-problem icmpv6 code 1 drop\n"
         );
-        let locals: Vec<String> = self.locals.iter().map(IpAddr::to_string).collect();
-        let locals = format!("{{ {} }}", locals.join(", "));
-        let _ = writeln!(
-            text,
-            "\t\tmeta nfproto ipv4 ip saddr != {locals} fib saddr . oif type != local drop\n\
-             \t\tip6 saddr != :: fib saddr . oif type != local drop"
-        );
-        if let Some(narrow) = &narrow {
-            // An ICMP error's quote begins 8 octets into it (RFC 792): the quoted source is 12 octets further.
-            let quoted = numbers(&self.narrow);
-            let errors = "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }";
-            let _ = write!(
-                text,
-                "\t\tip saddr {narrow} drop\n\t\tip daddr {narrow} drop\n\
-                 \t\t{errors} @th,160,32 {quoted} drop\n\t\t{errors} @th,192,32 {quoted} drop\n"
-            );
+        for protected in &self.protected {
+            protected.write_sources(&mut text);
         }
-        if let Some([local, remote]) = &self.wide {
-            let (local, remote) = (addresses(local), addresses(remote));
-            let [ike, natt] = self.ports;
-            let _ = write!(
-                text,
-                "\t\tip saddr {locals} udp sport {{ {ike}, {natt} }} accept\n\
-                 \t\tip saddr {local} ip daddr {remote} drop\n\t\tip saddr {remote} ip daddr {local} drop\n"
-            );
+        for protected in &self.protected {
+            protected.write_addresses(self.ports, &mut text);
         }
         text.push_str("\t}\n}\n");
         let _ = write!(
             text,
             "table arp {table} {{\n\tchain output {{\n\t\ttype filter hook output priority 0; policy accept;\n"
         );
-        if let Some(narrow) = &narrow {
+        let [protected, _] = &self.protected;
+        if let Some(narrow) = protected.narrow() {
             let _ = writeln!(text, "\t\toifname \"{outside}\" arp saddr ip {narrow} drop");
-            if !self.in_clear.is_empty() {
-                let asked = addresses(&self.in_clear);
+            if !protected.in_clear.is_empty() {
+                let asked = set(&protected.in_clear, protected.version.show);
                 let _ = writeln!(text, "\t\toifname \"{outside}\" arp daddr ip {asked} accept");
             }
             let _ = writeln!(text, "\t\toifname \"{outside}\" arp daddr ip {narrow} drop");
@@ -283,16 +318,82 @@ fn nft(input: &str) -> Result<(), GuardError> {
     Err(GuardError::Refused(stderr.lines().next().unwrap_or("without saying why").trim().into()))
 }
 
-/// Sorted, overlapping and adjacent ones made one: nft refuses sets whose intervals overlap.
-fn merge<'a>(ranges: impl Iterator<Item = &'a AddressRange>) -> Vec<(u32, u32)> {
-    let mut sorted: Vec<(u32, u32)> = ranges
-        .filter_map(|r| match (r.start, r.end) {
-            (IpAddr::V4(start), IpAddr::V4(end)) => Some((start.into(), end.into())),
-            _ => None,
-        })
-        .collect();
+impl Protected {
+    /// The narrow ranges as a set of addresses, if there are any.
+    fn narrow(&self) -> Option<String> {
+        (!self.narrow.is_empty()).then(|| set(&self.narrow, self.version.show))
+    }
+
+    fn locals(&self) -> String {
+        let locals: Vec<String> = self.locals.iter().map(IpAddr::to_string).collect();
+        format!("{{ {} }}", locals.join(", "))
+    }
+
+    /// Only what is from an address of the outside interface may leave by it. IPv6's duplicate address detection is from
+    /// none (RFC 4862 section 5.4.2).
+    fn write_sources(&self, text: &mut String) {
+        let header = self.version.header;
+        let but = if self.version.is_ipv4 { "" } else { " ip6 saddr != ::" };
+        let locals = (!self.locals.is_empty()).then(|| format!(" {header} saddr != {}", self.locals()));
+        let _ = writeln!(
+            text,
+            "\t\tmeta nfproto {}{but}{} fib saddr . oif type != local drop",
+            if self.version.is_ipv4 { "ipv4" } else { "ipv6" },
+            locals.unwrap_or_default(),
+        );
+    }
+
+    /// Nothing leaves from or to a protected address, nor names one.
+    fn write_addresses(&self, [ike, natt]: [u16; 2], text: &mut String) {
+        let Version { header, errors, quoted: [source, destination], show, number, .. } = self.version;
+        if !self.version.is_ipv4 && !self.in_clear.is_empty() {
+            let asked = set(&self.in_clear, number);
+            let _ = writeln!(text, "\t\ticmpv6 type nd-neighbor-solicit @th,64,128 {asked} accept");
+        }
+        if let Some(narrow) = self.narrow() {
+            let numbers = set(&self.narrow, number);
+            let _ = write!(
+                text,
+                "\t\t{header} saddr {narrow} drop\n\t\t{header} daddr {narrow} drop\n\
+                 \t\t{errors} {source} {numbers} drop\n\t\t{errors} {destination} {numbers} drop\n"
+            );
+            if !self.version.is_ipv4 {
+                // The target stands 8 octets into the message, a redirect's destination 24 (RFC 4861 sections 4.3 to 4.5).
+                let _ = write!(
+                    text,
+                    "\t\ticmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} @th,64,128 {numbers} drop\n\
+                     \t\ticmpv6 type nd-redirect @th,192,128 {numbers} drop\n"
+                );
+            }
+        }
+        if let Some([local, remote]) = &self.wide {
+            let (local, remote) = (set(local, show), set(remote, show));
+            if !self.locals.is_empty() {
+                let locals = self.locals();
+                let _ = writeln!(text, "\t\t{header} saddr {locals} udp sport {{ {ike}, {natt} }} accept");
+            }
+            if !self.version.is_ipv4 {
+                let _ =
+                    writeln!(text, "\t\ticmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept");
+            }
+            let _ = write!(
+                text,
+                "\t\t{header} saddr {local} {header} daddr {remote} drop\n\
+                 \t\t{header} saddr {remote} {header} daddr {local} drop\n"
+            );
+        }
+    }
+}
+
+/// Sorted, overlapping and adjacent ones made one: nft refuses sets whose intervals overlap. All are of one version.
+fn merge<'a>(ranges: impl Iterator<Item = &'a AddressRange>) -> Vec<Range> {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    let mut sorted: Vec<Range> = ranges.map(|r| (number(r.start), number(r.end))).collect();
     sorted.sort_unstable();
-    let mut merged: Vec<(u32, u32)> = Vec::new();
+    let mut merged: Vec<Range> = Vec::new();
     for (start, end) in sorted {
         match merged.last_mut() {
             Some(last) if start <= last.1.saturating_add(1) => last.1 = last.1.max(end),
@@ -302,17 +403,8 @@ fn merge<'a>(ranges: impl Iterator<Item = &'a AddressRange>) -> Vec<(u32, u32)> 
     merged
 }
 
-/// As a set of addresses.
-fn addresses(ranges: &[(u32, u32)]) -> String {
-    set(ranges, |n| Ipv4Addr::from(n).to_string())
-}
-
-/// The same as a set of integers, for raw payload.
-fn numbers(ranges: &[(u32, u32)]) -> String {
-    set(ranges, |n| format!("{n:#010x}"))
-}
-
-fn set(ranges: &[(u32, u32)], show: impl Fn(u32) -> String) -> String {
+/// As nft writes sets.
+fn set(ranges: &[Range], show: impl Fn(u128) -> String) -> String {
     let elements: Vec<String> = ranges
         .iter()
         .map(
@@ -329,9 +421,13 @@ mod tests {
     use super::*;
 
     fn guard(local_ts: &str, remote_ts: &str) -> Guard {
+        guard_between(["192.0.2.2", "192.0.2.1"], local_ts, remote_ts)
+    }
+
+    fn guard_between([local, remote]: [&str; 2], local_ts: &str, remote_ts: &str) -> Guard {
         let source = format!(
             "[gateway]\nname='b'\ninside=['b-in']\noutside=['b-out']\n[connections.c]\n\
-             local={{address='192.0.2.2',psk='k'}}\nremote={{address='192.0.2.1'}}\n\
+             local={{address='{local}',psk='k'}}\nremote={{address='{remote}'}}\n\
              [connections.c.children.n]\nlocal_ts={local_ts}\nremote_ts={remote_ts}\n"
         );
         Guard::new(&Settings::parse(Path::new("b.toml"), &source).unwrap())
@@ -340,14 +436,14 @@ mod tests {
     #[test]
     fn overlapping_and_adjacent_ranges_become_one() {
         let g = guard("['10.2.0.0/24', '10.2.1.0/24', '10.2.0.128/25']", "['10.1.0.7']");
-        assert_eq!(addresses(&g.narrow), "{ 10.1.0.7, 10.2.0.0-10.2.1.255 }");
-        assert_eq!(numbers(&g.narrow), "{ 0x0a010007, 0x0a020000-0x0a0201ff }");
+        assert_eq!(g.protected[0].narrow().unwrap(), "{ 10.1.0.7, 10.2.0.0-10.2.1.255 }");
+        assert_eq!(set(&g.protected[0].narrow, VERSIONS[0].number), "{ 0x0a010007, 0x0a020000-0x0a0201ff }");
     }
 
     #[test]
     fn a_selector_that_holds_an_outer_address_forbids_pairs_and_leaves_ike() {
         let g = guard("['10.2.0.0/24']", "['0.0.0.0/0']");
-        assert_eq!(g.narrow, [(0x0a02_0000, 0x0a02_00ff)]);
+        assert_eq!(g.protected[0].narrow, [(0x0a02_0000, 0x0a02_00ff)]);
         let rules = g.ruleset();
         let ike = rules.find("ip saddr { 192.0.2.2 } udp sport { 500, 4500 } accept").unwrap();
         let pair =
@@ -372,6 +468,42 @@ mod tests {
         let others = rules.find("arp daddr ip { 10.1.0.0-10.1.0.255, 10.2.0.0-10.2.0.255 } drop").unwrap();
         assert!(source < asked && asked < others);
         assert!(!guard("['10.2.0.0/24']", "['10.1.0.0/24']").ruleset().contains("accept\n\t\toifname"));
+    }
+
+    /// RFC 4861 sections 4.3 to 4.5, RFC 4443 section 2.4 c.
+    #[test]
+    fn protected_ipv6_addresses_are_forbidden_in_headers_quotes_and_neighbour_discovery() {
+        let rules = guard("['10.2.0.0/24', '2001:db8:2::/64']", "['10.1.0.0/24', '2001:db8:1::7']").ruleset();
+        let narrow = "{ 2001:db8:1::7, 2001:db8:2::-2001:db8:2:0:ffff:ffff:ffff:ffff }";
+        let numbers = "{ 0x20010db8000100000000000000000007, \
+                       0x20010db8000200000000000000000000-0x20010db800020000ffffffffffffffff }";
+        for rule in [
+            format!("iifname \"b-out\" ip6 saddr {narrow} drop"),
+            format!("\t\tip6 saddr {narrow} drop"),
+            format!("\t\tip6 daddr {narrow} drop"),
+            format!("parameter-problem }} @th,128,128 {numbers} drop"),
+            format!("parameter-problem }} @th,256,128 {numbers} drop"),
+            format!("nd-redirect }} @th,64,128 {numbers} drop"),
+            "meta nfproto ipv6 ip6 saddr != :: fib saddr . oif type != local drop".into(),
+        ] {
+            assert!(rules.contains(&rule), "{rule}\n{rules}");
+        }
+        assert!(!rules.contains("arp saddr ip { 2001"));
+    }
+
+    #[test]
+    fn a_selector_that_holds_an_outer_ipv6_address_leaves_ike_and_neighbour_discovery() {
+        let rules =
+            guard_between(["2001:db8::2", "2001:db8::1"], "['2001:db8:2::/64']", "['::/0']").ruleset();
+        let [narrow, ike, discovery, pair] = [
+            "ip6 daddr { 2001:db8:2::-2001:db8:2:0:ffff:ffff:ffff:ffff } drop",
+            "ip6 saddr { 2001:db8::2 } udp sport { 500, 4500 } accept",
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
+            "ip6 saddr { 2001:db8:2::-2001:db8:2:0:ffff:ffff:ffff:ffff } ip6 daddr { ::-ffff:",
+        ]
+        .map(|rule| rules.find(rule).unwrap_or_else(|| panic!("{rule}\n{rules}")));
+        assert!(narrow < ike && ike < discovery && discovery < pair);
+        assert!(!rules.contains("ip saddr {"), "no IPv4 here");
     }
 
     #[test]

@@ -196,7 +196,7 @@ fn topology() -> (Topology, DelayBox) {
 }
 
 fn host(topology: &Topology, side: Side) -> Host<'_> {
-    Host { namespace: topology.host(side), address: topology.addresses.host(side) }
+    Host { namespace: topology.host(side), address: topology.addresses.host(side).into() }
 }
 
 /// Ping, UDP of every size and TCP both ways between the hosts; afterwards no leak outside, and balanced counters.

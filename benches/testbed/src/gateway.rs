@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -98,10 +98,10 @@ impl Settings {
     /// The configuration file of one side; its own files lie in `directory`.
     pub fn text(&self, side: Side, addresses: &Addresses, directory: &Path) -> String {
         let (name, peer) = (side.letter(), side.other().letter());
-        let here = self.local.unwrap_or(addresses.gateway_outside(side));
-        let other = addresses.gateway_outside(side.other()).to_string();
+        let here = self.local.map_or(addresses.outer(side), IpAddr::V4);
+        let other = addresses.outer(side.other()).to_string();
         let there = self.remote.as_ref().unwrap_or(&other);
-        let (local_ts, remote_ts) = (addresses.inside(side), addresses.inside(side.other()));
+        let (local_ts, remote_ts) = (addresses.protected(side), addresses.protected(side.other()));
         let directory = directory.display();
         let methods: Vec<String> = self.methods.iter().map(|method| format!("\"{method}\"")).collect();
         let milliseconds = |time: Duration| format!("\"{}ms\"", time.as_millis());

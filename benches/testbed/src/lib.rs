@@ -62,7 +62,9 @@ pub use storm::{absorb_answers, storm};
 pub use strongswan::Strongswan;
 pub use testbed::{Options, Testbed, Wires};
 pub use timeline::{Counts, Crash, Exchange, Question, Recovery, Timeline};
-pub use topology::{Addresses, Layout, Member, Network, Side, Topology};
+pub use topology::{
+    Addresses, IPV6_PREFIX, Layout, Member, Network, Side, Topology, Version, Versions, ipv6,
+};
 pub use traffic::{
     Delivery, Host, Marker, Outage, Stream, StreamLog, Transfer, ping, tcp_transfer, udp_sweep,
 };

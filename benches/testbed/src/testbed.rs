@@ -26,7 +26,7 @@ use crate::keepalived::Keepalived;
 use crate::leak::{InsideNetwork, Leak, leaks};
 use crate::packet::{OFFLOAD_HEADER, PacketSocket, Show, now};
 use crate::pcap::Frame;
-use crate::topology::{Addresses, Layout, Member, Side, Topology};
+use crate::topology::{Addresses, IPV6_PREFIX, Layout, Member, Network, Side, Topology, ipv6};
 use crate::traffic::{self, Host, Marker, Stream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -208,7 +208,11 @@ impl Testbed {
 
     /// A host.
     pub fn host(&self, side: Side) -> Host<'_> {
-        Host { namespace: self.topology.host(side), address: self.topology.addresses.host(side) }
+        let addresses = &self.topology.addresses;
+        Host {
+            namespace: self.topology.host(side),
+            address: addresses.versions.inside.of(addresses.host(side)),
+        }
     }
 
     /// The namespaces and addresses.
@@ -287,7 +291,13 @@ impl Testbed {
     /// Inside addresses and payload markers on the outer wires.
     pub fn leaks(&self, wires: &Wires) -> Vec<Leak> {
         let addresses = &self.topology.addresses;
-        let inside = [InsideNetwork::V4(addresses.inside_a), InsideNetwork::V4(addresses.inside_b)];
+        let both = |network: Network| {
+            [
+                InsideNetwork::V4(network),
+                InsideNetwork::V6(ipv6(network.address), IPV6_PREFIX + network.prefix),
+            ]
+        };
+        let inside = [both(addresses.inside_a), both(addresses.inside_b)].concat();
         let mut found = leaks(&wires.a, &inside, self.marker);
         found.extend(leaks(&wires.b, &inside, self.marker));
         found

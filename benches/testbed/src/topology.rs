@@ -10,6 +10,8 @@
 //! `ip_forward=1` and a route to the other side's inside network: a kernel that is let would forward cleartext, and
 //! only the gateway's own care prevents that. No interface's offloads are touched.
 //!
+//! With IPv6 outside or inside ([`Versions`]) each of these addresses has another one beside it, [`ipv6`], and each route too.
+//!
 //! With [`Layout::Nat`] a NAT stands between gateway A and the box: A is 198.51.100.1 then, and B sees 192.0.2.1, until the
 //! mapping moves to 192.0.2.5. What is called A's wire is the one before the NAT.
 //!
@@ -27,7 +29,7 @@ use crate::cleanup::{self, unique_name};
 use crate::error::{Context, Error, Result};
 use crate::namespace::Namespace;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An IPv4 network: an address and its prefix length in bits.
@@ -58,6 +60,49 @@ impl fmt::Display for Network {
     }
 }
 
+/// A version of IP.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Version {
+    /// IPv4.
+    #[default]
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Version {
+    /// The address of this version that stands beside an IPv4 one, or is it.
+    pub fn of(self, address: Ipv4Addr) -> IpAddr {
+        match self {
+            Version::V4 => address.into(),
+            Version::V6 => ipv6(address).into(),
+        }
+    }
+
+    /// The same of a network, as gateways' configurations write it.
+    pub fn network(self, network: Network) -> String {
+        let prefix = if self == Version::V4 { network.prefix } else { IPV6_PREFIX + network.prefix };
+        format!("{}/{prefix}", self.of(network.address))
+    }
+}
+
+/// Bits that all IPv6 addresses here have in common; behind them stands the IPv4 address beside which they are.
+pub const IPV6_PREFIX: u8 = 96;
+
+/// The IPv6 address that stands beside an IPv4 one: 2001:db8::10.1.0.2 beside 10.1.0.2.
+pub fn ipv6(address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(0x2001_0db8 << 96 | u128::from(address.to_bits()))
+}
+
+/// What gateways speak with each other, and hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Versions {
+    /// Between the gateways.
+    pub outside: Version,
+    /// Between the hosts.
+    pub inside: Version,
+}
+
 /// The addresses of a topology. Gateways are `.1` inside, hosts `.2`; outside gateway A is `.1` and B `.2`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Addresses {
@@ -69,6 +114,8 @@ pub struct Addresses {
     pub outside: Network,
     /// The network between gateway A and its NAT, where there is one: A is `.1`, the NAT `.254`.
     pub behind_nat: Option<Network>,
+    /// Which of them gateways and hosts use.
+    pub versions: Versions,
 }
 
 impl Default for Addresses {
@@ -79,6 +126,7 @@ impl Default for Addresses {
             inside_b: network(10, 2, 0),
             outside: network(192, 0, 2),
             behind_nat: None,
+            versions: Versions::default(),
         }
     }
 }
@@ -202,6 +250,22 @@ impl Addresses {
         }
     }
 
+    /// The gateway's outer address of the version that is used.
+    pub fn outer(&self, side: Side) -> IpAddr {
+        self.versions.outside.of(self.gateway_outside(side))
+    }
+
+    /// The inside network of a side, of the version that is used.
+    pub fn protected(&self, side: Side) -> String {
+        self.versions.inside.network(self.inside(side))
+    }
+
+    /// Is IPv6 used anywhere?
+    fn use_ipv6(&self) -> bool {
+        let Versions { outside, inside } = self.versions;
+        outside == Version::V6 || inside == Version::V6
+    }
+
     /// Where the other gateway may see it: its outer address, or those of its NAT, the first one first.
     pub fn seen_at(&self, side: Side) -> Vec<Ipv4Addr> {
         match (side, self.behind_nat) {
@@ -266,6 +330,12 @@ impl Topology {
             nat: if layout == Layout::Nat { Some(namespace("nat")?) } else { None },
         };
         topology.delay_box.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+        if topology.addresses.use_ipv6() {
+            // Addresses serve at once, not only when no one else was heard to have them.
+            for namespace in topology.hosts.iter().chain(&topology.gateways) {
+                namespace.sysctl("ipv6/conf/default/accept_dad", "0")?;
+            }
+        }
         topology.connect(Side::A)?;
         topology.connect_nat()?;
         match &topology.pair {
@@ -320,8 +390,21 @@ impl Topology {
     fn give_host_its_address(&self, side: Side) -> Result<()> {
         let (host, addresses) = (self.host(side), &self.addresses);
         let (on_host, prefix) = (side.host_interface(), addresses.inside(side).prefix);
-        host.ip(&format!("addr add {}/{prefix} dev {on_host}", addresses.host(side)))?;
-        host.ip(&format!("route add default via {}", addresses.gateway_inside(side))).map(drop)
+        self.give(host, addresses.host(side), prefix, &on_host)?;
+        host.ip(&format!("route add default via {}", addresses.gateway_inside(side)))?;
+        if addresses.use_ipv6() {
+            host.ip(&format!("-6 route add default via {}", ipv6(addresses.gateway_inside(side))))?;
+        }
+        Ok(())
+    }
+
+    /// Gives an interface an address, and if IPv6 is used the one beside it.
+    fn give(&self, to: &Namespace, address: Ipv4Addr, prefix: u8, interface: &str) -> Result<()> {
+        to.ip(&format!("addr add {address}/{prefix} dev {interface}"))?;
+        if self.addresses.use_ipv6() {
+            to.ip(&format!("addr add {}/{} dev {interface}", ipv6(address), IPV6_PREFIX + prefix))?;
+        }
+        Ok(())
     }
 
     /// Addresses, routes and settings of a gateway whose interfaces are there.
@@ -335,9 +418,8 @@ impl Topology {
         let addresses = &self.addresses;
         let (here, there) = (addresses.inside(side), addresses.inside(side.other()));
         let (inside, outside) = (side.inside_interface(), side.outside_interface());
-        gateway.ip(&format!("addr add {inside_address}/{} dev {inside}", here.prefix))?;
-        gateway
-            .ip(&format!("addr add {outside_address}/{} dev {outside}", addresses.outside_of(side).prefix))?;
+        self.give(gateway, inside_address, here.prefix, &inside)?;
+        self.give(gateway, outside_address, addresses.outside_of(side).prefix, &outside)?;
         let next = match addresses.behind_nat.filter(|_| side == Side::A) {
             Some(network) => {
                 let nat = network.host(NAT_HOST);
@@ -347,6 +429,11 @@ impl Topology {
             None => addresses.seen_at(side.other())[0],
         };
         gateway.ip(&format!("route add {there} via {next}"))?;
+        if addresses.use_ipv6() {
+            let there = Version::V6.network(there);
+            gateway.ip(&format!("-6 route add {there} via {}", ipv6(next)))?;
+            gateway.sysctl("ipv6/conf/all/forwarding", "1")?;
+        }
         // As open as a router can be: what the gateway lets through by mistake must become visible.
         for (setting, value) in
             [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")]

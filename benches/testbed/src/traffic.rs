@@ -4,13 +4,13 @@
 use crate::error::{Context, Error, Result};
 use crate::namespace::Namespace;
 use crate::packet::{be_punctual, nanoseconds, now};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{IoSliceMut, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +36,7 @@ pub struct Host<'a> {
     /// Where its sockets live.
     pub namespace: &'a Namespace,
     /// Its inside address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 /// A packet that arrived.
@@ -227,8 +227,12 @@ fn receive(socket: &UdpSocket, marker: Marker, shared: &Shared) {
     while !shared.stop_receiving.load(Ordering::Relaxed) {
         let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
         let mut slices = [IoSliceMut::new(&mut payload)];
-        let received =
-            recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty());
+        let received = recvmsg::<SockaddrStorage>(
+            socket.as_raw_fd(),
+            &mut slices,
+            Some(&mut control),
+            MsgFlags::empty(),
+        );
         let Ok(message) = received else { continue };
         let at = message.cmsgs().ok().and_then(|mut messages| {
             messages.find_map(|message| match message {
@@ -375,7 +379,7 @@ pub fn udp_sweep(
 }
 
 /// The answers to `count` echo requests, of `size` payload octets each, with the round-trip time in milliseconds.
-pub fn ping(from: Host<'_>, to: Ipv4Addr, count: u32, size: usize) -> Result<Vec<f64>> {
+pub fn ping(from: Host<'_>, to: IpAddr, count: u32, size: usize) -> Result<Vec<f64>> {
     // ping ends with an error if an answer is missing; here that is a result.
     let output = from
         .namespace

@@ -4,7 +4,7 @@ use spindle_testbed::*;
 use std::time::Duration;
 
 fn host(topology: &Topology, side: Side) -> Host<'_> {
-    Host { namespace: topology.host(side), address: topology.addresses.host(side) }
+    Host { namespace: topology.host(side), address: topology.addresses.host(side).into() }
 }
 
 fn topology() -> Topology {

@@ -68,7 +68,7 @@ fn send(from: &spindle_testbed::Namespace, to: (Ipv4Addr, u16), payload: &[u8]) 
 fn each_packet_goes_the_way_of_its_policy() {
     let mut testbed = with_policies();
     let marker = testbed.marker();
-    let host_b = testbed.host(Side::B).address;
+    let host_b = testbed.topology().addresses.host(Side::B);
     let namespace = |side| testbed.topology().host(side);
 
     // PROTECT: TCP to port 443, and its answers.

@@ -10,12 +10,14 @@ use spindle_ike::api::{
 use spindle_recovery::api::Method;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
+/// What is wrong with an IPv4 address beside an IPv6 one.
+const ONE_VERSION: &str = "are of two IP versions; write two of one version";
 const START_ACTIONS: &[(&str, StartAction)] =
     &[("none", StartAction::None), ("trap", StartAction::Trap), ("start", StartAction::Start)];
 const ENCRYPTION: &[&str] = &["aes128gcm16", "aes192gcm16", "aes256gcm16", "chacha20poly1305"];
@@ -53,6 +55,9 @@ pub(super) fn connection(
     };
     if remote_address == Some(local_address) {
         return Err(remote_value.error("is our own address (local.address); write the peer's"));
+    }
+    if remote_address.is_some_and(|remote| remote.is_ipv4() != local_address.is_ipv4()) {
+        return Err(remote_value.error(format!("and local.address ({local_address}) {ONE_VERSION}")));
     }
     let remote_id = match (remote.optional("id"), remote_address) {
         (Some(value), _) => identity(&value)?,
@@ -124,6 +129,9 @@ fn redirect_to(section: &Section<'_>, local: IpAddr, remote: Option<IpAddr>) -> 
         let gateway = entry.address()?;
         if gateway == local {
             return Err(entry.error("is our own address (local.address); write another gateway of the peer"));
+        }
+        if gateway.is_ipv4() != local.is_ipv4() {
+            return Err(entry.error(format!("and local.address ({local}) {ONE_VERSION}")));
         }
         if Some(gateway) == remote || gateways.contains(&gateway) {
             let fix = "names a gateway that is named already (remote.address is one); remove it here";
@@ -322,46 +330,52 @@ fn proposals(value: &Value<'_>, kinds: &[&[&str]], required: usize, example: &st
     Ok(all)
 }
 
-/// Subnets, addresses and ranges: `10.1.0.0/24`, `10.1.0.7`, `10.1.0.1-10.1.0.9`; perhaps with protocol and ports.
+/// Subnets, addresses and ranges: `10.1.0.0/24`, `10.1.0.7`, `10.1.0.1-10.1.0.9`, `2001:db8:1::/64` and so on; perhaps with
+/// protocol and ports.
 pub(super) fn selectors(value: &Value<'_>) -> Result<Vec<Selector>> {
     value
         .array(SelectorSet::MAX)?
         .iter()
         .map(|entry| {
             let text = entry.string()?;
-            if text.contains(':') {
-                return Err(entry.error(format!("{text}: IPv6 is not supported yet; write an IPv4 subnet")));
-            }
             let refused = |problem| entry.error(format!("\"{text}\" {problem}"));
             let (addresses, limits) = ports::split(text).map_err(refused)?;
             let (start, end) = range(addresses).map_err(refused)?;
-            Ok(limits.of(Selector::addresses(start.into(), end.into())))
+            Ok(limits.of(Selector::addresses(start, end)))
         })
         .collect()
 }
 
-fn range(text: &str) -> std::result::Result<(Ipv4Addr, Ipv4Addr), String> {
-    let fix = "is no subnet; write one such as \"10.1.0.0/24\", or a range such as \"10.1.0.1-10.1.0.9\"";
-    let parse = |t: &str| t.trim().parse::<Ipv4Addr>().map_err(|_| fix.to_owned());
+fn range(text: &str) -> std::result::Result<(IpAddr, IpAddr), String> {
+    let fix = "is no subnet; write one such as \"10.1.0.0/24\" or \"2001:db8:1::/64\", or a range such as \
+               \"10.1.0.1-10.1.0.9\"";
+    let parse = |t: &str| t.trim().parse::<IpAddr>().map_err(|_| fix.to_owned());
     if let Some((start, end)) = text.split_once('-') {
         let (start, end) = (parse(start)?, parse(end)?);
-        return if start <= end {
-            Ok((start, end))
-        } else {
-            Err("ends before it starts; swap its ends".into())
+        return match (start, end) {
+            _ if start.is_ipv4() != end.is_ipv4() => {
+                Err("has ends of two IP versions; write two of one version".into())
+            }
+            _ if start > end => Err("ends before it starts; swap its ends".into()),
+            ends => Ok(ends),
         };
     }
     let (address, length) = match text.split_once('/') {
-        Some((address, length)) => {
-            let length: u32 = length.parse().ok().filter(|n| *n <= 32).ok_or(fix)?;
-            (parse(address)?, length)
-        }
-        None => (parse(text)?, 32),
+        Some((address, length)) => (parse(address)?, Some(length)),
+        None => (parse(text)?, None),
     };
-    let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
-    let network = u32::from(address) & mask;
-    if network != u32::from(address) {
-        return Err(format!("has host bits set; write \"{}/{length}\"", Ipv4Addr::from(network)));
+    let width: u32 = if address.is_ipv4() { 32 } else { 128 };
+    let length = match length {
+        Some(length) => length.parse().ok().filter(|n| *n <= width).ok_or(fix)?,
+        None => width,
+    };
+    let host = u128::MAX.checked_shr(128 - width + length).unwrap_or(0);
+    let (bits, of): (u128, fn(u128) -> IpAddr) = match address {
+        IpAddr::V4(address) => (address.to_bits().into(), |bits| Ipv4Addr::from(bits as u32).into()),
+        IpAddr::V6(address) => (address.to_bits(), |bits| Ipv6Addr::from(bits).into()),
+    };
+    if bits & host != 0 {
+        return Err(format!("has host bits set; write \"{}/{length}\"", of(bits & !host)));
     }
-    Ok((Ipv4Addr::from(network), Ipv4Addr::from(network | !mask)))
+    Ok((address, of(bits | host)))
 }

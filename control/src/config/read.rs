@@ -338,21 +338,23 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// An IPv4 address. (IPv6 is read, and refused with a message of its own.)
+    /// The address of one host.
     pub(super) fn address(&self) -> Result<IpAddr> {
+        const SUCH: &str = "write one such as \"192.0.2.2\" or \"2001:db8::2\"";
         let text = self.string()?;
-        match text.parse() {
-            Ok(IpAddr::V6(_)) => {
-                Err(self.error(format!("{text}: IPv6 is not supported yet; write an IPv4 address")))
+        let address = text.parse().map_err(|_| self.error(format!("\"{text}\" is no IP address; {SUCH}")))?;
+        match address {
+            IpAddr::V4(a) if a.is_unspecified() || a.is_multicast() || a.is_broadcast() => {
+                Err(self.error(format!("{text} is not the address of one host; {SUCH}")))
             }
-            Ok(IpAddr::V4(a)) if a.is_unspecified() || a.is_multicast() || a.is_broadcast() => {
-                Err(self
-                    .error(format!("{text} is not the address of one host; write one such as \"192.0.2.2\"")))
+            IpAddr::V6(a) if a.is_unspecified() || a.is_multicast() || a.to_ipv4_mapped().is_some() => {
+                Err(self.error(format!("{text} is not the address of one host; {SUCH}")))
             }
-            Ok(address) => Ok(address),
-            Err(_) => {
-                Err(self.error(format!("\"{text}\" is no IPv4 address; write one such as \"192.0.2.2\"")))
-            }
+            // RFC 4291 section 2.5.6: it would mean another host on each link.
+            IpAddr::V6(a) if a.is_unicast_link_local() => Err(self.error(format!(
+                "{text} is of one link only; write one that is routed, such as \"2001:db8::2\""
+            ))),
+            _ => Ok(address),
         }
     }
 

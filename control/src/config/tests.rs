@@ -81,6 +81,39 @@ fn a_good_file_is_understood_and_its_defaults_filled_in() {
 }
 
 #[test]
+fn networks_and_addresses_may_be_of_ipv6() {
+    let source = GOOD
+        .replace("192.0.2.", "2001:db8::")
+        .replace("\"10.2.0.0/24\"", "\"10.2.0.0/24\", \"2001:db8:2::/48\"")
+        .replace("\"10.9.0.1-10.9.0.7\"", "\"2001:db8:9::1-2001:db8:9::7\", \"2001:db8:1::7\"")
+        .replace("\"10.2.1.0/24\"", "\"::/0\"")
+        .replace("\"0.0.0.0/0\"", "\"2001:db8:7::/64\"");
+    let s = parse(&source).unwrap();
+    let c = &s.connections[0];
+    assert_eq!((c.local.to_string(), c.remote), ("2001:db8::2".into(), "2001:db8::1".parse().ok()));
+    let range = |selector: &spindle_abi::Selector| {
+        (selector.addresses.start.to_string(), selector.addresses.end.to_string())
+    };
+    let [zulu, alpha] = &c.children[..] else { panic!("{:?}", c.children) };
+    let last = "2001:db8:2:ffff:ffff:ffff:ffff:ffff".to_owned();
+    assert_eq!(range(&zulu.selectors.local[1]), ("2001:db8:2::".into(), last));
+    assert_eq!(range(&zulu.selectors.remote[1]), ("2001:db8:9::1".into(), "2001:db8:9::7".into()));
+    assert_eq!(range(&zulu.selectors.remote[2]), ("2001:db8:1::7".into(), "2001:db8:1::7".into()));
+    let last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".to_owned();
+    assert_eq!(range(&alpha.selectors.local[0]), ("::".into(), last));
+
+    for (from, to, fix) in [
+        ("\"10.2.0.0/24\"", "\"2001:db8:2::1/48\"", "write \"2001:db8:2::/48\""),
+        ("\"10.2.0.0/24\"", "\"2001:db8:2::/129\"", "2001:db8:1::/64"),
+        ("\"10.2.0.0/24\"", "\"10.0.0.1-2001:db8::1\"", "two of one version"),
+        ("\"10.2.0.0/24\"", "\"2001:db8:2::/48\"", "protocol and IP version"),
+    ] {
+        let error = broken(from, to).to_string();
+        assert!(error.contains(fix), "{error}");
+    }
+}
+
+#[test]
 fn every_error_names_file_line_and_key_and_says_the_fix() {
     // (replace, by, line, key, part of the fix)
     let cases = [
@@ -125,7 +158,10 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
         ),
         ("psk = \"secret\"", "psk = \"a\", psk_file = \"b\"", 6, "connections.ab.local.psk_file", "keep one"),
         ("\"192.0.2.2\"", "\"192.0.2.256\"", 6, "connections.ab.local.address", "such as"),
-        ("\"192.0.2.2\"", "\"2001:db8::1\"", 6, "connections.ab.local.address", "IPv6 is not supported yet"),
+        ("\"192.0.2.2\"", "\"2001:db8::1\"", 7, "connections.ab.remote.address", "two of one version"),
+        ("\"192.0.2.2\"", "\"fe80::1\"", 6, "connections.ab.local.address", "one that is routed"),
+        ("\"192.0.2.2\"", "\"ff02::1\"", 6, "connections.ab.local.address", "such as"),
+        ("\"192.0.2.2\"", "\"::ffff:192.0.2.2\"", 6, "connections.ab.local.address", "such as"),
         ("\"192.0.2.1\"", "\"192.0.2.2\"", 7, "connections.ab.remote.address", "write the peer's"),
         ("dpd_delay = \"2s\"", "dpd_delay = \"2 s\"", 8, "connections.ab.dpd_delay", "as in \"30s\""),
         ("dpd_delay = \"2s\"", "dpd_delay = 2", 8, "connections.ab.dpd_delay", "a time in quotes"),

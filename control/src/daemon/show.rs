@@ -105,20 +105,16 @@ fn identity(identity: &Identity) -> String {
 /// As people write it: a subnet where it is one, then protocol and ports where they are limited.
 fn selector(selector: &Selector) -> String {
     let (start, end) = (selector.addresses.start, selector.addresses.end);
-    let mut text = match (start, end) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => {
-            let (a, size) = (
-                u32::from(a),
-                u64::from(u32::from(b)) - u64::from(u32::from(a)).min(u64::from(u32::from(b))) + 1,
-            );
-            if size.is_power_of_two() && u64::from(a) % size == 0 {
-                format!("{start}/{}", 32 - size.trailing_zeros())
-            } else {
-                format!("{start}-{end}")
-            }
-        }
-        _ => format!("{start}-{end}"),
+    let (width, first, last) = match (start, end) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (32, u128::from(a.to_bits()), u128::from(b.to_bits())),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (128, a.to_bits(), b.to_bits()),
+        _ => (0, 1, 0), // no range at all
     };
+    // A subnet's ends differ in its host bits, all of them.
+    let host = first ^ last;
+    let is_subnet = first & host == 0 && host & host.wrapping_add(1) == 0;
+    let mut text =
+        if is_subnet { format!("{start}/{}", width - host.count_ones()) } else { format!("{start}-{end}") };
     text += &ports::show(selector);
     text
 }
@@ -202,6 +198,13 @@ mod tests {
         assert_eq!(show([0; 4], [255; 4]), "0.0.0.0/0");
         assert_eq!(show([10, 1, 0, 7], [10, 1, 0, 7]), "10.1.0.7/32");
         assert_eq!(show([10, 1, 0, 1], [10, 1, 0, 9]), "10.1.0.1-10.1.0.9");
+        assert_eq!(show([10, 1, 0, 1], [10, 1, 0, 254]), "10.1.0.1-10.1.0.254");
+        let show = |start: &str, end: &str| {
+            selector(&Selector::addresses(start.parse().unwrap(), end.parse().unwrap()))
+        };
+        assert_eq!(show("2001:db8:1::", "2001:db8:1:0:ffff:ffff:ffff:ffff"), "2001:db8:1::/64");
+        assert_eq!(show("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), "::/0");
+        assert_eq!(show("2001:db8::1", "2001:db8::9"), "2001:db8::1-2001:db8::9");
         let mut s = Selector::addresses([10, 1, 0, 7].into(), [10, 1, 0, 7].into());
         (s.protocol, s.start_port, s.end_port) = (6, 80, 80);
         assert_eq!(selector(&s), "10.1.0.7/32[tcp/80]");

@@ -81,7 +81,7 @@ impl Tunnel<'_> {
 
     fn host(&self, side: Side) -> Host<'_> {
         let topology = &self.field.topology;
-        Host { namespace: topology.host(side), address: topology.addresses.host(side) }
+        Host { namespace: topology.host(side), address: topology.addresses.host(side).into() }
     }
 
     /// Packets from host A to host B; returns once they arrive.

@@ -10,12 +10,14 @@ use spindle_engine::{
     PortId, SaRegion,
 };
 use spindle_wire::{ethernet, icmpv4, ipv4, protocol, tcp, udp};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub const HOST_A: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
 pub const HOST_B: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 20);
 pub const OUTER_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const OUTER_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// Every gateway's inside, over IPv6.
+pub const INSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1);
 pub const POLICY: u32 = 7;
 pub const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -88,7 +90,7 @@ impl Gateway {
             mtu: 1500,
             complete_checksums,
             address: Some(address),
-            address_v6: None,
+            address_v6: Some(INSIDE6),
         };
         let mut config = EngineConfig::new(
             vec![inside.into(), outer.into()],
