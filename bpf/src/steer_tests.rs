@@ -300,7 +300,7 @@ fn fragment(
     (offset, more): (u16, bool),
     payload: &[u8],
 ) -> Vec<u8> {
-    let mut packet = packet(to, protocol, u16::from(more) << 13 | offset / 8, payload);
+    let mut packet = packet(to, protocol, (u16::from(more) << 13) | (offset / 8), payload);
     packet[18..20].copy_from_slice(&identification.to_be_bytes());
     packet
 }

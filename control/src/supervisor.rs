@@ -267,11 +267,11 @@ impl<'a> Incarnation<'a> {
     async fn run(&mut self, told: &mut Told) -> std::io::Result<End> {
         loop {
             let death = tokio::select! {
-                () = told.to_end() => { self.stop().await; return Ok(End::Told) }
+                () = told.ended() => { self.stop().await; return Ok(End::Told) }
                 death = self.first_death() => death?,
             };
             // A signal to the whole group reaches the children first, now and then.
-            if death.looks_told() && told.to_end_within(Duration::from_millis(50)).await {
+            if death.looks_told() && told.within(Duration::from_millis(50)).await {
                 self.stop().await;
                 return Ok(End::Told);
             }
@@ -287,7 +287,7 @@ impl<'a> Incarnation<'a> {
             }
             let pause = FIRST_PAUSE * self.short_lives;
             tracing::error!("{death}; it is started again in {} ms", pause.as_millis());
-            if told.to_end_within(pause).await {
+            if told.within(pause).await {
                 self.stop().await;
                 return Ok(End::Told);
             }
@@ -334,15 +334,15 @@ struct Told {
 }
 
 impl Told {
-    async fn to_end(&mut self) {
+    async fn ended(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
     }
 
-    async fn to_end_within(&mut self, patience: Duration) -> bool {
-        tokio::time::timeout(patience, self.to_end()).await.is_ok()
+    async fn within(&mut self, patience: Duration) -> bool {
+        tokio::time::timeout(patience, self.ended()).await.is_ok()
     }
 }
 
@@ -371,7 +371,7 @@ async fn supervise(
             pause = FIRST_PAUSE;
         }
         tracing::error!("{death}; a new incarnation begins in {} ms", pause.as_millis());
-        if told.to_end_within(pause).await {
+        if told.within(pause).await {
             return Ok(0);
         }
         pause = (pause * 2).min(LONGEST_PAUSE);

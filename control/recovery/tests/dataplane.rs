@@ -33,7 +33,7 @@ fn a_new_dataplane_comes_to_know_all_that_the_dead_one_knew() {
                 world.wish(side, |gateway, now| gateway.rekey(now, "site", None)).unwrap();
             }
             let before = (world.known(side), ike_sas(&world), world.told(side, "installed"));
-            for (_, state) in &before.0.0 {
+            for state in before.0.0.values() {
                 states[usize::from(*state)] += 1;
             }
             assert!(!before.0.1.is_empty() && !before.0.2.is_empty());
