@@ -60,9 +60,12 @@ fn prefixes(end: End, (first, last): Range) -> Vec<Prefix> {
         IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
         IpAddr::V6(address) => address.to_bits(),
     };
-    let (mut at, last) = (bits(first), bits(last));
     let mut all = Vec::new();
-    while at <= last && first.is_ipv4() == (at >> 32 == 0xffff) {
+    if first.is_ipv4() != last.is_ipv4() {
+        return all;
+    }
+    let (mut at, last) = (bits(first), bits(last));
+    while at <= last {
         // The largest block that begins here and ends in the range.
         let mut free = at.trailing_zeros();
         while free > 0 && (free == 128 || last - at < (1 << free) - 1) {

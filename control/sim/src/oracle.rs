@@ -56,7 +56,7 @@ struct Known {
     /// The one that it handles, if that is its peer's, and none by which it has followed its peer before.
     authentic: Option<Vec<u8>>,
     /// Those by which it has.
-    followed: BTreeSet<Vec<u8>>,
+    followed: BTreeSet<(Vec<u8>, IkeSaId)>,
     /// IKE SAs whose loss at the peer was confirmed in this step, which no more than begins another one.
     confirmed: Vec<IkeSpis>,
 }
@@ -182,7 +182,8 @@ impl Oracle {
             };
             let spis = sa.spis;
             match &known.authentic {
-                Some(message) if known.followed.insert(message.clone()) => self.followed += 1,
+                // It may move an IKE SA and the one that replaces it.
+                Some(message) if known.followed.insert((message.clone(), sa.id)) => self.followed += 1,
                 Some(_) => {
                     return Err(format!("follows {spis:?} from {before} to {} by an old message", sa.remote));
                 }

@@ -361,7 +361,7 @@ fn what_no_router_forwards_is_dropped_on_both_sides() {
     assert_eq!((a.dropped(DropReason::NotUnicast), a.out.sent.len()), (12, 0));
 }
 
-/// RFC 4303 section 3.4.1 (no ESP in fragments), RFC 6935 section 5 (a tunnel's UDP checksum may be zero).
+/// RFC 4303 section 3.4.1 (ESP in fragments is put together first), RFC 6935 section 5 (a tunnel's UDP checksum may be zero).
 #[test]
 fn outer_headers_are_taken_at_their_word() {
     use DropReason::*;
@@ -377,7 +377,7 @@ fn outer_headers_are_taken_at_their_word() {
         frame6(&whole)
     };
     for (frame, expected) in [
-        (with(protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 9]), ForHost),
+        (with(protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 9]), FragmentKept),
         (with(protocol::DESTINATION_OPTIONS, &[17, 200, 0, 0, 0, 0, 0, 0]), MalformedIp),
         (with(protocol::DESTINATION_OPTIONS, &[60, 0, 1, 4, 0, 0, 0, 0].repeat(9)), MalformedIp),
         (frame6(&ip6(OUTER_A6, HOST_B6, 17, &[0; 8])), CleartextFromOutside),

@@ -397,6 +397,8 @@ fn ipv6_of_1280_octets_passes_narrow_paths() {
         let arrived = b.take_sent(PortId::Inside);
         assert_eq!(arrived[0].data()[14 + 40..], sent.data()[14 + 40..]);
         a.process(PortId::Inside, [frame_v6(host_a, host_b, protocol::UDP, &content(1241))]);
+        // The sender is told (RFC 4443 section 3.2).
+        assert_eq!(a.take_sent(PortId::Inside).len(), 1);
         assert_eq!((a.out.sent.len(), a.dropped(DropReason::TooBig)), (0, 1));
         a.out.no_frames = true;
         a.process(PortId::Inside, [sent]);
