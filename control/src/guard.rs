@@ -19,10 +19,14 @@
 //!   forwards, both ways, so nothing else here makes room for it. IPv6's neighbour discovery is ICMPv6: in *postrouting*
 //!   the same holds for it.
 //!
+//! With virtual interfaces the host itself is on the protected side: it forwards between them and its own networks, never
+//! to or from the outside; and from outside IKE alone, and neighbour discovery, may come from where a route leads into a
+//! tunnel.
+//!
 //! A selector that holds an outer address (such as 0.0.0.0/0) cannot be forbidden by itself, or IKE would be cut
 //! off; packets of such pairs are forbidden from `local_ts` to `remote_ts` and back, IKE excepted.
 
-use crate::config::Settings;
+use crate::config::{Inside, Settings};
 use spindle_abi::{AddressRange, PolicyAction};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -78,11 +82,17 @@ const OUTSIDE_SYSCTLS: &[(&str, &str, &str)] = &[
 const INSIDE_SYSCTLS: &[(&str, &str, &str)] =
     &[("ipv4", "rp_filter", "1"), ("ipv4", "send_redirects", "0"), ("ipv4", "accept_source_route", "0")];
 
+/// Outside, where the host's routes may lead into a tunnel: what comes from there is none the less (rp_filter, loosely).
+const HOST_SYSCTLS: &[(&str, &str, &str)] = &[("ipv4", "rp_filter", "2")];
+
 /// The guard of one gateway.
 #[derive(Clone, Debug)]
 pub struct Guard {
     table: String,
-    inside: String,
+    /// The interface of the protected side, if it has one of its own.
+    inside: Option<String>,
+    /// TUN devices, by which the host itself is on that side.
+    devices: Vec<String>,
     outside: String,
     ports: [u16; 2],
     /// IPv4's and IPv6's.
@@ -95,8 +105,12 @@ pub struct Guard {
 struct Protected {
     version: &'static Version,
     locals: Vec<IpAddr>,
+    /// None if one may be anywhere.
+    peers: Option<Vec<IpAddr>>,
     narrow: Vec<Range>,
     wide: Option<[Vec<Range>; 2]>,
+    /// Behind peers, where the host itself is to reach that through tunnels alone.
+    own_wide: Vec<Range>,
     /// Protected addresses between which and us policies let packets by in clear.
     in_clear: Vec<Range>,
 }
@@ -140,47 +154,71 @@ impl Guard {
     /// The guard that this configuration needs.
     pub fn new(settings: &Settings) -> Guard {
         let locals = settings.local_addresses();
-        let remotes =
-            settings.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied());
-        let outer: BTreeSet<IpAddr> = locals.iter().copied().chain(remotes).collect();
-        let (local, remote) = settings.protected_ranges();
+        let peers: BTreeSet<IpAddr> = settings
+            .connections
+            .iter()
+            .flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied())
+            .collect();
+        let outer: BTreeSet<IpAddr> = locals.iter().chain(&peers).copied().collect();
         let is_wide = |r: &AddressRange| r.start <= r.end && outer.range(r.start..=r.end).next().is_some();
+        let (local, remote) = settings.protected_ranges();
         let bypass = settings.policies.iter().filter(|policy| policy.action == PolicyAction::Bypass);
         let bypass = bypass.flat_map(|policy| &policy.selectors.remote).map(|s| &s.addresses);
         // It stands before what protects them, or it would never be asked.
         let in_clear: Vec<&AddressRange> =
             bypass.filter(|r| remote.iter().any(|protected| protected.holds(r))).collect();
+        // Where routes alone choose a tunnel, it is they that must not be wrong.
+        let by_address = settings.by_address();
+        let from: Vec<_> = by_address.iter().flat_map(|set| &set.local).map(|s| s.addresses).collect();
+        let to: Vec<_> = by_address.iter().flat_map(|set| &set.remote).map(|s| s.addresses).collect();
+        let inside = match &settings.gateway.inside {
+            Inside::Interface(name) => Some(name.clone()),
+            Inside::Host(_) => None,
+        };
         let of = |version: &'static Version| {
             let mine = |r: &&AddressRange| r.start.is_ipv4() == version.is_ipv4;
-            let (local, remote) = (local.iter().filter(mine), remote.iter().filter(mine));
-            let all = || local.clone().chain(remote.clone());
+            let is_of = |a: &IpAddr| a.is_ipv4() == version.is_ipv4;
+            let (from, to) = (from.iter().filter(mine), to.iter().filter(mine));
+            let any_wide = from.clone().chain(to.clone()).any(is_wide);
+            let known = settings.connections.iter().filter(|c| is_of(&c.local)).all(|c| c.remote.is_some());
             Protected {
                 version,
-                locals: locals.iter().copied().filter(|a| a.is_ipv4() == version.is_ipv4).collect(),
-                narrow: merge(all().filter(|r| !is_wide(r))),
-                wide: all().any(is_wide).then(|| [merge(local.clone()), merge(remote.clone())]),
+                locals: locals.iter().copied().filter(is_of).collect(),
+                peers: known.then(|| peers.iter().copied().filter(is_of).collect()),
+                narrow: merge(local.iter().chain(&remote).filter(mine).filter(|r| !is_wide(r))),
+                wide: any_wide.then(|| [merge(from), merge(to.clone())]),
+                own_wide: match inside {
+                    None => merge(to.filter(|r| is_wide(r))),
+                    Some(_) => Vec::new(),
+                },
                 in_clear: merge(in_clear.iter().copied().filter(mine)),
             }
         };
         Guard {
             table: format!("spindle-{}", settings.gateway.name),
-            inside: settings.gateway.inside.clone(),
+            devices: settings.devices().into_iter().map(|device| device.name).collect(),
             outside: settings.gateway.outside.clone(),
             ports: [settings.gateway.ike_port, settings.gateway.natt_port],
             protected: VERSIONS.map(of),
+            inside,
             kept: settings.gateway.run_dir.join("guard-sysctls.json"),
         }
     }
 
     /// What `nft -f -` is told: one transaction that replaces an earlier guard of this gateway.
     pub fn ruleset(&self) -> String {
-        let Guard { table, inside, outside, .. } = self;
+        let Guard { table, outside, .. } = self;
+        let sides: Vec<String> =
+            self.inside.iter().chain([outside]).map(|side| format!("\"{side}\"")).collect();
+        let sides = format!("{{ {} }}", sides.join(", "));
+        let behind: Vec<String> =
+            self.inside.iter().chain(&self.devices).map(|side| format!("\"{side}\"")).collect();
+        let behind = format!("{{ {} }}", behind.join(", "));
         let mut text = format!(
             "table inet {table}\ndelete table inet {table}\ntable arp {table}\ndelete table arp {table}\n\
              table inet {table} {{\n\
              \tchain prerouting {{\n\t\ttype filter hook prerouting priority -310; policy accept;\n\
-             \t\tiifname {{ \"{inside}\", \"{outside}\" }} fib daddr . iif type != {{ local, broadcast, multicast }} drop\n\
-             \t\tiifname \"{outside}\" fib saddr oifname \"{inside}\" drop\n"
+             \t\tiifname {sides} fib daddr . iif type != {{ local, broadcast, multicast }} drop\n"
         );
         // Writing to a String cannot fail.
         for protected in &self.protected {
@@ -189,10 +227,16 @@ impl Guard {
                 let _ = writeln!(text, "\t\tiifname \"{outside}\" {header} saddr {narrow} drop");
             }
         }
+        if !self.devices.is_empty() {
+            for protected in &self.protected {
+                protected.write_peers(outside, self.ports, &mut text);
+            }
+        }
+        let _ = writeln!(text, "\t\tiifname \"{outside}\" fib saddr oifname {behind} drop");
         let _ = write!(
             text,
             "\t}}\n\tchain forward {{\n\t\ttype filter hook forward priority -310; policy accept;\n\
-             \t\tiifname {{ \"{inside}\", \"{outside}\" }} drop\n\t\toifname {{ \"{inside}\", \"{outside}\" }} drop\n\t}}\n\
+             \t\tiifname {sides} drop\n\t\toifname {sides} drop\n\t}}\n\
              \tchain input {{\n\t\ttype filter hook input priority -310; policy accept;\n\
              \t\tiifname \"{outside}\" meta l4proto esp drop\n\t}}\n\
              \tchain postrouting {{\n\t\ttype filter hook postrouting priority -310; policy accept;\n\
@@ -262,7 +306,8 @@ impl Guard {
             })
         };
         of(&self.outside, OUTSIDE_SYSCTLS)
-            .chain(of(&self.inside, INSIDE_SYSCTLS))
+            .chain(self.inside.iter().flat_map(move |inside| of(inside, INSIDE_SYSCTLS)))
+            .chain(of(&self.outside, if self.devices.is_empty() { &[] } else { HOST_SYSCTLS }))
             // A kernel without IPv6 has none of its files, and an interface may come later: `up` sees to that.
             .filter(|(path, _)| Path::new(path).exists())
     }
@@ -324,9 +369,21 @@ impl Protected {
         (!self.narrow.is_empty()).then(|| set(&self.narrow, self.version.show))
     }
 
-    fn locals(&self) -> String {
-        let locals: Vec<String> = self.locals.iter().map(IpAddr::to_string).collect();
-        format!("{{ {} }}", locals.join(", "))
+    /// Peers themselves may be where a route leads into a tunnel, and so may neighbours.
+    fn write_peers(&self, outside: &str, [ike, natt]: [u16; 2], text: &mut String) {
+        let Version { is_ipv4, header, .. } = self.version;
+        if !is_ipv4 {
+            let _ = writeln!(
+                text,
+                "\t\tiifname \"{outside}\" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept"
+            );
+        }
+        let from = match &self.peers {
+            None => format!("meta nfproto {}", if *is_ipv4 { "ipv4" } else { "ipv6" }),
+            Some(peers) if peers.is_empty() => return,
+            Some(peers) => format!("{header} saddr {}", list(peers)),
+        };
+        let _ = writeln!(text, "\t\tiifname \"{outside}\" {from} udp dport {{ {ike}, {natt} }} accept");
     }
 
     /// Only what is from an address of the outside interface may leave by it. IPv6's duplicate address detection is from
@@ -334,7 +391,7 @@ impl Protected {
     fn write_sources(&self, text: &mut String) {
         let header = self.version.header;
         let but = if self.version.is_ipv4 { "" } else { " ip6 saddr != ::" };
-        let locals = (!self.locals.is_empty()).then(|| format!(" {header} saddr != {}", self.locals()));
+        let locals = (!self.locals.is_empty()).then(|| format!(" {header} saddr != {}", list(&self.locals)));
         let _ = writeln!(
             text,
             "\t\tmeta nfproto {}{but}{} fib saddr . oif type != local drop",
@@ -369,7 +426,7 @@ impl Protected {
         if let Some([local, remote]) = &self.wide {
             let (local, remote) = (set(local, show), set(remote, show));
             if !self.locals.is_empty() {
-                let locals = self.locals();
+                let locals = list(&self.locals);
                 let _ = writeln!(text, "\t\t{header} saddr {locals} udp sport {{ {ike}, {natt} }} accept");
             }
             if !self.version.is_ipv4 {
@@ -381,6 +438,10 @@ impl Protected {
                 "\t\t{header} saddr {local} {header} daddr {remote} drop\n\
                  \t\t{header} saddr {remote} {header} daddr {local} drop\n"
             );
+        }
+        if !self.own_wide.is_empty() {
+            // IKE and neighbour discovery are let by above.
+            let _ = writeln!(text, "\t\t{header} daddr {} drop", set(&self.own_wide, show));
         }
     }
 }
@@ -401,6 +462,11 @@ fn merge<'a>(ranges: impl Iterator<Item = &'a AddressRange>) -> Vec<Range> {
         }
     }
     merged
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    format!("{{ {} }}", addresses.join(", "))
 }
 
 /// As nft writes sets.
@@ -504,6 +570,60 @@ mod tests {
         .map(|rule| rules.find(rule).unwrap_or_else(|| panic!("{rule}\n{rules}")));
         assert!(narrow < ike && ike < discovery && discovery < pair);
         assert!(!rules.contains("ip saddr {"), "no IPv4 here");
+    }
+
+    /// Per IP version: who may send IKE though routes lead to him through a tunnel, and what of a wide selector the host
+    /// itself may not send in clear.
+    #[test]
+    fn a_host_as_the_inside_hears_ike_of_peers_and_sends_nothing_in_clear() {
+        let rules = |remote: &str, child: &str| {
+            let source = format!(
+                "[gateway]\nname='b'\ninside='tun'\noutside=['b-out']\n[connections.c4]\n\
+                 local={{address='192.0.2.2',psk='k'}}\nremote={{{remote}}}\n\
+                 [connections.c4.children.n]\nlocal_ts=['10.2.0.1']\nremote_ts=['0.0.0.0/0']\n{child}\n\
+                 [connections.c6]\nlocal={{address='2001:db8::2',psk='k'}}\nremote={{address='2001:db8::1'}}\n\
+                 [connections.c6.children.n]\nlocal_ts=['2001:db8:2::1']\nremote_ts=['::/0']\n"
+            );
+            Guard::new(&Settings::parse(Path::new("b.toml"), &source).unwrap()).ruleset()
+        };
+        let known = rules("address='192.0.2.1'", "");
+        let ike = "udp dport { 500, 4500 } accept";
+        let in_order = |all: &[String]| {
+            let places = all.iter().map(|rule| known.find(rule).unwrap_or_else(|| panic!("{rule}\n{known}")));
+            assert!(places.is_sorted(), "{all:?}\n{known}");
+        };
+        for (header, own, peer, local, all) in [
+            ("ip", "192.0.2.2", "192.0.2.1", "10.2.0.1", "0.0.0.0-255.255.255.255"),
+            (
+                "ip6",
+                "2001:db8::2",
+                "2001:db8::1",
+                "2001:db8:2::1",
+                "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            ),
+        ] {
+            in_order(&[
+                format!("\t\tiifname \"b-out\" {header} saddr {{ {local} }} drop\n"),
+                format!("\t\tiifname \"b-out\" {header} saddr {{ {peer} }} {ike}\n"),
+                "\t\tiifname \"b-out\" fib saddr oifname { \"spindle0\" } drop\n".into(),
+                format!("\t\t{header} saddr {{ {own} }} udp sport {{ 500, 4500 }} accept\n"),
+                format!("\t\t{header} saddr {{ {local} }} {header} daddr {{ {all} }} drop\n"),
+                format!("\t\t{header} daddr {{ {all} }} drop\n"),
+            ]);
+        }
+        assert!(known.contains("\t\tiifname { \"b-out\" } drop\n"));
+        in_order(&[
+            "\t\tiifname \"b-out\" icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n".into(),
+            "fib saddr oifname".into(),
+        ]);
+
+        // A peer that may be anywhere, of its IP version; and a child that routes alone choose.
+        let any = rules("address='%any',id='a'", "interface='ipsec0'");
+        assert!(any.contains(&format!("\t\tiifname \"b-out\" meta nfproto ipv4 {ike}\n")), "{any}");
+        assert!(any.contains(&format!("\t\tiifname \"b-out\" ip6 saddr {{ 2001:db8::1 }} {ike}\n")), "{any}");
+        assert!(any.contains("fib saddr oifname { \"spindle0\", \"ipsec0\" } drop\n"), "{any}");
+        assert!(!any.contains("\t\tip daddr { 0.0.0.0-255.255.255.255 } drop\n"), "{any}");
+        assert!(any.contains("\t\tip6 daddr { ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff } drop\n"), "{any}");
     }
 
     #[test]

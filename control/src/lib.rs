@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod guard;
+mod interfaces;
 pub mod machine;
 pub mod protocol;
 pub mod supervisor;

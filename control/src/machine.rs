@@ -1,6 +1,6 @@
 //! What the machine must offer before a gateway starts on it. Each refusal says the fix.
 
-use crate::config::Settings;
+use crate::config::{Inside, Settings};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::net::UdpSocket;
 
@@ -48,12 +48,23 @@ pub fn check_privileges() -> Result<(), String> {
 pub fn check(settings: &Settings) -> Result<(), String> {
     let probe =
         UdpSocket::bind("0.0.0.0:0").map_err(|e| format!("no UDP socket can be made: {e}; run as root"))?;
-    for (key, name) in [("inside", &settings.gateway.inside), ("outside", &settings.gateway.outside)] {
+    let inside = match &settings.gateway.inside {
+        Inside::Interface(name) => Some(("inside", name)),
+        // The dataplane makes it.
+        Inside::Host(_) => None,
+    };
+    for (key, name) in inside.into_iter().chain([("outside", &settings.gateway.outside)]) {
         if rustix::net::netdevice::name_to_index(&probe, name).is_err() {
             let problem =
                 format!("this machine has no interface {name}; create it, or name one that `ip link` shows");
             return Err(settings.error(&format!("gateway.{key}"), problem).to_string());
         }
+    }
+    if !settings.devices().is_empty() && !std::path::Path::new("/dev/net/tun").exists() {
+        return Err(
+            "this machine has no /dev/net/tun, of which virtual interfaces are made; run `modprobe tun`"
+                .into(),
+        );
     }
     rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).map_err(|e| {
         format!("this kernel offers no AF_XDP sockets ({e}); run one with CONFIG_XDP_SOCKETS=y, Linux 5.11 or later")

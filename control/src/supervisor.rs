@@ -9,10 +9,11 @@
 //! The children cannot outlive us: each is started through `spindle child`, which asks the kernel for SIGKILL at our
 //! death and then becomes the program. All are one process group, so that `kill -9 -PGID` ends everything at once.
 
-use crate::config::Settings;
+use crate::config::{Inside, Settings};
 use crate::daemon::disk::private_directory;
 use crate::daemon::wall_clock_us;
 use crate::guard::Guard;
+use crate::interfaces;
 use crate::machine;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
@@ -68,7 +69,16 @@ pub fn up(settings: &Settings, new_secret: bool) -> Result<u8, Refused> {
     machine::check(settings)?;
     let programs = Programs::beside_us()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise(settings, &programs, started_us, new_secret))
+    runtime.block_on(async {
+        let result = supervise(settings, &programs, started_us, new_secret).await;
+        // Told to stop, not fallen: what a fallen one had routed into its devices must go nowhere else.
+        if matches!(result, Ok(0))
+            && let Err(error) = interfaces::remove(settings).await
+        {
+            tracing::warn!("virtual interfaces stay: {error}");
+        }
+        result
+    })
 }
 
 /// Takes the lock of the run directory, which ends with this process.
@@ -181,7 +191,13 @@ impl Plan<'_> {
     fn dataplane(&self, attachment: &AttachmentFds) -> std::io::Result<Process> {
         let gateway = &self.settings.gateway;
         let mut dataplane = self.programs.child(&self.programs.dataplane);
-        dataplane.args(["--inside", &gateway.inside, "--outside", &gateway.outside]);
+        if let Inside::Interface(inside) = &gateway.inside {
+            dataplane.args(["--inside", inside]);
+        }
+        dataplane.args(["--outside", &gateway.outside]);
+        for device in self.settings.devices() {
+            dataplane.args(["--tun", &format!("{}:{}", device.number, device.name)]);
+        }
         dataplane.args(["--polling", gateway.polling.name(), "--xdp-mode", gateway.xdp_mode.name()]);
         dataplane.args(["--nat-port", &gateway.natt_port.to_string()]);
         if let Some(core) = gateway.core {

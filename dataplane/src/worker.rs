@@ -1,7 +1,7 @@
 //! One worker: a thread that owns a queue of each side, an engine, and this worker's ends of the rings.
 //!
-//! A turn of its loop: commands → frames from inside and from the host → frames from outside → send, replenish, publish → counters. With
-//! nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
+//! A turn of its loop: commands → frames from inside and from the host → frames from outside → send, replenish, publish →
+//! counters. With nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
 
 use crate::held::{Towards, UNRESOLVED};
 use crate::outlet::Outlet;

@@ -237,6 +237,9 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
                 })?;
             }
             Guard::new(&settings).open().map_err(Unsuccessful::failed)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(Unsuccessful::failed)?;
+            runtime.block_on(crate::interfaces::remove(&settings)).map_err(Unsuccessful::failed)?;
             Ok(0)
         }
         Verb::Status(a) => ask(&a, Request::Status, tables::status),

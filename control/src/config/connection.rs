@@ -1,8 +1,9 @@
 //! `[connections.*]` and `[connections.*.children.*]`.
 
+use super::interfaces::of_child;
 use super::policies::Places;
 use super::read::{Section, Value};
-use super::{Result, policies, ports};
+use super::{GatewaySettings, Result, policies, ports};
 use spindle_abi::{Limits, Selector, SelectorSet};
 use spindle_ike::api::{
     ChildConfig, ConnectionConfig, Identity, Lifetime, Psk, Retransmission, StartAction, TransportMode,
@@ -25,12 +26,13 @@ const PRF: &[&str] = &["prfsha256", "prfsha384"];
 const KEY_EXCHANGE: &[&str] = &["x25519", "curve25519", "ecp256"];
 const SEQUENCE_NUMBERS: &[&str] = &["esn", "noesn"];
 
-/// One connection, and its methods of recovery if it names some. `places` knows the policies of the whole file.
+/// One connection, and its methods of recovery if it names some. `places` knows the policies of the whole file, and
+/// `interfaces` are the children's virtual ones.
 pub(super) fn connection(
     name: &str,
     value: &Value<'_>,
-    base: &Path,
-    places: &mut Places,
+    (base, gateway): (&Path, &GatewaySettings),
+    (places, interfaces): (&mut Places, &mut Vec<String>),
 ) -> Result<(ConnectionConfig, Option<Vec<Method>>)> {
     let section = value.section()?;
     check_name(name, value)?;
@@ -91,7 +93,7 @@ pub(super) fn connection(
     let mut children = Vec::new();
     let child_section = section.section("children")?;
     for (name, value) in child_section.entries() {
-        children.push(child(&name, &value, places.note(&value))?);
+        children.push(child(&name, &value, places.note(&value), gateway, interfaces)?);
     }
     if children.is_empty() {
         return Err(child_section.error("has no child; add a section with local_ts and remote_ts"));
@@ -150,11 +152,18 @@ pub(super) fn check_name(name: &str, value: &Value<'_>) -> Result<()> {
     Err(value.error(format!("\"{name}\" is no name; write 1 to 64 letters, digits, - _ and .")))
 }
 
-fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
+fn child(
+    name: &str,
+    value: &Value<'_>,
+    policy: u32,
+    gateway: &GatewaySettings,
+    interfaces: &mut Vec<String>,
+) -> Result<ChildConfig> {
     let section = value.section()?;
     check_name(name, value)?;
     let selectors = policies::selectors(&section)?;
-    if selectors.local == selectors.remote {
+    // With an interface of its own the route chooses.
+    if selectors.local == selectors.remote && section.optional("interface").is_none() {
         let problem = "is the same as local_ts; write the networks behind the peer";
         return Err(section.error_of("remote_ts", problem));
     }
@@ -174,6 +183,8 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
         },
         None => 1024,
     };
+    let interface = section.optional("interface").map(|v| of_child(&v, gateway, interfaces)).transpose()?;
+    let interface = interface.unwrap_or(0);
     // RFC 4303 section 3.3.3: where there is no replay window there should be no Extended Sequence Numbers.
     if replay_window == 0 && proposals.iter().any(|proposal| proposal.split('-').any(|word| word == "esn")) {
         let fix = "is 0, and esp_proposals has \"esn\", which needs a window; write 32 or more here, or take \"esn\" out";
@@ -184,7 +195,7 @@ fn child(name: &str, value: &Value<'_>, policy: u32) -> Result<ChildConfig> {
     let config = ChildConfig {
         name: name.into(),
         policy,
-        interface: 0,
+        interface,
         transport: TransportMode::Never,
         selectors,
         proposals,

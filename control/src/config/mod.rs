@@ -4,11 +4,13 @@
 //! supervisor are told. Nothing here looks at the machine (interfaces, addresses): the supervisor does.
 
 mod connection;
+mod interfaces;
 mod order;
 mod policies;
 pub(crate) mod ports;
 mod read;
 
+pub use interfaces::{Device, Inside, InterfaceSettings};
 pub use read::ConfigError;
 
 use policies::Places;
@@ -42,6 +44,8 @@ pub struct Settings {
     pub policies: Vec<Policy>,
     /// `recovery` of the connections that have it.
     pub connection_methods: BTreeMap<String, Vec<Method>>,
+    /// Virtual interfaces of children; the first one has number 1.
+    children_interfaces: Vec<String>,
     /// By dotted path.
     lines: BTreeMap<String, usize>,
 }
@@ -57,8 +61,10 @@ pub struct GatewaySettings {
     pub run_dir: PathBuf,
     /// A file outside of `state_dir` by which a copied or rolled back `state_dir` is noticed.
     pub anchor: PathBuf,
-    /// The interface of the protected side.
-    pub inside: String,
+    /// The protected side.
+    pub inside: Inside,
+    /// `[gateway.interfaces.*]`.
+    pub interfaces: Vec<InterfaceSettings>,
     /// The interface of the unprotected side.
     pub outside: String,
     /// The maker id of a cluster; without it, a random one of this gateway.
@@ -172,10 +178,12 @@ impl Settings {
         let gateway = gateway(&root.required("gateway", "…` or the section `[gateway]")?.section()?, base)?;
         let recovery = recovery(&root.section("recovery")?, base)?;
         let (mut connections, mut connection_methods) = (Vec::new(), BTreeMap::new());
+        let mut children_interfaces = Vec::new();
         let mut places = Places::default();
         let section = root.section("connections")?;
         for (name, value) in section.entries() {
-            let (connection, methods) = connection::connection(&name, &value, base, &mut places)?;
+            let noted = (&mut places, &mut children_interfaces);
+            let (connection, methods) = connection::connection(&name, &value, (base, &gateway), noted)?;
             connections.push(connection);
             connection_methods.extend(methods.map(|methods| (name, methods)));
         }
@@ -204,9 +212,11 @@ impl Settings {
             connections,
             policies,
             connection_methods,
+            children_interfaces,
             lines,
         };
         policies::check_order(&settings)?;
+        settings.check_interfaces()?;
         Ok(settings)
     }
 
@@ -275,10 +285,10 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
             sibling.into()
         }
     };
-    let inside = interface(&section.required("inside", "[\"eth1\"]")?)?;
+    let inside = interfaces::inside(&section.required("inside", "[\"eth1\"]")?)?;
     let outside_value = section.required("outside", "[\"eth0\"]")?;
     let outside = interface(&outside_value)?;
-    if inside == outside {
+    if matches!(&inside, Inside::Interface(name) | Inside::Host(name) if *name == outside) {
         return Err(outside_value.error(format!("{outside} is the inside interface too; name another one")));
     }
     let cluster = match section.optional("cluster") {
@@ -318,6 +328,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         }
         None => Duration::from_secs(3600),
     };
+    let interfaces = interfaces::interfaces(&section.section("interfaces")?)?;
     section.finish()?;
     Ok(GatewaySettings {
         name,
@@ -325,6 +336,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         run_dir,
         anchor,
         inside,
+        interfaces,
         outside,
         cluster,
         polling,
@@ -485,5 +497,7 @@ fn limits(section: &Section<'_>) -> Result<Limits> {
     Ok(limits)
 }
 
+#[cfg(test)]
+mod interfaces_tests;
 #[cfg(test)]
 mod tests;

@@ -224,7 +224,11 @@ impl<'a> Value<'a> {
         self.span.start
     }
 
-    fn expected(&self, what: &str) -> ConfigError {
+    pub(super) fn is_array(&self) -> bool {
+        self.value.as_array().is_some()
+    }
+
+    pub(super) fn expected(&self, what: &str) -> ConfigError {
         self.error(format!("is {}, and must be {what}", article(self.value.type_str())))
     }
 

@@ -605,7 +605,7 @@ fn judge(octets: &[u8]) -> std::result::Result<(), TestCaseError> {
             let ids: BTreeSet<u32> = children.iter().map(|child| child.policy).chain(others).collect();
             prop_assert!(!children.is_empty());
             prop_assert!(ids.into_iter().eq(1..=(children.len() + settings.policies.len()) as u32));
-            prop_assert!(settings.gateway.inside != settings.gateway.outside);
+            prop_assert!(settings.gateway.inside != Inside::Interface(settings.gateway.outside));
         }
         Err(e) => {
             let lines = octets.iter().filter(|octet| **octet == b'\n').count() + 1;

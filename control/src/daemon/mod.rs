@@ -220,8 +220,10 @@ impl<'a> Daemon<'a> {
         let moved = settings.gateway.cluster.is_some();
         let addresses = moved.then(|| Addresses::follow(settings.local_addresses())).transpose();
         let addresses = addresses.map_err(|e| Failure::Failed(format!("cannot follow addresses: {e}")))?;
+        // Routes may lead into virtual interfaces, and IKE never does.
+        let device = (!settings.devices().is_empty()).then_some(settings.gateway.outside.as_str());
         let (sockets, datagrams) =
-            Sockets::bind(&settings.local_addresses(), ports, moved).map_err(|(socket, e)| {
+            Sockets::bind(&settings.local_addresses(), ports, moved, device).map_err(|(socket, e)| {
                 let fix = match e.kind() {
                     io::ErrorKind::AddrInUse => {
                         "another IKE daemon has it; stop that one (`ss -ulpn` shows it)"
@@ -464,15 +466,31 @@ impl<'a> Daemon<'a> {
         }
         self.events.add(at_us, report);
         match *name {
-            "ready" => (self.status.ready, self.status.ready_us) = (true, Some(at_us)),
+            "ready" => {
+                (self.status.ready, self.status.ready_us) = (true, Some(at_us));
+                self.set_interfaces();
+            }
             "dataplane-restarted" => self.status.ready = false,
-            "dataplane-ready" => self.status.ready = true,
+            "dataplane-ready" => {
+                self.status.ready = true;
+                self.set_interfaces();
+            }
             _ => {}
         }
         for waiter in &mut self.waiters {
             waiter.note(report);
         }
         self.note_rotation(report);
+    }
+
+    /// The dataplane has made the devices, or found them.
+    fn set_interfaces(&self) {
+        let settings = self.settings.clone();
+        tokio::spawn(async move {
+            if let Err(error) = crate::interfaces::apply(&settings).await {
+                tracing::error!("virtual interfaces lack addresses or routes: {error}");
+            }
+        });
     }
 
     fn stop(&mut self) {

@@ -5,6 +5,7 @@
 //! dataplane's: it never comes here while XDP is attached, and what comes without a non-ESP marker is dropped.
 
 use super::messages::{Messages, Way};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use spindle_ike::api::Datagram;
@@ -44,11 +45,13 @@ pub(super) struct Sockets {
 
 impl Sockets {
     /// Binds `ports` (for IKE, and for IKE and ESP in UDP) on every address, on those that are not on this machine too if
-    /// they are `moved`: then they serve as long as they are here. The error names address and port.
+    /// they are `moved`: then they serve as long as they are here. What passes goes by `device`, if there is one, whatever
+    /// the routes say. The error names address and port.
     pub(super) fn bind(
         addresses: &[IpAddr],
         ports: [u16; 2],
         moved: bool,
+        device: Option<&str>,
     ) -> Result<(Sockets, mpsc::Receiver<Datagram>), (SocketAddr, io::Error)> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let counts = Arc::new(Counts::default());
@@ -56,7 +59,7 @@ impl Sockets {
         for address in addresses {
             for (port, known_as) in ports.into_iter().zip([IKE, NATT]) {
                 let real = SocketAddr::new(*address, port);
-                let socket = Arc::new(bind(real, moved).map_err(|e| (real, e))?);
+                let socket = Arc::new(bind(real, moved, device).map_err(|e| (real, e))?);
                 let local = SocketAddr::new(*address, known_as);
                 tokio::spawn(receive(socket.clone(), local, sender.clone(), counts.clone()));
                 sockets.insert(local, socket);
@@ -103,7 +106,7 @@ fn message(local: SocketAddr, data: &[u8]) -> &[u8] {
     if local.port() == NATT { data.get(4..).unwrap_or(&[]) } else { data }
 }
 
-fn bind(address: SocketAddr, moved: bool) -> io::Result<UdpSocket> {
+fn bind(address: SocketAddr, moved: bool, device: Option<&str>) -> io::Result<UdpSocket> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
@@ -112,6 +115,9 @@ fn bind(address: SocketAddr, moved: bool) -> io::Result<UdpSocket> {
             SocketAddr::V4(_) => rustix::net::sockopt::set_ip_freebind(&socket, true)?,
             SocketAddr::V6(_) => rustix::net::sockopt::set_ipv6_freebind(&socket, true)?,
         }
+    }
+    if let Some(device) = device {
+        setsockopt(&socket, sockopt::BindToDevice, &device.into())?;
     }
     rustix::net::bind(&socket, &address)?;
     let socket = std::net::UdpSocket::from(socket);
@@ -159,7 +165,8 @@ mod tests {
     #[tokio::test]
     async fn a_datagram_leaves_a_socket_that_was_just_bound() {
         let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (sockets, _datagrams) = Sockets::bind(&["127.0.0.1".parse().unwrap()], [0, 0], false).unwrap();
+        let (sockets, _datagrams) =
+            Sockets::bind(&["127.0.0.1".parse().unwrap()], [0, 0], false, None).unwrap();
         let local = SocketAddr::new("127.0.0.1".parse().unwrap(), IKE);
         sockets.send(&Datagram { local, remote: peer.local_addr().unwrap(), data: b"message".to_vec() });
         let mut buffer = [0; 16];
@@ -173,9 +180,9 @@ mod tests {
     #[tokio::test]
     async fn nothing_leaves_from_an_address_that_is_not_here() {
         let elsewhere = "192.0.2.77".parse().unwrap();
-        let refused = Sockets::bind(&[elsewhere], [0, 0], false);
+        let refused = Sockets::bind(&[elsewhere], [0, 0], false, None);
         assert!(refused.is_err_and(|(_, e)| e.kind() == io::ErrorKind::AddrNotAvailable));
-        let (sockets, _datagrams) = Sockets::bind(&[elsewhere], [0, 0], true).unwrap();
+        let (sockets, _datagrams) = Sockets::bind(&[elsewhere], [0, 0], true, None).unwrap();
         let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let local = SocketAddr::new(elsewhere, IKE);
         sockets.send(&Datagram { local, remote: peer, data: b"message".to_vec() });

@@ -128,20 +128,20 @@ impl Gateway {
     pub(super) fn set_up(&mut self) {
         // RFC 4301 section 4.4.1: policies are ordered; here by their ids.
         let children = self.config.connections.iter().flat_map(|c| &c.children);
+        let bound = children.clone().filter(|c| c.interface > 0);
+        let mut policies: Vec<Command> =
+            bound.map(|c| Command::BindPolicy { id: c.policy, interface: c.interface }).collect();
         let protect = children.map(|c| (c.policy, PolicyAction::Protect, &c.selectors, c.hold_packets));
         let others = self.config.policies.iter().map(|p| (p.id, p.action, &p.selectors, 0));
         let mut all: Vec<_> = protect.chain(others).collect();
         all.sort_by_key(|(id, ..)| *id);
-        let policies: Vec<Command> = all
-            .into_iter()
-            .map(|(id, action, selectors, hold)| Command::SetPolicy {
-                id,
-                priority: id,
-                action,
-                selectors: selectors.clone(),
-                hold,
-            })
-            .collect();
+        policies.extend(all.into_iter().map(|(id, action, selectors, hold)| Command::SetPolicy {
+            id,
+            priority: id,
+            action,
+            selectors: selectors.clone(),
+            hold,
+        }));
         self.boot_commands(policies);
         let former: Vec<Spi> = self.former.spis().collect();
         self.dataplane.boot_left += former.len().div_ceil(MAX_FORMER_AT_ONCE);

@@ -1,0 +1,248 @@
+//! Addresses and routes of virtual interfaces. The dataplane makes the devices; here they are given what the configuration
+//! says, and taken away at the end.
+//!
+//! What goes into the tunnels by address has its routes in a table of its own, which a rule asks before the main one: so no
+//! route of the operator's is in its way, nor changed by it. The selectors' own side is thrown back to the main table,
+//! as 10.1.0.0/24 must be where 10.0.0.0/8 is behind the peer. Devices stay when the processes die, and their routes with
+//! them; [`remove`] is for the operator's own end.
+
+use crate::config::{Device, Settings};
+use futures_util::TryStreamExt;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use spindle_abi::{AddressRange, SelectorSet};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The table's number, and its rule's priority: after the one of local addresses, before the main table's.
+const TABLE: u32 = 210;
+
+type Problem = Box<dyn std::error::Error + Send + Sync>;
+
+/// A network: its first address and the prefix length in bits.
+pub(crate) type Network = (IpAddr, u8);
+
+fn connect() -> Result<Handle, Problem> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Gives each device what it should have; again, after a start, to those that have it already.
+pub(crate) async fn apply(settings: &Settings) -> Result<(), Problem> {
+    let devices = settings.devices();
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let handle = connect()?;
+    for device in &devices {
+        let index =
+            index_of(&handle, &device.name).await.ok_or_else(|| format!("{} is gone", device.name))?;
+        for (address, length) in &device.addresses {
+            let add = handle.address().add(index, *address, *length).replace().execute().await;
+            add.map_err(|e| format!("{}: address {address}/{length}: {e}", device.name))?;
+        }
+        for network in &device.routes {
+            let route = route(*network, None)?.output_interface(index).build();
+            let add = handle.route().add(route).replace().execute().await;
+            add.map_err(|e| format!("{}: route {}/{}: {e}", device.name, network.0, network.1))?;
+        }
+        if device.number == 0 {
+            by_address(&handle, settings, device, index).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The table of what goes into the tunnels by address.
+async fn by_address(
+    handle: &Handle,
+    settings: &Settings,
+    device: &Device,
+    index: u32,
+) -> Result<(), Problem> {
+    let mut wanted = BTreeSet::new();
+    let sets = settings.by_address();
+    let remote: BTreeSet<Network> =
+        sets.iter().flat_map(|set| &set.remote).flat_map(|s| networks(s.addresses)).collect();
+    for set in &sets {
+        for network in set.remote.iter().flat_map(|s| networks(s.addresses)) {
+            let source = own_address(set, network.0.is_ipv4());
+            let route = route(network, source)?.output_interface(index).table_id(TABLE).build();
+            let add = handle.route().add(route).replace().execute().await;
+            add.map_err(|e| format!("{}: route {}/{}: {e}", device.name, network.0, network.1))?;
+            wanted.insert(network);
+        }
+        for network in set.local.iter().flat_map(|s| networks(s.addresses)) {
+            if remote.contains(&network) {
+                continue;
+            }
+            let back = route(network, None)?.table_id(TABLE).kind(RouteType::Throw).build();
+            let add = handle.route().add(back).replace().execute().await;
+            add.map_err(|e| format!("route throw {}/{}: {e}", network.0, network.1))?;
+            wanted.insert(network);
+        }
+    }
+    for old in table(handle).await? {
+        if destination(&old).is_some_and(|network| !wanted.contains(&network)) {
+            handle.route().del(old).execute().await?;
+        }
+    }
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let is_of = |network: &Network| network.0.is_ipv4() == matches!(version, IpVersion::V4);
+        if wanted.iter().any(is_of) && rules(handle, version.clone()).await?.is_empty() {
+            let rule = handle.rule().add().table_id(TABLE).priority(TABLE).action(RuleAction::ToTable);
+            match version {
+                IpVersion::V4 => rule.v4().execute().await?,
+                IpVersion::V6 => rule.v6().execute().await?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes away the devices, and with them their addresses and routes.
+pub(crate) async fn remove(settings: &Settings) -> Result<(), Problem> {
+    let devices = settings.devices();
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let handle = connect()?;
+    for version in [IpVersion::V4, IpVersion::V6] {
+        for rule in rules(&handle, version).await? {
+            handle.rule().del(rule).execute().await?;
+        }
+    }
+    for old in table(&handle).await? {
+        handle.route().del(old).execute().await?;
+    }
+    for device in devices {
+        if let Some(index) = index_of(&handle, &device.name).await {
+            handle.link().del(index).execute().await?;
+        }
+    }
+    Ok(())
+}
+
+async fn index_of(handle: &Handle, name: &str) -> Option<u32> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    Some(links.try_next().await.ok()??.header.index)
+}
+
+fn route((address, length): Network, source: Option<IpAddr>) -> Result<RouteMessageBuilder<IpAddr>, Problem> {
+    let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, length)?;
+    Ok(match source {
+        Some(source) => route.pref_source(source)?,
+        None => route,
+    })
+}
+
+fn destination(route: &RouteMessage) -> Option<Network> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+        _ => None,
+    });
+    let any = || match route.header.address_family {
+        netlink_packet_route::AddressFamily::Inet => Some(IpAddr::from([0; 4])),
+        netlink_packet_route::AddressFamily::Inet6 => Some(IpAddr::from([0; 16])),
+        _ => None,
+    };
+    Some((address.or_else(any)?, route.header.destination_prefix_length))
+}
+
+/// The routes in our table. A kernel without IPv6 has none of its routes.
+async fn table(handle: &Handle) -> Result<Vec<RouteMessage>, Problem> {
+    let of_v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let of_v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut all: Vec<RouteMessage> = handle.route().get(of_v4).execute().try_collect().await?;
+    all.extend(handle.route().get(of_v6).execute().try_collect::<Vec<_>>().await.unwrap_or_default());
+    let is_ours = |a: &RouteAttribute| matches!(a, RouteAttribute::Table(table) if *table == TABLE);
+    all.retain(|route| route.attributes.iter().any(is_ours));
+    Ok(all)
+}
+
+async fn rules(
+    handle: &Handle,
+    version: IpVersion,
+) -> Result<Vec<netlink_packet_route::rule::RuleMessage>, Problem> {
+    let listed = handle.rule().get(version.clone()).execute().try_collect::<Vec<_>>().await;
+    let rules = match listed {
+        Err(_) if matches!(version, IpVersion::V6) => Vec::new(),
+        listed => listed?,
+    };
+    let is_ours = |a: &RuleAttribute| matches!(a, RuleAttribute::Priority(priority) if *priority == TABLE);
+    Ok(rules.into_iter().filter(|rule| rule.attributes.iter().any(is_ours)).collect())
+}
+
+/// The address of this machine that packets of these selectors come from: the first one that they allow.
+fn own_address(set: &SelectorSet, is_ipv4: bool) -> Option<IpAddr> {
+    let here: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+        })
+        .filter(|address| address.is_ipv4() == is_ipv4 && !address.is_loopback())
+        .collect();
+    let allowed = set.local.iter().filter(|selector| selector.addresses.start.is_ipv4() == is_ipv4);
+    let mut found =
+        allowed.filter_map(|selector| here.iter().find(|address| selector.addresses.contains(**address)));
+    found.next().copied()
+}
+
+/// The networks that make up a range, in order; at most two for each bit of an address.
+fn networks(range: AddressRange) -> Vec<Network> {
+    let (mut start, end, bits) = match (range.start, range.end) {
+        (IpAddr::V4(start), IpAddr::V4(end)) => (u128::from(start.to_bits()), u128::from(end.to_bits()), 32),
+        (IpAddr::V6(start), IpAddr::V6(end)) => (start.to_bits(), end.to_bits(), 128),
+        _ => return Vec::new(),
+    };
+    let address = |number: u128| match range.start {
+        IpAddr::V4(_) => IpAddr::V4((number as u32).into()),
+        IpAddr::V6(_) => IpAddr::V6(number.into()),
+    };
+    let mut networks = Vec::new();
+    while start <= end {
+        // The largest that begins here and does not end beyond.
+        let aligned = start.trailing_zeros().min(bits);
+        let mut size = aligned;
+        while size > 0 && last(start, size) > end {
+            size -= 1;
+        }
+        networks.push((address(start), (bits - size) as u8));
+        match last(start, size).checked_add(1) {
+            Some(next) => start = next,
+            None => break,
+        }
+    }
+    networks
+}
+
+/// The last address of a network of 2^size.
+fn last(start: u128, size: u32) -> u128 {
+    start | 1_u128.checked_shl(size).map_or(u128::MAX, |above| above - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(start: &str, end: &str) -> Vec<String> {
+        let range = AddressRange { start: start.parse().unwrap(), end: end.parse().unwrap() };
+        networks(range).into_iter().map(|(address, length)| format!("{address}/{length}")).collect()
+    }
+
+    #[test]
+    fn a_range_is_cut_into_the_fewest_networks() {
+        assert_eq!(of("0.0.0.0", "255.255.255.255"), ["0.0.0.0/0"]);
+        assert_eq!(of("10.2.0.0", "10.2.0.255"), ["10.2.0.0/24"]);
+        assert_eq!(of("10.2.0.1", "10.2.0.6"), ["10.2.0.1/32", "10.2.0.2/31", "10.2.0.4/31", "10.2.0.6/32"]);
+        assert_eq!(of("255.255.255.254", "255.255.255.255"), ["255.255.255.254/31"]);
+        assert_eq!(of("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), ["::/0"]);
+        assert_eq!(of("2001:db8::", "2001:db8::ffff"), ["2001:db8::/112"]);
+    }
+}
