@@ -5,29 +5,9 @@ mod common;
 
 use common::*;
 use spindle_abi::{Command, Spi, SpiState, Suite};
-use spindle_aead::{Algorithm, Provider};
 use spindle_engine::{Counter, DropReason, Frame, MemoryFrame, PortId};
 use spindle_wire::{checksum, icmpv4, ipv4, protocol, udp};
 use std::net::Ipv4Addr;
-
-/// What A's peer would send on the SA to B with this plaintext (payload, padding, pad length, next header), sealed by
-/// its true key.
-fn sealed(sequence: u32, plain: &[u8]) -> Vec<u8> {
-    let sa = sa(TO_B, 0, true, Suite::Aes128Gcm, false);
-    let (key, salt) = sa.keymat.as_bytes().split_at(16);
-    let key = Provider::Portable.key(Algorithm::Aes128Gcm, key).unwrap();
-    let mut esp = [TO_B.to_be_bytes(), sequence.to_be_bytes()].concat();
-    let iv = u64::from(sequence).to_be_bytes();
-    let mut nonce = [0; 12];
-    nonce[..4].copy_from_slice(salt);
-    nonce[4..].copy_from_slice(&iv);
-    let (mut cipher, mut icv) = (plain.to_vec(), [0; 16]);
-    key.seal(&nonce, &esp, &mut cipher, &mut icv);
-    esp.extend(iv);
-    esp.extend(cipher);
-    esp.extend(icv);
-    esp
-}
 
 /// With a trailer: no padding, this next header.
 fn trailed(payload: &[u8], next_header: u8) -> Vec<u8> {

@@ -34,26 +34,9 @@ proptest! {
     }
 
     #[test]
-    fn a_mutated_frame_is_counted_and_never_panics(
-        at in any::<prop::sample::Index>(), to: u8, cut in any::<prop::sample::Index>(), part in 0..3, udp: bool,
-    ) {
+    fn a_mutated_frame_is_counted_and_never_panics(mutation in mutations(60), udp: bool) {
         let (mut a, mut b) = pair(Suite::Aes128Gcm, udp);
-        let mutate = |frame: &MemoryFrame| {
-            let mut octets = frame.data().to_vec();
-            let at = at.index(if part == 0 { 60 } else { octets.len() });
-            octets[at] = to;
-            if part == 2 {
-                octets.truncate(cut.index(octets.len() + 1));
-            }
-            MemoryFrame::new(&octets)
-        };
-        let sent = frame(&datagram(HOST_A, HOST_B, &content(100)));
-        a.process(PortId::Inside, [mutate(&sent)]);
-        a.out.sent.clear();
-        a.process(PortId::Inside, [sent]);
-        let esp = a.take_sent(PortId::Outside);
-        b.process(PortId::Outside, [mutate(&esp[0])]);
-        b.process(PortId::Inside, [mutate(&esp[0])]);
+        mutation.pass(&mut a, &mut b, frame(&datagram(HOST_A, HOST_B, &content(100))));
         prop_assert!(b.engine.counters().check().is_ok());
     }
 }

@@ -1,10 +1,13 @@
 //! Two gateways back to back in memory, and packets for them.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+use proptest::prelude::*;
+use proptest::sample::Index;
 use spindle_abi::{
     Command, Event, KeyMaterial, Limits, Mode, PolicyAction, SaParameters, Selector, SelectorSet, Spi, Suite,
     Time,
 };
+use spindle_aead::{Algorithm, Provider};
 use spindle_engine::{
     ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig,
     PortId, SaRegion,
@@ -316,4 +319,65 @@ pub fn too_big(about: &[u8], mtu: u16, quoted: usize) -> MemoryFrame {
     octets.extend(&about[..about.len().min(20 + quoted)]);
     icmpv4::Repr::FragmentationNeeded { mtu }.emit(&mut octets);
     frame(&ip(Ipv4Addr::new(198, 51, 100, 7), sender, protocol::ICMP, &octets))
+}
+
+/// What A's peer would send on the SA to B with this plaintext (payload, padding, pad length, next header), sealed by
+/// its true key.
+pub fn sealed(sequence: u32, plain: &[u8]) -> Vec<u8> {
+    let sa = sa(TO_B, 0, true, Suite::Aes128Gcm, false);
+    let (key, salt) = sa.keymat.as_bytes().split_at(16);
+    let key = Provider::Portable.key(Algorithm::Aes128Gcm, key).unwrap();
+    let mut esp = [TO_B.to_be_bytes(), sequence.to_be_bytes()].concat();
+    let iv = u64::from(sequence).to_be_bytes();
+    let mut nonce = [0; 12];
+    nonce[..4].copy_from_slice(salt);
+    nonce[4..].copy_from_slice(&iv);
+    let (mut cipher, mut icv) = (plain.to_vec(), [0; 16]);
+    key.seal(&nonce, &esp, &mut cipher, &mut icv);
+    esp.extend(iv);
+    esp.extend(cipher);
+    esp.extend(icv);
+    esp
+}
+
+/// A frame changed in one octet, and perhaps cut off.
+#[derive(Clone, Debug)]
+pub struct Mutation {
+    at: Index,
+    /// That octet is among so many; `None`: among all.
+    head: Option<usize>,
+    to: u8,
+    cut: Option<Index>,
+}
+
+/// A third of them are in the headers, which are so long.
+pub fn mutations(head: usize) -> impl Strategy<Value = Mutation> {
+    (any::<Index>(), any::<u8>(), any::<Index>(), 0..3).prop_map(move |(at, to, cut, part)| Mutation {
+        at,
+        head: (part == 0).then_some(head),
+        to,
+        cut: (part == 2).then_some(cut),
+    })
+}
+
+impl Mutation {
+    fn of(&self, frame: &MemoryFrame) -> MemoryFrame {
+        let mut octets = frame.data().to_vec();
+        let at = self.at.index(self.head.unwrap_or(octets.len()));
+        octets[at] = self.to;
+        if let Some(cut) = self.cut {
+            octets.truncate(cut.index(octets.len() + 1));
+        }
+        MemoryFrame::new(&octets)
+    }
+
+    /// Sends a packet from A, mutated at A's inside, at B's outside and at B's inside.
+    pub fn pass(&self, a: &mut Gateway, b: &mut Gateway, sent: MemoryFrame) {
+        a.process(PortId::Inside, [self.of(&sent)]);
+        a.out.sent.clear();
+        a.process(PortId::Inside, [sent]);
+        let esp = a.take_sent(PortId::Outside);
+        b.process(PortId::Outside, [self.of(&esp[0])]);
+        b.process(PortId::Inside, [self.of(&esp[0])]);
+    }
 }
