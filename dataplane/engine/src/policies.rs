@@ -24,6 +24,8 @@ pub(crate) struct Policies {
     /// By priority, then in the order in which they were set.
     ordered: Vec<Policy>,
     index: Index,
+    /// Where the policy with this id stands.
+    places: HashMap<u32, usize>,
     limit: usize,
     /// SAs whose policy does not exist at present.
     orphans: HashMap<u32, Vec<u32>>,
@@ -36,6 +38,7 @@ impl Policies {
         Policies {
             ordered: Vec::new(),
             index: Index::default(),
+            places: HashMap::new(),
             limit: limit as usize,
             orphans: HashMap::new(),
             without_sas: 0,
@@ -51,7 +54,7 @@ impl Policies {
         hold: u16,
     ) -> Result<(), Refused> {
         let selectors = Selectors::new(&set).ok_or(Refused::Full("selectors"))?;
-        let old = self.ordered.iter().position(|p| p.id == id);
+        let old = self.places.get(&id).copied();
         if let Some(same) = old.map(|at| &mut self.ordered[at])
             && (same.priority, same.action, &same.set) == (priority, action, &set)
         {
@@ -69,8 +72,7 @@ impl Policies {
         let last = at == self.ordered.len() && old.is_none();
         self.ordered.insert(at, Policy { id, priority, action, selectors, set, sas, acquired, hold });
         if last {
-            self.index.push(at, &self.ordered[at].set);
-            self.without_sas += usize::from(action != PolicyAction::Protect);
+            self.enter(at);
         } else {
             self.arrange();
         }
@@ -78,7 +80,7 @@ impl Policies {
     }
 
     pub(crate) fn remove(&mut self, id: u32) {
-        let Some(at) = self.ordered.iter().position(|p| p.id == id) else { return };
+        let Some(at) = self.places.get(&id).copied() else { return };
         let policy = self.ordered.remove(at);
         if !policy.sas.is_empty() {
             self.orphans.insert(id, policy.sas);
@@ -89,25 +91,32 @@ impl Policies {
     /// Makes the index anew, after places changed.
     fn arrange(&mut self) {
         self.index = Index::default();
-        for (at, policy) in self.ordered.iter().enumerate() {
-            self.index.push(at, &policy.set);
+        self.places.clear();
+        self.without_sas = 0;
+        for at in 0..self.ordered.len() {
+            self.enter(at);
         }
-        self.without_sas = self.ordered.iter().filter(|p| p.action != PolicyAction::Protect).count();
+    }
+
+    /// Makes the policy at this place one that is found.
+    fn enter(&mut self, at: usize) {
+        let policy = &self.ordered[at];
+        self.index.push(at, &policy.set);
+        self.places.insert(policy.id, at);
+        self.without_sas += usize::from(policy.action != PolicyAction::Protect);
     }
 
     fn sas(&mut self, id: u32) -> &mut Vec<u32> {
-        match self.ordered.iter().position(|p| p.id == id) {
-            Some(at) => &mut self.ordered[at].sas,
+        match self.places.get(&id) {
+            Some(at) => &mut self.ordered[*at].sas,
             None => self.orphans.entry(id).or_default(),
         }
     }
 
     /// The outbound SA that was installed last.
-    pub(crate) fn latest_sa(&mut self, id: u32) -> Option<u32> {
-        match self.ordered.iter().position(|p| p.id == id) {
-            Some(at) => self.ordered[at].sas.last().copied(),
-            None => self.orphans.get(&id)?.last().copied(),
-        }
+    pub(crate) fn latest_sa(&self, id: u32) -> Option<u32> {
+        let sas = self.places.get(&id).map(|at| &self.ordered[*at].sas).or_else(|| self.orphans.get(&id));
+        sas?.last().copied()
     }
 
     pub(crate) fn add_sa(&mut self, id: u32, index: u32) {
