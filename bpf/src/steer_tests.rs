@@ -119,24 +119,25 @@ fn what_a_bypass_policy_names_goes_to_the_background() {
     let background = socket();
     steer.set_background(0, background.as_fd()).unwrap();
     let mut in_clear = steer.take_in_clear().unwrap().unwrap();
-    let range = |first: [u8; 4], last: [u8; 4]| [(first.into(), last.into())].into_iter();
+    let networks = |all: &[([u8; 4], u8)]| {
+        all.iter().map(|(address, length)| ((*address).into(), *length)).collect::<Vec<_>>().into_iter()
+    };
+    let ours = || networks(&[([10, 2, 0, 0], 24)]);
+    let any = || networks(&[([0; 4], 0)]);
     // The packets come from 198.51.100.1.
     let (to, other) = (Ipv4Addr::new(10, 2, 0, 7), Ipv4Addr::new(10, 2, 1, 7));
     let not_ours = (XDP_DROP, "xdp_outside_dropped_not_ours");
     assert_eq!(run(steer, Side::Outside, &packet(to, 17, 0, &[0; 8])), not_ours);
-    in_clear
-        .replace(range([10, 2, 0, 0], [10, 2, 0, 255]), range([198, 51, 100, 0], [198, 51, 100, 1]))
-        .unwrap();
+    in_clear.replace(ours(), networks(&[([198, 51, 100, 0], 31)])).unwrap();
     // No socket is bound to a queue here, so the redirection says no more than where it was to go.
     let (verdict, name) = run(steer, Side::Outside, &packet(to, 17, 0, &[0; 8]));
     assert!(matches!((verdict, name), (XDP_REDIRECT, "xdp_outside_in_clear")), "{verdict} {name}");
     assert_eq!(run(steer, Side::Outside, &packet(other, 17, 0, &[0; 8])), not_ours);
-    in_clear
-        .replace(range([10, 2, 0, 0], [10, 2, 0, 255]), range([198, 51, 100, 2], [198, 51, 100, 9]))
-        .unwrap();
+    let beside = networks(&[([198, 51, 100, 2], 31), ([198, 51, 100, 4], 30), ([198, 51, 100, 8], 31)]);
+    in_clear.replace(ours(), beside).unwrap();
     assert_eq!(run(steer, Side::Outside, &packet(to, 17, 0, &[0; 8])), not_ours);
     // What is for us is nobody's to let by.
-    in_clear.replace(range([0; 4], [255; 4]), range([0; 4], [255; 4])).unwrap();
+    in_clear.replace(any(), any()).unwrap();
     assert_eq!(run(steer, Side::Outside, &packet(US, 6, 0, &[0; 20])), (XDP_PASS, "xdp_outside_passed"));
     assert_eq!(run(steer, Side::Outside, &packet(other, 17, 0, &[0; 8])).1, "xdp_outside_in_clear");
 }

@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
-use spindle_abi::{AddressRange, SelectorSet};
+use spindle_abi::SelectorSet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -65,16 +65,16 @@ async fn by_address(
     let mut wanted = BTreeSet::new();
     let sets = settings.by_address();
     let remote: BTreeSet<Network> =
-        sets.iter().flat_map(|set| &set.remote).flat_map(|s| networks(s.addresses)).collect();
+        sets.iter().flat_map(|set| &set.remote).flat_map(|s| s.addresses.networks()).collect();
     for set in &sets {
-        for network in set.remote.iter().flat_map(|s| networks(s.addresses)) {
+        for network in set.remote.iter().flat_map(|s| s.addresses.networks()) {
             let source = own_address(set, network.0.is_ipv4());
             let route = route(network, source)?.output_interface(index).table_id(TABLE).build();
             let add = handle.route().add(route).replace().execute().await;
             add.map_err(|e| format!("{}: route {}/{}: {e}", device.name, network.0, network.1))?;
             wanted.insert(network);
         }
-        for network in set.local.iter().flat_map(|s| networks(s.addresses)) {
+        for network in set.local.iter().flat_map(|s| s.addresses.networks()) {
             if remote.contains(&network) {
                 continue;
             }
@@ -192,57 +192,4 @@ fn own_address(set: &SelectorSet, is_ipv4: bool) -> Option<IpAddr> {
     let mut found =
         allowed.filter_map(|selector| here.iter().find(|address| selector.addresses.contains(**address)));
     found.next().copied()
-}
-
-/// The networks that make up a range, in order; at most two for each bit of an address.
-fn networks(range: AddressRange) -> Vec<Network> {
-    let (mut start, end, bits) = match (range.start, range.end) {
-        (IpAddr::V4(start), IpAddr::V4(end)) => (u128::from(start.to_bits()), u128::from(end.to_bits()), 32),
-        (IpAddr::V6(start), IpAddr::V6(end)) => (start.to_bits(), end.to_bits(), 128),
-        _ => return Vec::new(),
-    };
-    let address = |number: u128| match range.start {
-        IpAddr::V4(_) => IpAddr::V4((number as u32).into()),
-        IpAddr::V6(_) => IpAddr::V6(number.into()),
-    };
-    let mut networks = Vec::new();
-    while start <= end {
-        // The largest that begins here and does not end beyond.
-        let aligned = start.trailing_zeros().min(bits);
-        let mut size = aligned;
-        while size > 0 && last(start, size) > end {
-            size -= 1;
-        }
-        networks.push((address(start), (bits - size) as u8));
-        match last(start, size).checked_add(1) {
-            Some(next) => start = next,
-            None => break,
-        }
-    }
-    networks
-}
-
-/// The last address of a network of 2^size.
-fn last(start: u128, size: u32) -> u128 {
-    start | 1_u128.checked_shl(size).map_or(u128::MAX, |above| above - 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(start: &str, end: &str) -> Vec<String> {
-        let range = AddressRange { start: start.parse().unwrap(), end: end.parse().unwrap() };
-        networks(range).into_iter().map(|(address, length)| format!("{address}/{length}")).collect()
-    }
-
-    #[test]
-    fn a_range_is_cut_into_the_fewest_networks() {
-        assert_eq!(of("0.0.0.0", "255.255.255.255"), ["0.0.0.0/0"]);
-        assert_eq!(of("10.2.0.0", "10.2.0.255"), ["10.2.0.0/24"]);
-        assert_eq!(of("10.2.0.1", "10.2.0.6"), ["10.2.0.1/32", "10.2.0.2/31", "10.2.0.4/31", "10.2.0.6/32"]);
-        assert_eq!(of("255.255.255.254", "255.255.255.255"), ["255.255.255.254/31"]);
-        assert_eq!(of("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), ["::/0"]);
-        assert_eq!(of("2001:db8::", "2001:db8::ffff"), ["2001:db8::/112"]);
-    }
 }

@@ -228,8 +228,7 @@ impl Worker {
 
     /// XDP drops what no BYPASS policy can match.
     fn tell_in_clear(&mut self) {
-        let of =
-            |side: &[Selector]| side.iter().map(|s| (s.addresses.start, s.addresses.end)).collect::<Vec<_>>();
+        let of = |side: &[Selector]| side.iter().flat_map(|s| s.addresses.networks()).collect::<Vec<_>>();
         let local = self.engine.in_clear().flat_map(|set| of(&set.local));
         let remote = self.engine.in_clear().flat_map(|set| of(&set.remote));
         if let Err(error) = self.in_clear.replace(local, remote) {

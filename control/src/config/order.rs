@@ -7,13 +7,8 @@
 //! block. So of all pairs before one, those alone are compared whose blocks hold its own: with few lengths of
 //! blocks, as configurations have them, that is a few lookups each, whatever their number.
 
-use spindle_abi::{AddressRange, Selector, SelectorSet};
+use spindle_abi::{Block, Selector, SelectorSet};
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
-
-/// An aligned block of addresses: the bits that they have in common, and how many these are, of 128. IPv4 stands where RFC 4291
-/// section 2.5.5.2 maps it.
-type Block = (u128, u32);
 
 type Pair = (Selector, Selector);
 
@@ -23,7 +18,7 @@ pub(super) struct Earlier {
     names: Vec<String>,
     /// By blocks of both selectors; each with its policy's place.
     by_blocks: HashMap<[Block; 2], Vec<(usize, Pair)>>,
-    lengths: BTreeSet<[u32; 2]>,
+    lengths: BTreeSet<[u8; 2]>,
 }
 
 impl Earlier {
@@ -36,7 +31,7 @@ impl Earlier {
     /// The first policy that holds a pair.
     fn first(&self, (local, remote): &Pair) -> Option<usize> {
         let candidates = self.lengths.iter().filter_map(|&[of_local, of_remote]| {
-            self.by_blocks.get(&[widen(block(local), of_local)?, widen(block(remote), of_remote)?])
+            self.by_blocks.get(&[block(local).widened(of_local)?, block(remote).widened(of_remote)?])
         });
         let holds = |(_, (l, r)): &&(usize, Pair)| l.holds(local) && r.holds(remote);
         candidates.filter_map(|pairs| pairs.iter().find(holds)).map(|(place, _)| *place).min()
@@ -46,39 +41,21 @@ impl Earlier {
     pub(super) fn push(&mut self, name: String, selectors: &SelectorSet) {
         for (local, remote) in selectors.pairs() {
             let blocks = [block(&local), block(&remote)];
-            self.lengths.insert(blocks.map(|block| block.1));
+            self.lengths.insert(blocks.map(Block::length));
             self.by_blocks.entry(blocks).or_default().push((self.names.len(), (local, remote)));
         }
         self.names.push(name);
     }
 }
 
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
-}
-
 fn block(selector: &Selector) -> Block {
-    let AddressRange { start, end } = selector.addresses;
-    let length = (bits(start) ^ bits(end)).leading_zeros();
-    (common(bits(start), length), length)
-}
-
-/// The block of this length that holds another; `None` if that is shorter.
-fn widen((address, length): Block, to: u32) -> Option<Block> {
-    (to <= length).then(|| (common(address, to), to))
-}
-
-/// The first bits of an address.
-fn common(address: u128, length: u32) -> u128 {
-    address & u128::MAX.checked_shl(128 - length).unwrap_or(0)
+    Block::around(&selector.addresses)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
 
     const TCP: u8 = 6;
     const UDP: u8 = 17;

@@ -7,9 +7,11 @@
 
 #![forbid(unsafe_code)]
 
+mod block;
 mod record;
 mod selector;
 
+pub use block::Block;
 pub use record::{COMMAND_SIZE, CommandRecord, DecodeError, EVENT_SIZE, EventRecord, LAYOUT_HASH};
 pub use selector::{AddressRange, Selector, SelectorSet};
 

@@ -5,15 +5,14 @@
 //! have them, it takes a few look-ups, whatever the number of policies.
 
 use crate::selectors::Flow;
-use spindle_abi::{AddressRange, SelectorSet};
+use spindle_abi::{Block, SelectorSet};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::net::IpAddr;
 
 /// As many are looked at one after the other: hashing would take longer.
 const FEW: usize = 4;
 
-/// Bits that the addresses of a pair's blocks have in common, of 128: IPv4 stands where RFC 4291 section 2.5.5.2 maps it.
+/// Of a pair's blocks.
 type Lengths = [u8; 2];
 
 #[derive(Default)]
@@ -32,13 +31,13 @@ impl Index {
         self.count = place + 1;
         let place = place as u32;
         for (local, remote) in set.pairs() {
-            let (local, remote) = (local.addresses, remote.addresses);
-            let lengths = [length(&local), length(&remote)];
-            let of_version = &mut self.lengths[usize::from(local.start.is_ipv6())];
+            let blocks = [Block::around(&local.addresses), Block::around(&remote.addresses)];
+            let lengths = blocks.map(Block::length);
+            let of_version = &mut self.lengths[usize::from(local.addresses.start.is_ipv6())];
             if !of_version.contains(&lengths) {
                 of_version.push(lengths);
             }
-            let places = self.places.entry(key(bits(local.start), bits(remote.start), lengths)).or_default();
+            let places = self.places.entry(key(blocks)).or_default();
             if places.last() != Some(&place) {
                 places.push(place);
             }
@@ -53,37 +52,26 @@ impl Index {
             (0..self.count).all(look);
             return;
         }
-        let (local, remote) = (bits(flow.source), bits(flow.destination));
-        for lengths in &self.lengths[usize::from(flow.source.is_ipv6())] {
-            if let Some(places) = self.places.get(&key(local, remote, *lengths)) {
+        let (local, remote) = (Block::of(flow.source), Block::of(flow.destination));
+        for &[of_local, of_remote] in &self.lengths[usize::from(flow.source.is_ipv6())] {
+            // No block is longer than that of an address.
+            let (Some(local), Some(remote)) = (local.widened(of_local), remote.widened(of_remote)) else {
+                continue;
+            };
+            if let Some(places) = self.places.get(&key([local, remote])) {
                 places.iter().all(|place| look(*place as usize));
             }
         }
     }
 }
 
+/// The hash of a pair of blocks.
 #[inline]
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
-}
-
-/// Of the smallest block that holds a range.
-fn length(range: &AddressRange) -> u8 {
-    (bits(range.start) ^ bits(range.end)).leading_zeros() as u8
-}
-
-/// The hash of the blocks of these lengths in which two addresses lie.
-#[inline]
-fn key(local: u128, remote: u128, lengths: Lengths) -> u64 {
+fn key(blocks: [Block; 2]) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let block =
-        |address: u128, length: u8| address & u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-    let mut hash = u64::from(u16::from_le_bytes(lengths));
-    for block in [block(local, lengths[0]), block(remote, lengths[1])] {
-        for half in [block as u64, (block >> 64) as u64] {
+    let mut hash = u64::from(u16::from_le_bytes(blocks.map(Block::length)));
+    for first in blocks.map(Block::first) {
+        for half in [first as u64, (first >> 64) as u64] {
             hash = (hash ^ half).wrapping_mul(ODD);
             hash ^= hash >> 29;
         }
