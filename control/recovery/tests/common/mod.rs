@@ -1,6 +1,7 @@
 //! What the integration tests share: seeded randomness, and a disk that loses power.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod sir;
 pub mod world;
 
 use rand_chacha::ChaCha12Rng;
