@@ -176,7 +176,6 @@ impl Program {
     }
 
     /// Runs it on a packet: its verdict.
-    #[cfg(test)]
     pub(crate) fn test_run(&self, packet: &[u8]) -> io::Result<u32> {
         /// What `union bpf_attr` has for BPF_PROG_TEST_RUN.
         #[repr(C)]

@@ -189,6 +189,16 @@ impl Steer {
         }
         Ok(all)
     }
+
+    /// Runs one side's program on a frame that came by queue 0, as tests and fuzzers do, and names its decision as
+    /// [`Steer::counts`] does. The frame has at least 14 octets, and goes nowhere.
+    pub fn test_run(&self, side: Side, frame: &[u8]) -> Result<&'static str, SteerError> {
+        let before = self.counts()?;
+        self.program(side).test_run(frame)?;
+        let after = self.counts()?;
+        let taken = before.iter().zip(&after).find(|(before, after)| before.1 != after.1);
+        Ok(taken.map_or("none", |(_, after)| after.0))
+    }
 }
 
 /// Makes the keys of a map these; at no time is one missing that stays.
