@@ -5,6 +5,8 @@
 
 pub mod aead;
 mod machine;
+pub mod regression;
+pub mod tunnel;
 
 pub use machine::Machine;
 

@@ -85,7 +85,8 @@ fn be16(octets: &[u8], at: usize) -> u16 {
 
 #[inline]
 fn be32(octets: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
+    let four: [u8; 4] = octets[at..at + 4].try_into().expect("four octets");
+    u32::from_be_bytes(four)
 }
 
 #[inline]
