@@ -1,9 +1,9 @@
 """ESP by scapy's layer, a peer that shares no code with Spindle: it opens what it is given, and makes what it is asked for.
 
 Orders come on standard input, one on each line, and each is answered by one line. Octets are in hexadecimal.
-  sa SUITE KEYMAT SPI esn|noesn SOURCE DESTINATION PORT    an SA in tunnel mode; in UDP unless PORT is 0     -> ok
+  sa SUITE KEYMAT SPI esn|noesn SOURCE DESTINATION PORT tunnel|transport    an SA; in UDP unless PORT is 0   -> ok
   open HIGH PACKET     an outer packet; the high-order half of its sequence number (RFC 4303 section 2.2.1) -> inner packet, or "refused"
-  make SEQUENCE INNER  puts an inner packet into ESP                                                        -> outer packet
+  make SEQUENCE INNER  puts an inner packet into ESP, in transport mode what is behind its headers          -> outer packet
 """
 
 import sys
@@ -24,7 +24,7 @@ def ip(octets):
     return IPv6(octets) if octets[0] >> 4 == 6 else IP(octets)
 
 
-def security_association(suite, keymat, spi, esn, source, destination, port):
+def security_association(suite, keymat, spi, esn, source, destination, port, mode):
     header = IPv6 if ":" in source else IP
     port = int(port)
     return SecurityAssociation(
@@ -32,7 +32,7 @@ def security_association(suite, keymat, spi, esn, source, destination, port):
         spi=int(spi, 16),
         crypt_algo=SUITES[suite],
         crypt_key=bytes.fromhex(keymat),
-        tunnel_header=header(src=source, dst=destination),
+        tunnel_header=header(src=source, dst=destination) if mode == "tunnel" else None,
         nat_t_header=UDP(sport=port, dport=port) if port else None,
         esn_en=esn == "esn",
     )

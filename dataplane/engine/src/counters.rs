@@ -85,7 +85,7 @@ counted! {
         FormerSpi = "former_spi",
         /// Consumed: a NAT keepalive (RFC 3948 section 2.3).
         NatKeepalive = "nat_keepalive",
-        /// Consumed: a fragment of ESP, which is kept until its packet is whole.
+        /// Consumed: a fragment of ESP, or of what transport mode is to carry, which is kept until its packet is whole.
         FragmentKept = "fragment_kept",
         /// Consumed: an ICMP error that quotes ESP of an SA of ours.
         IcmpAboutEsp = "icmp_about_esp",
@@ -126,6 +126,9 @@ counted! {
         /// A fragment does not show its ports, and a policy or an SA that has specific ones may be its own (RFC 4301
         /// section 7).
         FragmentWithoutPorts = "fragment_without_ports",
+        /// A fragment that transport mode does not carry (RFC 4303 section 3.3.4): of a packet with options or extension
+        /// headers from inside, or what came in ESP.
+        FragmentInTransport = "fragment_in_transport",
         /// An inbound SA beyond its hard limit.
         InboundExpired = "inbound_expired",
         /// No policy matches.

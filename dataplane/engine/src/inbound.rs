@@ -6,10 +6,11 @@ use crate::selectors::Flow;
 use crate::spi_table::{End, Known};
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Spi, SpiReport, Time};
-use spindle_esp::{Encapsulation, OpenFault, tunnel};
+use spindle_esp::{Encapsulation, OpenFault, transport, tunnel};
 use spindle_wire::ip::{self, Head};
 use spindle_wire::{esp, ethernet, icmpv4, icmpv6, protocol, repair, tcp, udp};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 
 /// An ESP packet for us, and where it is in its frame.
 #[derive(Clone, Copy)]
@@ -250,24 +251,25 @@ impl Engine {
             self.counters.add(Counter::OtherEncapsulation, 1);
         }
         let first = std::mem::take(&mut inbound.report_first);
-        let interface = inbound.interface;
-        let checked = match opened.next_header {
-            protocol::IPV4 | protocol::IPV6 => {
-                let payload = &mut esp_octets[opened.payload.clone()];
-                let is_ipv6 = opened.next_header == protocol::IPV6;
-                let policies = Some(&self.policies).filter(|_| interface == INSIDE);
-                let may_carry = |flow: &Flow| {
-                    inbound.selectors.carry(flow)?;
-                    // Those of virtual interfaces all protect.
-                    policies.map_or(Ok(()), |policies| policies.admits(flow))
-                };
-                check_inner(payload, is_ipv6, arrival.outer_class, interface != INSIDE, may_carry)
-            }
-            // RFC 4303 section 2.6: dummies are discarded without prejudice.
-            protocol::NONE => Err(DropReason::DummyPacket),
-            _ => Err(DropReason::MalformedInner),
+        let (interface, in_transport) = (inbound.interface, inbound.in_transport);
+        let around =
+            Encapsulation { is_ipv6: arrival.source.0.is_ipv6(), in_udp: inbound.encapsulated, in_transport };
+        let payload = esp_start + opened.payload.start..esp_start + opened.payload.end;
+        let found = find_inner(octets, payload, opened.next_header, around);
+        let checked = found.clone().and_then(|(inner, is_ipv6)| {
+            let policies = Some(&self.policies).filter(|_| interface == INSIDE);
+            let may_carry = |flow: &Flow| {
+                inbound.selectors.carry(flow)?;
+                // Those of virtual interfaces all protect.
+                policies.map_or(Ok(()), |policies| policies.admits(flow))
+            };
+            check_inner(&mut octets[inner], is_ipv6, arrival.outer_class, interface != INSIDE, may_carry)
+        });
+        // RFC 4303 section 3.3.4: transport mode carries no fragments.
+        let checked = match checked {
+            Ok(head) if in_transport && head.is_fragment() => Err(DropReason::FragmentInTransport),
+            checked => checked,
         };
-        let around = Encapsulation { is_ipv6: arrival.source.0.is_ipv6(), in_udp: inbound.encapsulated };
         let passed = matches!(checked, Ok(_) | Err(DropReason::DummyPacket));
         let octets_passed = checked.map_or(0, |head| head.length);
         let limit = if passed { inbound.usage.count(now, octets_passed) } else { None };
@@ -280,8 +282,11 @@ impl Engine {
         if passed {
             self.sas.mark_changed(index);
         }
-        let head = checked?;
-        let start = esp_start + opened.payload.start;
+        let (head, start) = (checked?, found?.0.start);
+        // A NAT may have changed the addresses; that the rest is as it was sent, the ICV says.
+        if in_transport && around.in_udp {
+            repair::renew_checksum(&head, &mut octets[start..start + head.length]);
+        }
         // The MSS in a SYN that came limits what goes back.
         let inner = &octets[start..start + head.length];
         let back = (self.clamp_mss && repair::is_syn(&head, inner))
@@ -368,6 +373,28 @@ fn is_icmp_error(head: &Head, payload: &[u8]) -> bool {
         protocol::ICMP => icmpv4::Packet::new_checked(payload).is_ok_and(|icmp| icmp.is_error()),
         // Those below 128 are errors (RFC 4443 section 2.1).
         _ => icmpv6::Packet::new_checked(payload).is_ok_and(|icmp| icmp.message_type() < 128),
+    }
+}
+
+/// Where in the frame the packet that was in ESP lies, in transport mode made again; and whether it must be IPv6.
+#[inline]
+fn find_inner(
+    octets: &mut [u8],
+    payload: Range<usize>,
+    next_header: u8,
+    around: Encapsulation,
+) -> Result<(Range<usize>, bool), DropReason> {
+    match next_header {
+        // RFC 4303 section 2.6: dummies are discarded without prejudice.
+        protocol::NONE => Err(DropReason::DummyPacket),
+        _ if around.in_transport => {
+            let payload = payload.start - ETHERNET..payload.end - ETHERNET;
+            let packet = transport::rebuild(&mut octets[ETHERNET..], payload, next_header)
+                .map_err(|_| DropReason::MalformedInner)?;
+            Ok((ETHERNET + packet.start..ETHERNET + packet.end, around.is_ipv6))
+        }
+        protocol::IPV4 | protocol::IPV6 => Ok((payload, next_header == protocol::IPV6)),
+        _ => Err(DropReason::MalformedInner),
     }
 }
 

@@ -147,9 +147,9 @@ impl Engine {
                 self.policies_with(id).set(id, priority, action, selectors, hold)
             }
             Command::BindPolicy { id, interface } => self.bind_policy(id, interface),
-            // Not by control as yet.
+            // RFC 4301 section 4.1: between gateways only for what they send and receive as hosts.
             Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa }
-                if sa.mode != Mode::Tunnel =>
+                if sa.mode == Mode::Transport && !self.is_host(self.interfaces.of(sa.policy)) =>
             {
                 Err(Refused::Impossible("mode"))
             }
@@ -181,14 +181,11 @@ impl Engine {
             Command::Readdress { index, local, remote } => match self.sas.holder(index) {
                 // What comes in on an SA is known by its SPI alone.
                 Holder::Inbound(_) => Ok(()),
-                Holder::Outbound(_) => match self.sas.outbound(index) {
-                    Some(outbound) => {
-                        outbound.sa.readdress(local, remote).map_err(refused)?;
-                        self.path_mtus.begin(index, None);
-                        Ok(())
-                    }
-                    None => Err(Refused::Missing),
-                },
+                Holder::Outbound(_) => {
+                    self.sas.readdress(index, local, remote).ok_or(Refused::Missing)?.map_err(refused)?;
+                    self.path_mtus.begin(index, None);
+                    Ok(())
+                }
                 Holder::None => Err(Refused::Missing),
             },
         }
@@ -234,6 +231,7 @@ impl Engine {
             usage: Usage::new(sa),
             selectors: Box::new(compile(&sa.selectors)?),
             encapsulated: sa.encapsulated,
+            in_transport: sa.mode == Mode::Transport,
             interface: self.interfaces.of(sa.policy),
             report_first,
         };
@@ -495,7 +493,8 @@ impl Engine {
 
 /// The longest packet that a tunnel over an outside with this MTU carries whole, whatever is around it; in octets.
 pub fn tunnel_limit(outside_mtu: u16) -> usize {
-    inner_limit(usize::from(outside_mtu), Encapsulation { is_ipv6: true, in_udp: true })
+    let around = Encapsulation { is_ipv6: true, in_udp: true, in_transport: false };
+    inner_limit(usize::from(outside_mtu), around)
 }
 
 fn compile(selectors: &SelectorSet) -> Result<Selectors, Refused> {

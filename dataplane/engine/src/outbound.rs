@@ -7,7 +7,7 @@ use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Time};
 use spindle_esp::{back_length, front_length};
-use spindle_wire::ip::Head;
+use spindle_wire::ip::{self, Head};
 use spindle_wire::{ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, repair};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const ICMPV6_QUOTE: usize = ipv6::MINIMUM_MTU - ipv6::HEADER_LENGTH - icmpv6::HE
 const ICMP_CLASS: u8 = 0xc0;
 
 /// Fragments beside the first that a packet is split into at most.
-const FRAGMENTS: usize = 7;
+pub(crate) const FRAGMENTS: usize = 7;
 
 /// How a packet from inside goes on.
 #[derive(Clone, Copy)]
@@ -90,10 +90,19 @@ impl Engine {
         &mut self,
         now: Time,
         interface: u16,
-        mut frame: F,
+        frame: F,
         out: &mut impl Output<F>,
     ) {
-        match self.decide(now, interface, frame.data_mut(), out) {
+        // RFC 4303 section 3.3.4: only whole packets go into transport mode.
+        let (mut frame, whole) = match self.for_transport(frame.data()) {
+            Ok(false) => (frame, false),
+            Ok(true) => match self.reassemble(now, frame, out) {
+                Some(whole) => (whole, true),
+                None => return,
+            },
+            Err(reason) => return self.discard(frame, reason, out),
+        };
+        match self.decide(now, interface, whole, frame.data_mut(), out) {
             Ok(decision) if decision.length <= decision.limit => {
                 frame.truncate(ETHERNET + decision.length);
                 self.go(now, decision.way, decision.length, frame, out);
@@ -113,11 +122,27 @@ impl Engine {
         }
     }
 
-    /// Finds the packet's way (RFC 4301 section 5.1), and makes it ready to leave.
+    /// Is this a fragment of a packet between the ends of an SA in transport mode, which is to be made whole first?
+    #[inline]
+    fn for_transport(&self, octets: &[u8]) -> Result<bool, DropReason> {
+        if !self.sas.has_transports() {
+            return Ok(false);
+        }
+        let (head, _) = head(octets)?;
+        if !head.is_fragment() || !self.sas.has_transport(head.source, head.destination) {
+            return Ok(false);
+        }
+        let is_ipv6 = head.source.is_ipv6();
+        let plain = ip::header_length(is_ipv6) + if is_ipv6 { ipv6::FRAGMENT_LENGTH } else { 0 };
+        if head.upper == plain { Ok(true) } else { Err(DropReason::FragmentInTransport) }
+    }
+
+    /// Finds the packet's way (RFC 4301 section 5.1), and makes it ready to leave. `whole`: it came in fragments.
     fn decide<F: Frame>(
         &mut self,
         now: Time,
         interface: u16,
+        whole: bool,
         octets: &mut [u8],
         out: &mut impl Output<F>,
     ) -> Result<Decision, Refusal> {
@@ -131,8 +156,14 @@ impl Engine {
             return Err(DropReason::NotUnicast.into());
         }
         let way = self.find_way(now, interface, &Flow::of(&head, packet), out)?;
+        let dont_fragment = head.dont_fragment && !whole;
         let (way, limit, fits) = match way {
             Way::Bypass { destination } => (way, self.path_mtu(destination), None),
+            // RFC 4303 section 3.3.4: fragmented is what ESP has been put into.
+            Way::Protect { index, .. } if !dont_fragment && self.sas.is_in_transport(index) => {
+                let (path, fits) = self.tunnel_path(now, index).ok_or(DropReason::NoSa)?;
+                (Way::Protect { index, path }, length, Some(fits))
+            }
             Way::Protect { index, .. } => {
                 let (path, limit) = self.tunnel_path(now, index).ok_or(DropReason::NoSa)?;
                 let fits = limit.min(usize::from(self.mtu[PortId::Inside as usize]));
@@ -141,7 +172,7 @@ impl Engine {
                 (Way::Protect { index, path }, limit, Some(fits))
             }
         };
-        if length > limit && head.dont_fragment {
+        if length > limit && dont_fragment {
             return Err(Refusal::TooBig(limit));
         }
         let inner = &mut octets[ETHERNET..ETHERNET + length];
@@ -174,7 +205,11 @@ impl Engine {
             PolicyAction::Protect => {}
         }
         let sas = &mut self.sas;
-        let fits = |index: &u32| sas.outbound(*index).is_some_and(|sa| sa.selectors.matches(flow));
+        let (source, destination) = (flow.source, flow.destination);
+        let fits = |index: &u32| {
+            sas.outbound(*index)
+                .is_some_and(|sa| sa.selectors.matches(flow) && sa.sa.joins(source, destination))
+        };
         if let Some(index) = policy.sas.iter().rev().copied().find(fits) {
             return Ok(Way::Protect { index, path: usize::MAX });
         }
@@ -278,21 +313,11 @@ impl Engine {
         let step = limit.checked_sub(header)? & !7;
         let payload = length - header;
         let too_long = usize::from(offset) * 8 + length > usize::from(u16::MAX);
-        if too_long || step == 0 || payload.div_ceil(step) > FRAGMENTS + 1 {
+        if too_long || step == 0 {
             return None;
         }
         let (front, later) = (ETHERNET + header, ipv4::HEADER_LENGTH + options_length);
-        let mut pieces: ArrayVec<F, FRAGMENTS> = ArrayVec::new();
-        for start in (step..payload).step_by(step) {
-            let size = ETHERNET + later + step.min(payload - start);
-            let Some(piece) = out.allocate(size).filter(|piece| piece.data().len() == size) else {
-                // Frames of ours that no one received: they count as created and dropped.
-                self.counters.add(Counter::Created, pieces.len() as u64);
-                pieces.drain(..).for_each(|piece| self.discard(piece, DropReason::TooBig, out));
-                return None;
-            };
-            pieces.push(piece);
-        }
+        let mut pieces = self.pieces(ETHERNET + later, step, payload, out)?;
         for (piece, start) in pieces.iter_mut().zip((step..payload).step_by(step)) {
             let size = step.min(payload - start);
             let (ethernet, octets) = piece.data_mut().split_at_mut(ETHERNET);

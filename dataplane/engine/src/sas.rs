@@ -2,8 +2,9 @@
 
 use crate::selectors::Selectors;
 use spindle_abi::{Limits, SaActivity, SaParameters, Spi, Time};
-use spindle_esp::{InboundSa, OutboundSa};
-use std::collections::{BTreeSet, VecDeque};
+use spindle_esp::{InboundSa, OutboundSa, Unusable};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 
 /// What an SA has carried and may carry.
 #[derive(Debug)]
@@ -74,6 +75,7 @@ pub(crate) struct Inbound {
     pub(crate) usage: Usage,
     pub(crate) selectors: Box<Selectors>,
     pub(crate) encapsulated: bool,
+    pub(crate) in_transport: bool,
     /// The virtual interface of its policy.
     pub(crate) interface: u16,
     /// The first packet is still to be reported.
@@ -105,6 +107,8 @@ pub(crate) struct Sas {
     outbound: Vec<Option<Outbound>>,
     /// Outbound SAs by SPI. Peers choose these, so several may have the same.
     outbound_spis: BTreeSet<(u32, u32)>,
+    /// Between these addresses so many outbound SAs are in transport mode.
+    in_transport: HashMap<(IpAddr, IpAddr), usize>,
     limit: usize,
     /// SAs whose activity changed since it was last reported; each at most once.
     changed: VecDeque<u32>,
@@ -119,6 +123,7 @@ impl Sas {
             inbound: Vec::with_capacity(limit),
             outbound: Vec::with_capacity(limit),
             outbound_spis: BTreeSet::new(),
+            in_transport: HashMap::new(),
             limit,
             changed: VecDeque::with_capacity(limit),
             is_changed: Vec::with_capacity(limit),
@@ -157,7 +162,56 @@ impl Sas {
     pub(crate) fn put_outbound(&mut self, index: u32, sa: Outbound) {
         let at = self.reach(index);
         self.outbound_spis.insert((sa.sa.spi().0, index));
+        if sa.sa.is_in_transport() {
+            *self.in_transport.entry(sa.sa.ends()).or_default() += 1;
+        }
         self.outbound[at] = Some(sa);
+    }
+
+    /// The outbound SA's outer addresses change. `None`: there is no such SA.
+    pub(crate) fn readdress(
+        &mut self,
+        index: u32,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<Result<(), Unusable>> {
+        let sa = &mut self.outbound(index)?.sa;
+        let before = sa.ends();
+        let changed = sa.readdress(local, remote);
+        let (after, in_transport) = (sa.ends(), sa.is_in_transport());
+        if in_transport {
+            self.leave_transport(before);
+            *self.in_transport.entry(after).or_default() += 1;
+        }
+        Some(changed)
+    }
+
+    fn leave_transport(&mut self, ends: (IpAddr, IpAddr)) {
+        if let Some(count) = self.in_transport.get_mut(&ends) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_transport.remove(&ends);
+            }
+        }
+    }
+
+    /// Is any outbound SA in transport mode?
+    #[inline]
+    pub(crate) fn has_transports(&self) -> bool {
+        !self.in_transport.is_empty()
+    }
+
+    /// Is one between these addresses?
+    #[inline]
+    pub(crate) fn has_transport(&self, source: IpAddr, destination: IpAddr) -> bool {
+        self.in_transport.contains_key(&(source, destination))
+    }
+
+    /// Is this outbound SA?
+    #[inline]
+    pub(crate) fn is_in_transport(&self, index: u32) -> bool {
+        let sa = self.outbound.get(index as usize).and_then(Option::as_ref);
+        sa.is_some_and(|outbound| outbound.sa.is_in_transport())
     }
 
     pub(crate) fn remove(&mut self, index: u32) {
@@ -166,6 +220,9 @@ impl Sas {
             self.inbound[at] = None;
             if let Some(sa) = self.outbound[at].take() {
                 self.outbound_spis.remove(&(sa.sa.spi().0, index));
+                if sa.sa.is_in_transport() {
+                    self.leave_transport(sa.sa.ends());
+                }
             }
         }
     }

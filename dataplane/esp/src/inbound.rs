@@ -24,7 +24,7 @@ pub enum OpenFault {
 pub struct Opened {
     /// Where its payload lies in the octets, TFC padding included (RFC 4303 section 2.7).
     pub payload: Range<usize>,
-    /// What the payload is: 4 for IPv4, 41 for IPv6, 59 for dummies.
+    /// What the payload is: in tunnel mode 4 for IPv4, 41 for IPv6; 59 for dummies.
     pub next_header: u8,
     /// Its sequence number, all 64 bits of it where the SA has extended ones.
     pub sequence: u64,
@@ -383,7 +383,7 @@ mod tests {
             let sa = SaParameters { esn, ..sa };
             let mut out = OutboundSa::new(&sa, PROVIDER).unwrap();
             let around = out.encapsulation();
-            prop_assert_eq!(around, Encapsulation { is_ipv6: outer_six, in_udp: udp });
+            prop_assert_eq!(around, Encapsulation { is_ipv6: outer_six, in_udp: udp, in_transport: false });
             let mut inbound = InboundSa::new(&sa, 64, Provider::Portable).unwrap();
             let inner = if inner_six { inner_ipv6(length, class) } else { inner(length, class, false) };
             let next_header = if inner_six { protocol::IPV6 } else { protocol::IPV4 };

@@ -1,15 +1,18 @@
-//! ESP in tunnel mode (RFC 4303) with combined-mode AEADs (RFC 4106, RFC 7634), in place and without I/O.
+//! ESP in tunnel and transport mode (RFC 4303) with combined-mode AEADs (RFC 4106, RFC 7634), in place and without I/O.
 //!
 //! Outbound: the caller makes room around an inner packet ([`front_length`], [`back_length`]), and
-//! [`OutboundSa::encapsulate`] takes the next sequence number, writes outer headers, IV and padding, and encrypts.
+//! [`OutboundSa::encapsulate`] takes the next sequence number, writes outer headers (in transport mode it moves the
+//! packet's own to the front), IV and padding, and encrypts.
 //! Inbound: [`InboundSa::open`] looks at the replay window, checks the ICV, only then moves the window, and says
-//! where in the octets the inner packet lies. [`tunnel`] has the outer header's DSCP and ECN.
+//! where in the octets the payload lies: the inner packet, or what [`transport::rebuild`] puts the packet's own headers
+//! before. [`tunnel`] has the outer header's DSCP and ECN.
 
 #![forbid(unsafe_code)]
 
 mod inbound;
 mod outbound;
 mod replay;
+pub mod transport;
 pub mod tunnel;
 
 pub use inbound::{InboundSa, OpenFault, Opened};

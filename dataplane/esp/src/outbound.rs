@@ -1,7 +1,7 @@
 //! An outbound SA: sequence numbers and encapsulation.
 
 use crate::{AdditionalData, ICV_LENGTH, IV_LENGTH, Unusable, nonce, split_keymat, tunnel};
-use spindle_abi::{SaParameters, Spi};
+use spindle_abi::{Mode, SaParameters, Spi};
 use spindle_aead::{Key, Provider};
 use spindle_wire::{esp, ip, ipv4, ipv6, protocol, udp};
 use std::fmt;
@@ -14,16 +14,21 @@ pub struct Encapsulation {
     pub is_ipv6: bool,
     /// ESP in UDP (RFC 3948).
     pub in_udp: bool,
+    /// Transport mode: the packet's own IP header stays in front.
+    pub in_transport: bool,
 }
 
-/// Octets before the inner packet: outer IP, UDP if encapsulated, SPI, sequence number, IV.
+/// Octets before the inner packet, or in transport mode behind its headers: outer IP but in transport mode, UDP if
+/// encapsulated, SPI, sequence number, IV.
 #[inline]
 pub const fn front_length(around: Encapsulation) -> usize {
+    let outer = if around.in_transport { 0 } else { ip::header_length(around.is_ipv6) };
     let udp = if around.in_udp { udp::HEADER_LENGTH } else { 0 };
-    ip::header_length(around.is_ipv6) + udp + esp::HEADER_LENGTH + IV_LENGTH
+    outer + udp + esp::HEADER_LENGTH + IV_LENGTH
 }
 
-/// Octets of padding before the pad length, so that the next header ends on 4 octets (RFC 4303 section 2.4).
+/// Octets of padding before the pad length, so that the next header ends on 4 octets (RFC 4303 section 2.4). Headers of
+/// either version end on 4 octets, so it is the same for what stands behind them.
 #[inline]
 const fn pad_length(inner_length: usize) -> usize {
     (inner_length + 2).wrapping_neg() & 3
@@ -84,6 +89,7 @@ pub struct OutboundSa {
     local_port: u16,
     remote_port: u16,
     in_udp: bool,
+    in_transport: bool,
     esn: bool,
 }
 
@@ -103,6 +109,7 @@ impl OutboundSa {
             local_port: sa.local.port(),
             remote_port: sa.remote.port(),
             in_udp: sa.encapsulated,
+            in_transport: sa.mode == Mode::Transport,
             esn: sa.esn,
         })
     }
@@ -110,7 +117,14 @@ impl OutboundSa {
     /// What stands around ESP here.
     #[inline]
     pub fn encapsulation(&self) -> Encapsulation {
-        Encapsulation { is_ipv6: matches!(self.ends, Ends::V6(_)), in_udp: self.in_udp }
+        let is_ipv6 = matches!(self.ends, Ends::V6(_));
+        Encapsulation { is_ipv6, in_udp: self.in_udp, in_transport: self.in_transport }
+    }
+
+    /// May it carry a packet with these addresses? In transport mode the SA's own alone (RFC 4301 section 4.1).
+    #[inline]
+    pub fn joins(&self, source: IpAddr, destination: IpAddr) -> bool {
+        !self.in_transport || self.ends() == (source, destination)
     }
 
     /// The peer's outer address.
@@ -122,12 +136,24 @@ impl OutboundSa {
         }
     }
 
-    /// The outer addresses; and around ESP in UDP, the source and destination port.
-    fn path(&self) -> (IpAddr, IpAddr, Option<(u16, u16)>) {
-        let (local, remote) = match &self.ends {
+    /// Our outer address and the peer's.
+    #[inline]
+    pub fn ends(&self) -> (IpAddr, IpAddr) {
+        match &self.ends {
             Ends::V4 { local, remote } => ((*local).into(), (*remote).into()),
             Ends::V6(ends) => (ends.0.into(), ends.1.into()),
-        };
+        }
+    }
+
+    /// Is it in transport mode?
+    #[inline]
+    pub fn is_in_transport(&self) -> bool {
+        self.in_transport
+    }
+
+    /// The outer addresses; and around ESP in UDP, the source and destination port.
+    fn path(&self) -> (IpAddr, IpAddr, Option<(u16, u16)>) {
+        let (local, remote) = self.ends();
         (local, remote, self.in_udp.then_some((self.local_port, self.remote_port)))
     }
 
@@ -170,7 +196,8 @@ impl OutboundSa {
     }
 
     /// Encapsulates in place. `octets` are [`front_length`], the inner packet (IPv4 or IPv6), [`back_length`]; and not
-    /// more than 65,535. A length that does not fit is our own mistake and panics.
+    /// more than 65,535. A length that does not fit is our own mistake and panics. In transport mode the packet is whole
+    /// (RFC 4303 section 3.3.4), and from one of the SA's ends to the other.
     ///
     /// "The sender increments the sequence number (or ESN) counter for this SA and inserts the low-order 32 bits"
     /// and "an attempt to transmit a packet that would result in sequence number overflow is an auditable event"
@@ -183,34 +210,73 @@ impl OutboundSa {
             return Err(Exhausted);
         }
         self.sequence += 1;
-        let (outer, payload) = octets.split_at_mut(front);
-        self.write_front(outer, payload);
-        let padding = pad_length(inner_length);
-        let (plain, icv) = payload.split_at_mut(inner_length + padding + 2);
+        let (at, next_header) = if self.in_transport {
+            self.keep_headers(octets, front)
+        } else {
+            let (outer, inner) = octets.split_at_mut(front);
+            self.write_headers(outer, inner);
+            let is_ipv6 = ip::version(inner) == Some(6);
+            let next_header = if is_ipv6 { protocol::IPV6 } else { protocol::IPV4 };
+            (ip::header_length(matches!(self.ends, Ends::V6(_))), next_header)
+        };
+        self.seal(&mut octets[at..], pad_length(inner_length), next_header);
+        self.fill_checksum(octets, at);
+        Ok(())
+    }
+
+    /// Encrypts what is behind the IP header: UDP header if encapsulated, SPI, sequence number and IV, which are written
+    /// here; payload; trailer and ICV, which are too.
+    #[inline]
+    fn seal(&mut self, octets: &mut [u8], padding: usize, next_header: u8) {
+        let udp = if self.in_udp { udp::HEADER_LENGTH } else { 0 };
+        if self.in_udp {
+            // RFC 3948 section 2.1: over IPv4 the UDP checksum should be zero.
+            let repr = udp::Repr {
+                source_port: self.local_port,
+                destination_port: self.remote_port,
+                payload_length: (octets.len() - udp) as u16,
+            };
+            repr.emit(octets);
+        }
+        let (header, rest) = octets[udp..].split_at_mut(esp::HEADER_LENGTH);
+        esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(header);
+        let (iv, rest) = rest.split_at_mut(IV_LENGTH);
+        iv.copy_from_slice(&self.sequence.to_be_bytes());
+        let (plain, icv) = rest.split_at_mut(rest.len() - ICV_LENGTH);
+        let end = plain.len() - 2;
         // RFC 4303 section 2.4: the padding is 1, 2, 3, and so on.
-        for (octet, value) in plain[inner_length..inner_length + padding].iter_mut().zip(1..) {
+        for (octet, value) in plain[end - padding..end].iter_mut().zip(1..) {
             *octet = value;
         }
-        plain[inner_length + padding] = padding as u8;
-        let is_ipv6 = ip::version(plain) == Some(6);
-        plain[inner_length + padding + 1] = if is_ipv6 { protocol::IPV6 } else { protocol::IPV4 };
+        plain[end] = padding as u8;
+        plain[end + 1] = next_header;
         // RFC 4106 section 3.1: the IV must never repeat under one key. The counter doesn't.
         let nonce = nonce(self.salt, self.sequence.to_be_bytes());
-        let header = &outer[front - IV_LENGTH - esp::HEADER_LENGTH..front - IV_LENGTH];
         let additional = AdditionalData::new(header, self.sequence, self.esn);
         let mut tag = [0; ICV_LENGTH];
         self.key.seal(&nonce, additional.octets(), plain, &mut tag);
         icv.copy_from_slice(&tag);
-        self.fill_checksum(octets);
-        Ok(())
     }
 
+    /// Moves the packet's own headers to the front, and makes them lead to ESP (RFC 4303 section 3.1.1, RFC 3948 section
+    /// 3.2): how many octets they are, and what they led to. All else in them, as DSCP, ECN and TTL, is the packet's own.
     #[inline]
-    fn write_front(&self, outer: &mut [u8], payload: &[u8]) {
+    fn keep_headers(&self, octets: &mut [u8], front: usize) -> (usize, u8) {
+        let length = octets.len();
+        // Whoever chose the SA has read the headers.
+        let Ok((upper, named)) = ip::place_of_esp(&octets[front..]) else { return (0, protocol::NONE) };
+        octets.copy_within(front..front + upper, 0);
+        let next = if self.in_udp { protocol::UDP } else { protocol::ESP };
+        (upper, ip::set_upper(octets, upper, named, next, length))
+    }
+
+    /// The outer IP header around an inner packet.
+    #[inline]
+    fn write_headers(&self, outer: &mut [u8], payload: &[u8]) {
         let front = outer.len();
         let inner = tunnel::Inner::of(payload);
         let next = if self.in_udp { protocol::UDP } else { protocol::ESP };
-        let mut at = ip::header_length(matches!(self.ends, Ends::V6(_)));
+        let at = ip::header_length(matches!(self.ends, Ends::V6(_)));
         let payload_length = (front - at + payload.len()) as u16;
         match &self.ends {
             Ends::V4 { local, remote } => {
@@ -241,28 +307,16 @@ impl OutboundSa {
                 repr.emit(outer);
             }
         }
-        if self.in_udp {
-            // RFC 3948 section 2.1: over IPv4 the UDP checksum should be zero.
-            let repr = udp::Repr {
-                source_port: self.local_port,
-                destination_port: self.remote_port,
-                payload_length: payload_length - udp::HEADER_LENGTH as u16,
-            };
-            repr.emit(&mut outer[at..]);
-            at += udp::HEADER_LENGTH;
-        }
-        esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(&mut outer[at..]);
-        outer[at + esp::HEADER_LENGTH..].copy_from_slice(&self.sequence.to_be_bytes());
     }
 
     /// RFC 8200 section 8.1: over IPv6 the UDP checksum is not optional. (RFC 6935 would let a tunnel leave it out, but
     /// the peer need not know that.)
     #[inline]
-    fn fill_checksum(&self, octets: &mut [u8]) {
+    fn fill_checksum(&self, octets: &mut [u8], at: usize) {
         if let Ends::V6(ends) = &self.ends
             && self.in_udp
         {
-            udp::fill_checksum(&mut octets[ipv6::HEADER_LENGTH..], ends.0, ends.1);
+            udp::fill_checksum(&mut octets[at..], ends.0, ends.1);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! scapy's ESP layer, which shares no code with ours, opens what we send and makes what we receive: every suite, with and
-//! without Extended Sequence Numbers and ESP in UDP, either version of IP outside and inside.
+//! without Extended Sequence Numbers and ESP in UDP, either version of IP outside and inside, tunnel and transport mode.
 //!
 //! `benches/peers/scapy_esp.py` does it, in the Python environment that `scripts/install-packages test` makes.
 
 use spindle_abi::{KeyMaterial, Limits, Mode, SaParameters, SelectorSet, Spi, Suite};
 use spindle_aead::Provider;
-use spindle_esp::{InboundSa, OpenFault, OutboundSa, back_length, front_length};
-use spindle_wire::{ipv4, ipv6, protocol, udp};
+use spindle_esp::{InboundSa, OpenFault, OutboundSa, back_length, front_length, transport};
+use spindle_wire::{checksum, ip, ipv4, ipv6, protocol, udp};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -51,7 +51,8 @@ impl Scapy {
         let keymat = to_hex(sa.keymat.as_bytes());
         let esn = if sa.esn { "esn" } else { "noesn" };
         let (local, remote) = (sa.local.ip(), sa.remote.ip());
-        let order = format!("sa {name} {keymat} {SPI} {esn} {local} {remote} {}", sa.local.port());
+        let mode = if sa.mode == Mode::Transport { "transport" } else { "tunnel" };
+        let order = format!("sa {name} {keymat} {SPI} {esn} {local} {remote} {} {mode}", sa.local.port());
         assert_eq!(self.ask(&order), "ok");
     }
 
@@ -212,4 +213,100 @@ fn scapy_opens_what_we_send_and_makes_what_we_receive() {
         }
     }
     assert_eq!(packets, 2 * 4 * 8 * (5 + 8));
+}
+
+/// A whole packet between the SA's ends; of IPv4 with options, of IPv6 with hop-by-hop options before ESP's place and
+/// destination options behind it.
+fn between_the_ends(sa: &SaParameters, length: usize) -> Vec<u8> {
+    let data: Vec<u8> = (0..length).map(|i| (i * 7 + length) as u8).collect();
+    let mut datagram = vec![0; udp::HEADER_LENGTH];
+    datagram.extend(&data);
+    let repr = udp::Repr { source_port: 5000, destination_port: 5001, payload_length: length as u16 };
+    repr.emit(&mut datagram);
+    udp::fill_checksum(&mut datagram, sa.local.ip(), sa.remote.ip());
+    match (sa.local.ip(), sa.remote.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let repr = ipv4::Repr {
+                traffic_class: 0xb8,
+                identification: 7,
+                dont_fragment: true,
+                more_fragments: false,
+                fragment_offset: 0,
+                ttl: 9,
+                protocol: protocol::UDP,
+                source,
+                destination,
+                payload_length: (4 + datagram.len()) as u16,
+            };
+            let mut octets = vec![0; ipv4::HEADER_LENGTH];
+            repr.emit(&mut octets);
+            // Router alert (RFC 2113).
+            octets.extend([0x94, 4, 0, 0]);
+            octets[0] += 1;
+            octets[10..12].fill(0);
+            let sum = checksum::internet(&octets);
+            octets[10..12].copy_from_slice(&sum.to_be_bytes());
+            octets.extend(datagram);
+            octets
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            // scapy loses its way among them where ESP is in UDP.
+            let options: &[u8] = match sa.encapsulated {
+                true => &[],
+                false => {
+                    &[protocol::DESTINATION_OPTIONS, 0, 1, 4, 0, 0, 0, 0, protocol::UDP, 0, 1, 4, 0, 0, 0, 0]
+                }
+            };
+            let repr = ipv6::Repr {
+                traffic_class: 0xb8,
+                flow_label: 0x12345,
+                next_header: if sa.encapsulated { protocol::UDP } else { protocol::HOP_BY_HOP },
+                hop_limit: 9,
+                source,
+                destination,
+                payload_length: (options.len() + datagram.len()) as u16,
+            };
+            let mut octets = vec![0; ipv6::HEADER_LENGTH];
+            repr.emit(&mut octets);
+            octets.extend(options);
+            octets.extend(datagram);
+            octets
+        }
+        _ => unreachable!("one version"),
+    }
+}
+
+/// RFC 4303 section 3.1.1, RFC 3948 section 3.2.
+#[test]
+fn scapy_takes_and_makes_transport_mode_as_we_do() {
+    let mut scapy = Scapy::start();
+    let mut packets = 0;
+    for case in 0..SUITES.len() << 3 {
+        let [esn, in_udp, six] = [0, 1, 2].map(|bit| case >> bit & 1 == 1);
+        let (name, suite) = SUITES[case >> 3];
+        let sa = SaParameters { mode: Mode::Transport, ..parameters(suite, esn, in_udp, six) };
+        scapy.set_sa(name, &sa);
+        let mut out = OutboundSa::new(&sa, Provider::choose().unwrap().provider).unwrap();
+        let mut inbound = InboundSa::new(&sa, 64, Provider::choose().unwrap().provider).unwrap();
+        for (sequence, length) in (1..).zip([0, 1, 2, 3, 4, 576, 1300]) {
+            let at = format!("{name} esn {esn} udp {in_udp} six {six}: {length}");
+            let packet = between_the_ends(&sa, length);
+            let mut sent = vec![0; front_length(out.encapsulation())];
+            sent.extend(&packet);
+            sent.resize(sent.len() + back_length(packet.len()), 0);
+            out.encapsulate(&mut sent, packet.len()).unwrap();
+            assert_eq!(scapy.open(&sent, sequence).as_ref(), Some(&packet), "sent, {at}");
+
+            let mut made = scapy.make(&packet, sequence);
+            let head = ip::Head::parse(&made).unwrap();
+            assert_eq!(head.protocol, if in_udp { protocol::UDP } else { protocol::ESP }, "{at}");
+            let start = head.upper + if in_udp { udp::HEADER_LENGTH } else { 0 };
+            let opened = inbound.open(&mut made[start..]).unwrap_or_else(|fault| panic!("{at}: {fault:?}"));
+            let payload = start + opened.payload.start..start + opened.payload.end;
+            let rebuilt = transport::rebuild(&mut made, payload, opened.next_header).unwrap();
+            assert_eq!((&made[rebuilt], opened.sequence), (&packet[..], sequence), "received, {at}");
+            packets += 2;
+        }
+    }
+    assert_eq!(packets, 2 * 32 * 7);
 }

@@ -1,6 +1,6 @@
 //! Either version of IP: what a gateway looks at, read once.
 
-use crate::{Malformed, ipv4, ipv6};
+use crate::{Malformed, ipv4, ipv6, put16};
 use std::net::IpAddr;
 
 /// The version in the first octet, 4 or 6.
@@ -36,6 +36,8 @@ pub struct Head {
     pub fragment_offset: u16,
     /// Where in the packet the upper layer begins.
     pub upper: usize,
+    /// Where in the packet the octet is that names the upper layer's protocol.
+    pub named: usize,
     /// Octets of the packet; what lies behind is padding.
     pub length: usize,
 }
@@ -61,6 +63,7 @@ impl Head {
             more_fragments: packet.more_fragments(),
             fragment_offset: packet.fragment_offset(),
             upper: packet.header_length(),
+            named: ipv4::PROTOCOL,
             length: packet.total_length(),
         })
     }
@@ -77,6 +80,7 @@ impl Head {
             more_fragments: upper.fragment.is_some_and(|fragment| fragment.more),
             fragment_offset: upper.fragment.map_or(0, |fragment| fragment.offset),
             upper: upper.start,
+            named: upper.named,
             length: packet.total_length(),
         })
     }
@@ -128,6 +132,30 @@ pub fn set_traffic_class(octets: &mut [u8], class: u8) -> Result<(), Malformed> 
         ipv4::Packet::new_checked(octets)?.set_traffic_class(class);
     }
     Ok(())
+}
+
+/// Where ESP goes in the whole packet at the front in transport mode (RFC 4303 section 3.1.1), and where the octet is that
+/// will name it.
+#[inline]
+pub fn place_of_esp(octets: &[u8]) -> Result<(usize, usize), Malformed> {
+    if version(octets) == Some(6) {
+        return Ok(ipv6::Packet::new_checked(octets)?.place_of_esp());
+    }
+    Ok((ipv4::Packet::new_checked(octets)?.header_length(), ipv4::PROTOCOL))
+}
+
+/// What is behind the headers at the front changed: these are `upper` octets, and now lead to `protocol`, named at `named`,
+/// in a packet of so many octets. What they led to before.
+#[inline]
+pub fn set_upper(octets: &mut [u8], upper: usize, named: usize, protocol: u8, length: usize) -> u8 {
+    let before = std::mem::replace(&mut octets[named], protocol);
+    if version(octets) == Some(6) {
+        put16(octets, 4, (length - ipv6::HEADER_LENGTH) as u16);
+    } else {
+        put16(octets, 2, length as u16);
+        ipv4::fill_checksum(&mut octets[..upper]);
+    }
+    before
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ pub const HEADER_LENGTH: usize = 20;
 /// Octets of options at most.
 pub const MAX_OPTIONS: usize = 40;
 
+/// Where the header names the payload's protocol.
+pub(crate) const PROTOCOL: usize = 9;
+
 const OPTION_END: u8 = 0;
 const OPTION_NO_OPERATION: u8 = 1;
 /// In an option's type: it goes into each fragment.
@@ -192,9 +195,15 @@ pub fn rewrite_as_fragment(octets: &mut [u8], header_length: usize, more_fragmen
     octets[0] = 0x40 | (header_length / 4) as u8;
     put16(octets, 2, length);
     put16(octets, 6, u16::from(more_fragments) << 13 | offset & 0x1fff);
-    put16(octets, 10, 0);
-    let checksum = checksum::internet(&octets[..header_length]);
-    put16(octets, 10, checksum);
+    fill_checksum(&mut octets[..header_length]);
+}
+
+/// Makes the checksum of a whole header right.
+#[inline]
+pub(crate) fn fill_checksum(header: &mut [u8]) {
+    put16(header, 10, 0);
+    let checksum = checksum::internet(header);
+    put16(header, 10, checksum);
 }
 
 /// The options that each fragment bears, those whose copied flag is set (RFC 791 section 3.1), padded to whole words;

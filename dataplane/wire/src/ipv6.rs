@@ -5,6 +5,8 @@ use std::net::Ipv6Addr;
 
 /// Octets of the fixed header.
 pub const HEADER_LENGTH: usize = 40;
+/// Where the fixed header names what follows it.
+const NEXT_HEADER: usize = 6;
 /// Octets of a fragment header.
 pub const FRAGMENT_LENGTH: usize = 8;
 /// Every link carries packets of so many octets (RFC 8200 section 5).
@@ -23,6 +25,8 @@ pub struct Upper {
     pub protocol: u8,
     /// Where in the packet it begins.
     pub start: usize,
+    /// Where in the packet the octet is that names its protocol.
+    pub named: usize,
     /// What the fragment header says, if there is one.
     pub fragment: Option<Fragment>,
 }
@@ -102,7 +106,8 @@ impl<T: AsRef<[u8]>> Packet<T> {
     #[inline]
     pub fn upper(&self) -> Result<Upper, Malformed> {
         let octets = &self.octets()[..self.total_length()];
-        let mut upper = Upper { protocol: self.next_header(), start: HEADER_LENGTH, fragment: None };
+        let mut upper =
+            Upper { protocol: self.next_header(), start: HEADER_LENGTH, named: NEXT_HEADER, fragment: None };
         for _ in 0..=MAX_EXTENSIONS {
             let first = upper.start == HEADER_LENGTH;
             let length = match upper.protocol {
@@ -124,13 +129,39 @@ impl<T: AsRef<[u8]>> Packet<T> {
             if octets.len() < upper.start + length {
                 return Err(Malformed::Truncated);
             }
-            upper.protocol = octets[upper.start];
+            (upper.protocol, upper.named) = (octets[upper.start], upper.start);
             upper.start += length;
             if upper.fragment.is_some_and(|fragment| fragment.offset != 0) {
                 return Ok(upper);
             }
         }
         Err(Malformed::Field("number of IPv6 headers"))
+    }
+
+    /// Where ESP goes in transport mode, and where the octet is that will name it: behind hop-by-hop options, routing and
+    /// fragment header, and what stands before these; but destination options behind them are for the destination
+    /// alone, and better protected (RFC 4303 section 3.1.1).
+    pub fn place_of_esp(&self) -> (usize, usize) {
+        let octets = &self.octets()[..self.total_length()];
+        let (mut place, mut next, mut start) =
+            ((HEADER_LENGTH, NEXT_HEADER), self.next_header(), HEADER_LENGTH);
+        for _ in 0..=MAX_EXTENSIONS {
+            let length = match (next, octets.get(start + 1)) {
+                (protocol::FRAGMENT, _) => FRAGMENT_LENGTH,
+                (protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS, Some(length)) => {
+                    (usize::from(*length) + 1) * 8
+                }
+                _ => break,
+            };
+            if octets.len() < start + length {
+                break;
+            }
+            if next != protocol::DESTINATION_OPTIONS {
+                place = (start + length, start);
+            }
+            (next, start) = (octets[start], start + length);
+        }
+        place
     }
 }
 

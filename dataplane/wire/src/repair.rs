@@ -1,4 +1,4 @@
-//! What a gateway repairs in packets of local stacks.
+//! What a gateway repairs in packets of local stacks, and in those that a NAT has changed.
 //!
 //! A stack that sends over veth (or virtio, or tun) leaves the TCP or UDP checksum to the device: the field holds
 //! only the folded sum over the pseudo-header. Whoever takes the frame there must complete it. And a SYN's
@@ -11,29 +11,44 @@ use crate::{be16, checksum, ip, protocol, put16, tcp, udp};
 /// Partial is a field that equals the folded sum over the pseudo-header. Anything else is left alone: right ones,
 /// UDP's zero (none over IPv4; over IPv6 it is nobody's to mend), and wrong ones, for what is corrupt must stay so. Fragments carry no whole sum.
 pub fn complete_checksum(head: &ip::Head, ip_packet: &mut [u8]) -> bool {
-    if head.is_fragment() {
+    let Some((at, length)) = checksummed(head, ip_packet) else { return false };
+    let pseudo = checksum::pseudo_header(head.source, head.destination, head.protocol, length as u16);
+    if be16(head.payload(ip_packet), at) != checksum::fold(pseudo) {
         return false;
     }
-    let (source, destination, protocol) = (head.source, head.destination, head.protocol);
-    let payload = head.payload_mut(ip_packet);
-    let (at, length) = match protocol {
-        protocol::TCP if payload.len() >= tcp::HEADER_LENGTH => (16, payload.len()),
-        protocol::UDP if payload.len() >= udp::HEADER_LENGTH => match usize::from(be16(payload, 4)) {
-            length if (udp::HEADER_LENGTH..=payload.len()).contains(&length) => (6, length),
-            _ => return false,
-        },
-        _ => return false,
-    };
-    let field = be16(payload, at);
-    let pseudo = checksum::pseudo_header(source, destination, protocol, length as u16);
-    if field != checksum::fold(pseudo) || (protocol == protocol::UDP && field == 0) {
-        return false;
-    }
-    match protocol {
-        protocol::TCP => tcp::fill_checksum(&mut payload[..length], source, destination),
-        _ => udp::fill_checksum(&mut payload[..length], source, destination),
-    }
+    fill_checksum(head, ip_packet, length);
     true
+}
+
+/// Makes the TCP or UDP checksum of the IP packet with this head anew, whose addresses a NAT has changed (RFC 3948 section
+/// 3.1.2, 2.). Only where something else shows that the packet is as it was sent.
+pub fn renew_checksum(head: &ip::Head, ip_packet: &mut [u8]) {
+    if let Some((_, length)) = checksummed(head, ip_packet) {
+        fill_checksum(head, ip_packet, length);
+    }
+}
+
+/// Where in the upper layer the checksum of a whole TCP segment or UDP datagram stands, and how many octets it is over;
+/// `None` where there is none.
+fn checksummed(head: &ip::Head, ip_packet: &[u8]) -> Option<(usize, usize)> {
+    let payload = head.payload(ip_packet);
+    match head.protocol {
+        _ if head.is_fragment() => None,
+        protocol::TCP if payload.len() >= tcp::HEADER_LENGTH => Some((16, payload.len())),
+        protocol::UDP if payload.len() >= udp::HEADER_LENGTH && be16(payload, 6) != 0 => {
+            let length = usize::from(be16(payload, 4));
+            (udp::HEADER_LENGTH..=payload.len()).contains(&length).then_some((6, length))
+        }
+        _ => None,
+    }
+}
+
+fn fill_checksum(head: &ip::Head, ip_packet: &mut [u8], length: usize) {
+    let payload = &mut head.payload_mut(ip_packet)[..length];
+    match head.protocol {
+        protocol::TCP => tcp::fill_checksum(payload, head.source, head.destination),
+        _ => udp::fill_checksum(payload, head.source, head.destination),
+    }
 }
 
 /// Is the IP packet with this head a TCP SYN, with or without ACK?
