@@ -99,6 +99,7 @@ fn install(engine: &mut Engine, number: u32) {
         spi: Spi(0x1000_0000 + number),
         index,
         policy: number,
+        resource: Default::default(),
         mode: Mode::Tunnel,
         suite: Suite::Aes128Gcm,
         keymat: KeyMaterial::new(&[7; 20]).expect("the length of AES-128-GCM's"),

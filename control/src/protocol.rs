@@ -277,7 +277,7 @@ pub struct Equation {
     pub delivered: u64,
     /// By all reasons.
     pub dropped: u64,
-    /// Waiting for a next hop.
+    /// Waiting for a next hop, for an SA, or for another worker.
     pub held: u64,
     /// Are both sides equal?
     pub holds: bool,

@@ -272,8 +272,8 @@ enum End {
 
 impl<'a> Incarnation<'a> {
     fn begin(plan: Plan<'a>, generation: u64) -> Result<Incarnation<'a>, Refused> {
-        let attachment =
-            AttachmentFds::create(generation).map_err(|e| format!("no shared memory: {e}; free some"))?;
+        let attachment = AttachmentFds::for_workers(generation, plan.settings.gateway.workers)
+            .map_err(|e| format!("no shared memory: {e}; free some"))?;
         let dataplane = plan.dataplane(&attachment)?;
         let control = plan.control(&attachment, dataplane.pid())?;
         Ok(Incarnation { plan, attachment, dataplane, control, short_lives: 0 })

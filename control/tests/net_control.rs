@@ -28,7 +28,7 @@ struct Control {
 impl Control {
     fn start(testbed: &Testbed, arguments: &[&str]) -> Control {
         let fds = AttachmentFds::create(1).unwrap();
-        let mut dataplane = fds.dataplane_side().unwrap();
+        let mut dataplane = fds.dataplane_side().unwrap().workers.remove(0);
         let mut command = testbed.topology().gateway(Side::B).command(CONTROL);
         command.arg("--config").arg(testbed.gateway(Side::B).config());
         command.args(["--dataplane-pid", "1", "--started-us", &wall_clock_us().to_string()]);

@@ -1,8 +1,9 @@
-//! The dataplane process: one worker on an AF_XDP queue of each side, steered by XDP, told by control what to do.
+//! The dataplane process: workers, each on an AF_XDP queue of either side, steered by XDP, told by control what to do.
 //!
 //! ```text
-//! control ── commands ──► worker ── events ──► control        worker ◄─ frames ─► AF_XDP inside, outside
-//! kernel ◄─ rtnetlink ─► main ── next hops, addresses ──► worker ── unresolved destinations ──► main
+//! control ── commands ──► workers ── events ──► control       worker ◄─ frames ─► AF_XDP inside, outside
+//! kernel ◄─ rtnetlink ─► main ── next hops, addresses ──► workers ── unresolved destinations ──► main
+//!                                 worker ◄─ frames of others' SAs ─► worker
 //! ```
 //!
 //! Main sets everything up, then follows the kernel's tables and copies counters until it is told to end. Exit codes:
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod devices;
+mod handover;
 mod held;
 mod network;
 mod outlet;
@@ -21,6 +23,7 @@ use clap::{Parser, ValueEnum};
 use crossbeam::queue::ArrayQueue;
 use devices::Device;
 use futures_util::{Stream, StreamExt};
+use handover::{Neighbours, Sleeper};
 use held::Towards;
 use netlink_packet_route::RouteNetlinkMessage;
 use network::{Changed, Link, Network};
@@ -34,8 +37,8 @@ use rustix::thread::CpuSet;
 use spindle_aead::Provider;
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
 use spindle_engine::{Engine, EngineConfig, PortConfig, PortId, SaRegion};
-use spindle_port::{Interface, XdpPort, bind_outside, bind_pair, driver_name};
-use spindle_ring::{Bell, Broken, DataplaneSide, Heir};
+use spindle_port::{WorkerPorts, XdpPort, bind_workers, driver_name, receive_queues};
+use spindle_ring::{Bell, Broken, CounterWriter, DataplaneSide, Heir};
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -46,8 +49,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
-use worker::{Polling, Rings, SOCKET_COUNTER_NAMES, Shared, Worker};
+use tokio::sync::mpsc;
+use worker::{Polling, SOCKET_COUNTER_NAMES, Shared, Worker};
 
 /// Drivers whose frames may carry a checksum that only their own hardware would have completed.
 const PARTIAL_CHECKSUM_DRIVERS: [&str; 3] = ["veth", "virtio_net", "tun"];
@@ -72,7 +75,7 @@ struct Arguments {
     /// The UDP port on which ESP comes in UDP.
     #[arg(long, default_value_t = NAT_PORT)]
     nat_port: u16,
-    /// The core that the worker stays on.
+    /// The core that the worker stays on; the first one, if there are several, and the others follow.
     #[arg(long)]
     core: Option<usize>,
     /// What an idle worker does.
@@ -128,12 +131,14 @@ struct Dataplane {
     steer: Steer,
     network: Network,
     handle: rtnetlink::Handle,
-    shared: Arc<Shared>,
+    workers: Vec<Arc<Shared>>,
+    counters: Arc<CounterWriter>,
     xdp_counters: usize,
     requests: mpsc::Receiver<Towards>,
     notifications: Notifications,
-    worker: Option<std::thread::JoinHandle<()>>,
-    ended: Ended,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    /// How the first one of them ends.
+    ended: mpsc::Receiver<Result<(), Broken>>,
     /// By which the next attachment comes if control dies alone.
     heir: Option<AsyncFd<Heir>>,
 }
@@ -172,25 +177,21 @@ impl Dataplane {
         if inside_is_host && inside.is_some() {
             bail!("--inside and --tun 0 are both the inside; it must be one");
         }
-        let tuns = devices::open(&handle, &arguments.tuns, outside.mtu).await?;
+        let workers = side.workers.len();
+        [inside.as_ref(), Some(&outside)]
+            .into_iter()
+            .flatten()
+            .try_for_each(|link| check_queues(link, workers))?;
         let host = network::local_addresses(&handle).await?;
         let local = each_once(&host);
         // The kernel makes a map with millions of buckets, which takes as long as all the rest; so it goes on beside it.
         let (addresses, nat_port) = (local.clone(), arguments.nat_port);
         let loading = std::thread::spawn(move || Steer::load(&addresses, nat_port, MAX_SPIS));
 
-        let queue = |link: &Link| Interface { index: link.index, queue: 0 };
-        let (port_inside, port_outside, pool) = match &inside {
-            Some(inside) => {
-                let (port_inside, port_outside, pool) = bind_pair(queue(inside), queue(&outside))?;
-                (Some(port_inside), port_outside, pool)
-            }
-            None => {
-                let (port_outside, pool) = bind_outside(queue(&outside))?;
-                (None, port_outside, pool)
-            }
-        };
-        let zero_copy = port_outside.is_zero_copy() && port_inside.as_ref().is_none_or(XdpPort::is_zero_copy);
+        let bound = bind_workers(inside.as_ref().map(|link| link.index), outside.index, workers as u32)?;
+        let zero_copy = bound.iter().all(|ports| {
+            ports.outside.is_zero_copy() && ports.inside.as_ref().is_none_or(XdpPort::is_zero_copy)
+        });
         let choice = Provider::choose()?;
         for (provider, algorithm) in &choice.failed {
             tracing::error!(%provider, ?algorithm, "a self-test failed: something is amiss with this machine");
@@ -203,56 +204,78 @@ impl Dataplane {
         let provider = choice.provider;
         let config = EngineConfig::new(local.clone(), ports.0.unwrap_or_else(none), ports.1);
         let region = Some(SaRegion::new(Arc::new(side.sas), Arc::new(side.windows)));
-        let engine = Engine::new(EngineConfig { provider, nat_port, inside_is_host, region, ..config });
+        let workers = workers as u16;
+        let config = EngineConfig { provider, nat_port, inside_is_host, region, workers, ..config };
         let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
         let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
         let in_clear = steer.take_in_clear()?.context("the XDP program has no addresses of policies")?;
-        if let Some(port_inside) = &port_inside {
-            steer.set_socket(Side::Inside, 0, port_inside.as_fd())?;
+        for (queue, ports) in (0..).zip(&bound) {
+            if let Some(inside) = &ports.inside {
+                steer.set_socket(Side::Inside, queue, inside.as_fd())?;
+            }
+            steer.set_socket(Side::Outside, queue, ports.outside.as_fd())?;
+            let background = ports.outside.background().context("the outside port has no background")?;
+            steer.set_background(
+                queue,
+                if arguments.one_socket { ports.outside.as_fd() } else { background },
+            )?;
         }
-        steer.set_socket(Side::Outside, 0, port_outside.as_fd())?;
-        let background = port_outside.background().context("the outside port has no background")?;
-        steer.set_background(0, if arguments.one_socket { port_outside.as_fd() } else { background })?;
+        let mut engines: Vec<Engine> =
+            (0..workers).map(|worker| Engine::new(EngineConfig { worker, ..config.clone() })).collect();
 
         let mut counters = side.counters;
-        let mut define = |name: &str| counters.define(name).context("more counters than there is room for");
         let mut first = |names: &mut dyn Iterator<Item = &'static str>| -> Result<usize> {
-            let mut numbers = names.map(&mut define).collect::<Result<Vec<_>>>()?;
-            numbers.truncate(1);
-            numbers.pop().context("no counters")
+            let mut number = None;
+            for name in names {
+                let next = counters.define(name).context("more counters than there is room for")?;
+                number.get_or_insert(next);
+            }
+            number.context("no counters")
         };
-        let engine_counters = first(&mut engine.counters().iter().map(|(name, _)| name))?;
-        let socket_counters = first(&mut SOCKET_COUNTER_NAMES.into_iter())?;
+        let mut numbers = Vec::new();
+        for engine in &engines {
+            let of_engine = first(&mut engine.counters().iter().map(|(name, _)| name))?;
+            numbers.push((of_engine, first(&mut SOCKET_COUNTER_NAMES.into_iter())?));
+        }
         let xdp_counters = first(&mut steer.counts()?.into_iter().map(|(name, _)| name))?;
 
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
-        let shared = Arc::new(Shared {
+        let counters = Arc::new(counters);
+        let sleepers = (0..workers).map(|_| sleeper()).collect::<Result<Vec<_>>>()?;
+        let shared = |sleeper: &Arc<Sleeper>| Shared {
             updates: ArrayQueue::new(QUEUE),
             rings: ArrayQueue::new(1),
-            wake: Bell::new(wake),
+            sleeper: sleeper.clone(),
             stop: AtomicBool::new(false),
-            counters,
-        });
+            counters: counters.clone(),
+        };
+        let all: Vec<Arc<Shared>> = sleepers.iter().map(|sleeper| Arc::new(shared(sleeper))).collect();
+        let outside_mtu = outside.mtu;
         let links = [(PortId::Inside, inside.clone()), (PortId::Outside, Some(outside.clone()))];
         let links = links.into_iter().filter_map(|(port, link)| link.map(|link| (port, link))).collect();
         let by_interface = !arguments.tuns.is_empty();
-        let network = Network::new(handle.clone(), links, by_interface, shared.clone()).await?;
+        let network = Network::new(handle.clone(), links, by_interface, all.clone()).await?;
         let (requests_in, requests) = mpsc::channel(QUEUE);
-        let ports = [port_inside, Some(port_outside)];
-        let mut outlet = Outlet::new(ports, pool, side.urgent, side.noise, requests_in);
-        outlet.tuns = tuns;
-        let worker = Worker {
-            engine,
-            outlet,
-            commands: side.commands,
-            activity: side.activity,
-            spi_states,
-            in_clear,
-            shared: shared.clone(),
-            polling: arguments.polling,
-            engine_counters,
-            socket_counters,
-        };
+        let mut xdp = Some((spi_states, in_clear));
+        let mut ready = Vec::new();
+        let parts = bound.into_iter().zip(side.workers).zip(Neighbours::of_all(&sleepers)).zip(numbers);
+        for (((ports, rings), neighbours), (engine_counters, socket_counters)) in parts {
+            let WorkerPorts { inside, outside, pool } = ports;
+            let events = (rings.urgent, rings.noise);
+            let mut outlet =
+                Outlet::new([inside, Some(outside)], pool, neighbours, events, requests_in.clone());
+            outlet.tuns = devices::open(&handle, &arguments.tuns, outside_mtu).await?;
+            ready.push(Worker {
+                engine: engines.remove(0),
+                outlet,
+                commands: rings.commands,
+                activity: side.activity.clone(),
+                xdp: xdp.take(),
+                shared: all[ready.len()].clone(),
+                polling: arguments.polling,
+                engine_counters,
+                socket_counters,
+            });
+        }
         let mode = match arguments.xdp_mode {
             XdpMode::Native => Mode::Native,
             XdpMode::Generic => {
@@ -272,15 +295,19 @@ impl Dataplane {
             outside = outside.name,
             ?mode,
             zero_copy,
+            workers,
             generation = side.generation,
             "XDP is attached"
         );
-        let (worker, ended) = start_worker(worker, arguments.core)?;
+        let (end, ended) = mpsc::channel(ready.len());
+        let start = |(number, worker)| start_worker(worker, number, arguments.core, end.clone());
+        let threads = ready.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Dataplane {
             steer,
             network,
             handle,
-            shared,
+            workers: all,
+            counters,
             xdp_counters,
             requests,
             notifications: Box::pin(notifications.filter_map(|(message, _)| {
@@ -289,7 +316,7 @@ impl Dataplane {
                     _ => None,
                 })
             })),
-            worker: Some(worker),
+            threads,
             ended,
             heir,
         })
@@ -320,29 +347,35 @@ impl Dataplane {
                 }
                 _ = terminate.recv() => break Ok(()),
                 _ = interrupt.recv() => break Ok(()),
-                ended = &mut self.ended => break match ended {
-                    Ok(Err(broken)) => Err(anyhow::Error::new(broken)),
-                    _ => Err(anyhow!("the worker has ended")),
+                ended = self.ended.recv() => break match ended {
+                    Some(Err(broken)) => Err(anyhow::Error::new(broken)),
+                    _ => Err(anyhow!("a worker has ended")),
                 },
             }
         };
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.wake.ring();
-        if let Some(worker) = self.worker.take() {
-            let _ = worker.join();
+        for worker in &self.workers {
+            worker.stop.store(true, Ordering::Relaxed);
+            worker.sleeper.wake();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
         self.copy_counters();
         result // dropping `steer` detaches XDP
     }
 
-    /// Control has died and another one been started: the worker goes on with new rings.
+    /// Control has died and another one been started: the workers go on with new rings.
     fn attach(&self) -> Result<()> {
         let Some(heir) = &self.heir else { return Ok(()) };
         if let Some(side) = heir.get_ref().dataplane_side()? {
             tracing::info!(generation = side.generation, "control has been started anew");
-            let DataplaneSide { commands, urgent, noise, .. } = side;
-            self.shared.rings.force_push(Rings { commands, urgent, noise });
-            self.shared.wake.ring();
+            if side.workers.len() != self.workers.len() {
+                bail!("control was started anew with rings for another number of workers");
+            }
+            for (worker, rings) in self.workers.iter().zip(side.workers) {
+                worker.rings.force_push(rings);
+                worker.sleeper.wake();
+            }
         }
         Ok(())
     }
@@ -362,7 +395,7 @@ impl Dataplane {
     fn copy_counters(&self) {
         let Ok(counts) = self.steer.counts() else { return };
         for (n, (_, value)) in counts.into_iter().enumerate() {
-            self.shared.counters.store(self.xdp_counters + n, value);
+            self.counters.store(self.xdp_counters + n, value);
         }
     }
 }
@@ -402,22 +435,47 @@ fn port_config(link: &Link, host: &[(u32, IpAddr)]) -> PortConfig {
     }
 }
 
-type Ended = oneshot::Receiver<Result<(), Broken>>;
+fn sleeper() -> Result<Arc<Sleeper>> {
+    let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
+    Ok(Arc::new(Sleeper::new(Bell::new(bell))))
+}
 
-fn start_worker(worker: Worker, core: Option<usize>) -> Result<(std::thread::JoinHandle<()>, Ended)> {
-    let (ended, watch) = oneshot::channel();
-    let thread = std::thread::Builder::new()
-        .name("worker-0".into())
+/// Each worker needs a queue, and a queue without one is a black hole.
+fn check_queues(link: &Link, workers: usize) -> Result<()> {
+    // Not all drivers tell.
+    let Ok(queues) = receive_queues(&link.name) else { return Ok(()) };
+    let (name, queues) = (&link.name, queues as usize);
+    if queues < workers {
+        bail!(
+            "{name} has {queues} receive queues for {workers} workers: `ethtool -L {name} combined {workers}` (veth: `rx {workers} tx {workers}`), or lower gateway.workers"
+        );
+    }
+    if queues > workers {
+        tracing::error!(
+            "{name} has {queues} receive queues, and what comes on those beyond {workers} is dropped: raise gateway.workers, or \
+             `ethtool -L {name} combined {workers}`"
+        );
+    }
+    Ok(())
+}
+
+fn start_worker(
+    worker: Worker,
+    number: usize,
+    first_core: Option<usize>,
+    ended: mpsc::Sender<Result<(), Broken>>,
+) -> Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(format!("worker-{number}"))
         .spawn(move || {
-            if let Some(core) = core {
+            if let Some(core) = first_core.map(|first| first + number) {
                 let mut set = CpuSet::new();
                 set.set(core);
                 if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
                     tracing::warn!(core, %error, "the worker is not pinned");
                 }
             }
-            let _ = ended.send(worker.run());
+            let _ = ended.try_send(worker.run());
         })
-        .context("cannot start the worker's thread")?;
-    Ok((thread, watch))
+        .context("cannot start a worker's thread")
 }

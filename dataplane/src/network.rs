@@ -2,7 +2,7 @@
 //!
 //! A destination that a worker cannot reach yet is looked up: route → gateway or on-link → neighbour. The neighbour is
 //! made a *managed* one, which the kernel keeps resolved although it never sees our packets; where the kernel knows
-//! none (before 5.16) it is asked to resolve once. Notifications keep what was told to the worker true.
+//! none (before 5.16) it is asked to resolve once. Notifications keep what was told to the workers true.
 
 use crate::held::Towards;
 use crate::worker::{Shared, Update};
@@ -87,7 +87,7 @@ struct Way {
     mtu: u16,
 }
 
-/// What was told to the worker, and what it was told from.
+/// What was told to the workers, and what it was told from.
 pub(crate) struct Network {
     handle: Handle,
     /// The inside may be none of ours.
@@ -95,7 +95,7 @@ pub(crate) struct Network {
     /// Routes outside are looked up among those by the outside interface alone: others may lead into our own virtual
     /// interfaces.
     by_interface: bool,
-    shared: Arc<Shared>,
+    workers: Vec<Arc<Shared>>,
     ways: HashMap<IpAddr, Way>,
     neighbours: HashMap<(u32, IpAddr), [u8; 6]>,
 }
@@ -119,10 +119,16 @@ impl Network {
         handle: Handle,
         links: Vec<(PortId, Link)>,
         by_interface: bool,
-        shared: Arc<Shared>,
+        workers: Vec<Arc<Shared>>,
     ) -> Result<Network> {
-        let mut network =
-            Network { handle, links, by_interface, shared, ways: HashMap::new(), neighbours: HashMap::new() };
+        let mut network = Network {
+            handle,
+            links,
+            by_interface,
+            workers,
+            ways: HashMap::new(),
+            neighbours: HashMap::new(),
+        };
         let mut messages = network.handle.neighbours().get().execute();
         while let Some(message) = messages.try_next().await.context("cannot read the neighbours")? {
             network.note(&message);
@@ -130,7 +136,7 @@ impl Network {
         Ok(network)
     }
 
-    /// Finds the next hop towards a destination and tells the worker now, or as soon as it is known.
+    /// Finds the next hop towards a destination and tells the workers now, or as soon as it is known.
     pub(crate) async fn resolve(&mut self, (egress, destination): Towards) {
         if self.ways.len() >= MAX_DESTINATIONS {
             self.forget();
@@ -293,7 +299,7 @@ impl Network {
         Some((key, change))
     }
 
-    /// Tells the worker of all destinations behind a neighbour.
+    /// Tells the workers of all destinations behind a neighbour.
     fn spread(&mut self, key: (u32, IpAddr), change: Change) {
         let behind = |way: &Way| (way.interface, way.neighbour) == key;
         match change {
@@ -336,8 +342,10 @@ impl Network {
     fn send(&self, update: Update) {
         // A worker takes updates at every turn. If it is as far behind as this, the oldest one gives way; its frame
         // ends with its patience, and the next one asks again.
-        self.shared.updates.force_push(update);
-        self.shared.wake.ring();
+        for worker in &self.workers {
+            worker.updates.force_push(update.clone());
+            worker.sleeper.wake();
+        }
     }
 }
 

@@ -1,9 +1,10 @@
-//! Where the engine's verdicts go: to the ports, back to the pool, into the hold, onto the rings.
+//! Where the engine's verdicts go: to the ports, back to the pool, into the hold, to other workers, onto the rings.
 
+use crate::handover::Neighbours;
 use crate::held::{Held, Towards, UNRESOLVED, WITHOUT_SA};
 use arrayvec::ArrayVec;
 use spindle_abi::{Event, EventRecord, Time};
-use spindle_engine::{BURST, DropReason, Engine, Output, PortId};
+use spindle_engine::{BURST, DropReason, Engine, Origin, Output, PortId};
 use spindle_port::{Pool, Port, Tuns};
 use spindle_ring::{Broken, Producer};
 use std::net::IpAddr;
@@ -28,6 +29,7 @@ pub(crate) struct Outlet<P: Port> {
     /// The host's own stack.
     pub(crate) tuns: Tuns<P::Frame>,
     pub(crate) pool: Pool<P::Frame>,
+    pub(crate) neighbours: Neighbours<P::Frame>,
     pub(crate) urgent: Producer<EventRecord>,
     pub(crate) noise: Producer<EventRecord>,
     /// What waits for a next hop.
@@ -50,14 +52,15 @@ impl<P: Port> Outlet<P> {
     pub(crate) fn new(
         ports: [P; 2],
         pool: Pool<P::Frame>,
-        urgent: Producer<EventRecord>,
-        noise: Producer<EventRecord>,
+        neighbours: Neighbours<P::Frame>,
+        (urgent, noise): (Producer<EventRecord>, Producer<EventRecord>),
         requests: mpsc::Sender<Towards>,
     ) -> Outlet<P> {
         Outlet {
             ports,
             tuns: Tuns::default(),
             pool,
+            neighbours,
             urgent,
             noise,
             held: Held::new(RESOLVING),
@@ -77,6 +80,7 @@ impl<P: Port> Outlet<P> {
             engine.give_up(frame, DropReason::NoNextHop, self);
         }
         self.lost[PortId::Inside as usize] += self.tuns.flush();
+        self.neighbours.settle(&mut self.pool);
         self.tuns.replenish::<P>(&mut self.pool);
         for (port, id) in [PortId::Inside, PortId::Outside].into_iter().enumerate() {
             self.ports[port].flush();
@@ -142,6 +146,10 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
         self.without_sa.hold(policy, self.now, frame).err()
     }
 
+    fn hand_over(&mut self, worker: u16, origin: Origin, frame: P::Frame) -> Result<(), P::Frame> {
+        self.neighbours.give(worker, origin, frame)
+    }
+
     fn event(&mut self, event: Event) -> bool {
         let ring = if event.is_urgent() {
             &mut self.urgent
@@ -173,11 +181,13 @@ mod tests {
 
     fn outlet() -> (Outlet<MemoryPort>, ControlSide, mpsc::Receiver<Towards>) {
         let fds = AttachmentFds::create(1).unwrap();
-        let (side, control) = (fds.dataplane_side().unwrap(), fds.control_side().unwrap());
+        let (mut side, control) = (fds.dataplane_side().unwrap(), fds.control_side().unwrap());
+        let rings = side.workers.remove(0);
         let (requests, asked) = mpsc::channel(8);
         let mut ports = [MemoryPort::default(), MemoryPort::default()];
         ports[0].limit = 1;
-        (Outlet::new(ports, Pool::with_capacity(256), side.urgent, side.noise, requests), control, asked)
+        let (pool, alone) = (Pool::with_capacity(256), Neighbours::default());
+        (Outlet::new(ports, pool, alone, (rings.urgent, rings.noise), requests), control, asked)
     }
 
     fn engine() -> Engine {
@@ -233,8 +243,8 @@ mod tests {
         let report = SpiReport { spi: Spi(300), sequence: 1, source: end, destination: end, at: Time(5) };
         assert!(outlet.event(Event::FormerSpi(report)) && outlet.event(Event::UnknownSpi(report)));
         outlet.finish(&mut engine());
-        assert_eq!(control.urgent.pop().unwrap().unwrap().decode(), Ok(Event::FormerSpi(report)));
-        assert_eq!(control.noise.pop().unwrap().unwrap().decode(), Ok(Event::UnknownSpi(report)));
+        assert_eq!(control.workers[0].urgent.pop().unwrap().unwrap().decode(), Ok(Event::FormerSpi(report)));
+        assert_eq!(control.workers[0].noise.pop().unwrap().unwrap().decode(), Ok(Event::UnknownSpi(report)));
     }
 
     #[test]
@@ -250,7 +260,7 @@ mod tests {
         }
         outlet.finish(&mut engine());
         let mut events = 0;
-        while control.noise.pop().unwrap().is_some() {
+        while control.workers[0].noise.pop().unwrap().is_some() {
             events += 1;
         }
         assert_eq!(events, 2 * NOISE);

@@ -1,19 +1,20 @@
 //! One worker: a thread that owns a queue of each side, an engine, and this worker's ends of the rings.
 //!
-//! A turn of its loop: commands → frames from inside and from the host → frames from outside → send, replenish, publish →
-//! counters. With nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
+//! A turn of its loop: commands → frames from inside and from the host → frames from outside → those that other workers
+//! hand over → send, replenish, publish → counters. With nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
 
+use crate::handover::Sleeper;
 use crate::held::{Towards, UNRESOLVED};
 use crate::outlet::Outlet;
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use spindle_abi::{Command, CommandRecord, Event, EventRecord, Selector, Spi, Time};
+use spindle_abi::{Command, CommandRecord, Event, Selector, Spi, Time};
 use spindle_bpf::steer::{InClear, SpiStates};
 use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortConfig, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
-use spindle_ring::{ActivityWriter, Bell, Broken, Consumer, CounterWriter, Producer};
+use spindle_ring::{ActivityWriter, Broken, Consumer, CounterWriter, WorkerRings};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ const SOCKET_COUNTERS: Duration = Duration::from_millis(20);
 const ACTIVITIES: usize = 1024;
 
 /// From the process's main thread to a worker.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Update {
     /// A destination's next hop; `None`: there is none.
     NextHop(IpAddr, Option<NextHop>),
@@ -48,25 +49,18 @@ pub(crate) enum Update {
     LocalAddresses(Vec<IpAddr>),
 }
 
-/// The rings of the next attachment, after control's death.
-pub(crate) struct Rings {
-    pub(crate) commands: Consumer<CommandRecord>,
-    pub(crate) urgent: Producer<EventRecord>,
-    pub(crate) noise: Producer<EventRecord>,
-}
-
 /// What main and a worker share.
 pub(crate) struct Shared {
-    /// To the worker: the latest.
-    pub(crate) rings: ArrayQueue<Rings>,
+    /// To the worker: those of the latest attachment, after control's death.
+    pub(crate) rings: ArrayQueue<WorkerRings>,
     /// To the worker.
     pub(crate) updates: ArrayQueue<Update>,
-    /// Wakes the worker for an update or for the end.
-    pub(crate) wake: Bell,
+    /// Wakes the worker for an update or for the end, and for other workers' frames.
+    pub(crate) sleeper: Arc<Sleeper>,
     /// The worker is to end.
     pub(crate) stop: AtomicBool,
-    /// Counters, of the worker's and of main's.
-    pub(crate) counters: CounterWriter,
+    /// Counters, of all workers and of main's.
+    pub(crate) counters: Arc<CounterWriter>,
 }
 
 impl Shared {
@@ -91,8 +85,8 @@ pub(crate) struct Worker {
     pub(crate) outlet: Outlet<Option<XdpPort>>,
     pub(crate) commands: Consumer<CommandRecord>,
     pub(crate) activity: ActivityWriter,
-    pub(crate) spi_states: SpiStates,
-    pub(crate) in_clear: InClear,
+    /// What XDP is told by the first worker alone: all of them hear the same commands.
+    pub(crate) xdp: Option<(SpiStates, InClear)>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) polling: Polling,
     /// Numbers of the engine's counters begin here, of the sockets' there.
@@ -128,8 +122,10 @@ impl Worker {
                 self.attach();
             }
             let orders = self.updates(now) + self.commands(now, limit)?;
-            let frames =
-                self.burst(now, PortId::Inside) + self.bursts_of_host(now) + self.burst(now, PortId::Outside);
+            let frames = self.burst(now, PortId::Inside)
+                + self.bursts_of_host(now)
+                + self.burst(now, PortId::Outside)
+                + self.bursts_of_others(now);
             limit = if frames > 0 { COMMANDS } else { COMMANDS_AT_LEISURE };
             self.outlet.finish(&mut self.engine);
             if orders + frames > 0 {
@@ -195,6 +191,19 @@ impl Worker {
         frames
     }
 
+    /// Moves what other workers have handed over, a burst of each at most.
+    fn bursts_of_others(&mut self, now: Time) -> usize {
+        let mut frames = 0;
+        for worker in 0..self.outlet.neighbours.count() {
+            let mut burst: ArrayVec<XdpFrame, BURST> = ArrayVec::new();
+            let outlet = &mut self.outlet;
+            let Some(origin) = outlet.neighbours.take(worker, &mut burst, &mut outlet.pool) else { continue };
+            frames += burst.len();
+            self.engine.take_over(now, origin, &mut burst, outlet);
+        }
+        frames
+    }
+
     /// Carries out what control sent, as far as there is room to acknowledge it.
     fn commands(&mut self, now: Time, limit: usize) -> Result<usize, Broken> {
         if self.commands.is_empty()? {
@@ -217,7 +226,9 @@ impl Worker {
             };
             let _ = self.outlet.event(Event::Acknowledged { sequence, done });
         }
-        if let Err(error) = self.spi_states.flush() {
+        if let Some((spi_states, _)) = &mut self.xdp
+            && let Err(error) = spi_states.flush()
+        {
             tracing::error!(%error, "the XDP program does not know all SPIs; in a storm their packets may be lost");
         }
         if policies_changed {
@@ -228,10 +239,11 @@ impl Worker {
 
     /// XDP drops what no BYPASS policy can match.
     fn tell_in_clear(&mut self) {
+        let Some((_, in_clear)) = &mut self.xdp else { return };
         let of = |side: &[Selector]| side.iter().flat_map(|s| s.addresses.networks()).collect::<Vec<_>>();
         let local = self.engine.in_clear().flat_map(|set| of(&set.local));
         let remote = self.engine.in_clear().flat_map(|set| of(&set.remote));
-        if let Err(error) = self.in_clear.replace(local, remote) {
+        if let Err(error) = in_clear.replace(local, remote) {
             tracing::error!(%error, "the XDP program drops packets from outside that policies let by in clear");
         }
     }
@@ -265,8 +277,8 @@ impl Worker {
         if let Err(error) = &result {
             tracing::error!(sequence, %error, "command refused");
         }
-        for spi in spis {
-            self.spi_states.set(spi.0, self.engine.spi_state(*spi) as u8);
+        if let Some((spi_states, _)) = &mut self.xdp {
+            spis.iter().for_each(|spi| spi_states.set(spi.0, self.engine.spi_state(*spi) as u8));
         }
         result.is_ok()
     }
@@ -342,9 +354,10 @@ impl Worker {
         if !self.commands.announce_sleep()? {
             return Ok(());
         }
+        self.shared.sleeper.announce();
         let idle = self.outlet.ports.iter_mut().flatten().all(XdpPort::is_idle);
-        if idle && self.shared.has_nothing() {
-            let wake = self.shared.wake.as_fd();
+        if idle && self.outlet.neighbours.is_idle() && self.shared.has_nothing() {
+            let wake = self.shared.sleeper.as_fd();
             let [inside, outside] = &self.outlet.ports;
             let background = outside.as_ref().and_then(XdpPort::background);
             let bell = self.commands.bell().map(AsFd::as_fd);
@@ -360,8 +373,8 @@ impl Worker {
                 fds.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
             // An interrupted sleep is as good as a short one.
             let _ = poll(&mut fds, Some(&SLEEP));
-            self.shared.wake.silence();
         }
+        self.shared.sleeper.awake();
         self.commands.awake();
         Ok(())
     }

@@ -6,7 +6,7 @@ use spindle_abi::{
     SaParameters, Selector, SelectorSet, Spi, SpiState, Suite,
 };
 use spindle_engine::Frame as _;
-use spindle_port::{Interface, Pool, Port, XdpFrame, XdpPort, bind_pair};
+use spindle_port::{Pool, Port, WorkerPorts, XdpFrame, XdpPort, bind_workers};
 use spindle_ring::{AttachmentFds, ControlSide};
 use spindle_testbed::{
     Addresses, Capture, DelayBox, Host, InsideNetwork, Link, Marker, Namespace, Side, Topology, leaks, ping,
@@ -53,7 +53,7 @@ impl Gateway {
         for order in orders {
             self.sequence += 1;
             let record = CommandRecord::encode(self.sequence, &order).unwrap();
-            while !self.control.commands.push(&record).unwrap() {
+            while !self.control.workers[0].commands.push(&record).unwrap() {
                 std::thread::sleep(Duration::from_micros(100));
                 acknowledged = self.acknowledgements(acknowledged);
             }
@@ -80,7 +80,8 @@ impl Gateway {
     }
 
     fn collect(&mut self) {
-        for ring in [&mut self.control.urgent, &mut self.control.noise] {
+        let rings = &mut self.control.workers[0];
+        for ring in [&mut rings.urgent, &mut rings.noise] {
             while let Some(record) = ring.pop().unwrap() {
                 self.events.push(record.decode().unwrap());
             }
@@ -170,6 +171,7 @@ fn tunnel(topology: &Topology, side: Side, suite: Suite, encapsulated: bool) -> 
         spi: spi(receiver),
         index,
         policy: POLICY,
+        resource: Default::default(),
         mode: Mode::Tunnel,
         suite,
         keymat: KeyMaterial::new(&vec![0x40 + receiver as u8; suite.keymat_length()]).unwrap(),
@@ -333,10 +335,12 @@ fn what_a_link_that_is_down_keeps_lets_the_worker_sleep_and_is_sent_when_it_is_u
     let namespace = topology.gateway(Side::A);
     let interface = |name: &str| {
         let index = namespace.run(&format!("cat /sys/class/net/{name}/ifindex")).unwrap();
-        Interface { index: index.trim().parse().unwrap(), queue: 0 }
+        index.trim().parse::<u32>().unwrap()
     };
     let (inside, outside) = (interface("a-in"), interface("a-out"));
-    let (mut port, _outside, mut pool) = namespace.enter(|| bind_pair(inside, outside)).unwrap().unwrap();
+    let mut bound = namespace.enter(|| bind_workers(Some(inside), outside, 1)).unwrap().unwrap();
+    let WorkerPorts { inside, outside: _outside, mut pool } = bound.remove(0);
+    let mut port = inside.unwrap();
     let frames = pool.len();
     let send = |port: &mut XdpPort, pool: &mut Pool<XdpFrame>| {
         let mut frame = XdpPort::fresh(pool, 60).unwrap();

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
 use spindle_engine::{ArrayVec, BURST};
-use spindle_port::{Interface as Queue, Port, bind_pair};
+use spindle_port::{Port, WorkerPorts, bind_workers};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -52,10 +52,10 @@ pub(crate) struct Recycled {
 
 /// Receives and recycles.
 pub(crate) fn recycle(arguments: &RecycleArguments) -> Result<()> {
-    let queue = |name: &str| Interface::find(name).map(|found| Queue { index: found.index, queue: 0 });
-    let (inside, outside) = (queue(&arguments.inside)?, queue(&arguments.interface)?);
+    let (inside, outside) = (Interface::find(&arguments.inside)?, Interface::find(&arguments.interface)?);
     let mut steer = Steer::load(&[arguments.address.into()], NAT_PORT, MAX_SPIS)?;
-    let (_inside, mut port, mut pool) = bind_pair(inside, outside)?;
+    let mut bound = bind_workers(Some(inside.index), outside.index, 1)?;
+    let WorkerPorts { inside: _inside, outside: mut port, mut pool } = bound.remove(0);
     steer.set_socket(Side::Outside, 0, port.as_fd())?;
     steer.set_background(0, port.background().context("the outside port has no background")?)?;
     steer.attach(Side::Outside, outside.index, Mode::Native)?;

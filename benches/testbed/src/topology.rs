@@ -137,6 +137,8 @@ pub enum Layout {
     /// A gateway in each.
     #[default]
     Plain,
+    /// The same, with interfaces that have so many queues.
+    Queues(u32),
     /// Two gateways in B's place.
     Pair,
     /// Gateway A behind a NAT.
@@ -290,6 +292,7 @@ pub struct Topology {
     hosts: [Namespace; 2],
     gateways: [Namespace; 2],
     delay_box: Namespace,
+    queues: u32,
     pair: Option<Pair>,
     nat: Option<Namespace>,
 }
@@ -323,8 +326,9 @@ impl Topology {
             hosts: [namespace("host-a")?, namespace("host-b")?],
             gateways: [namespace("gateway-a")?, namespace("gateway-b")?],
             delay_box: namespace("box")?,
+            queues: if let Layout::Queues(queues) = layout { queues } else { 1 },
             pair: match layout {
-                Layout::Plain | Layout::Nat => None,
+                Layout::Plain | Layout::Queues(_) | Layout::Nat => None,
                 Layout::Pair => Some(Pair { second: namespace("gateway-b2")?, switch: namespace("switch")? }),
             },
             nat: if layout == Layout::Nat { Some(namespace("nat")?) } else { None },
@@ -349,13 +353,13 @@ impl Topology {
         let (host, gateway, addresses) = (self.host(side), self.gateway(side), &self.addresses);
         let (on_host, inside) = (side.host_interface(), side.inside_interface());
         let (outside, on_box) = (side.outside_interface(), side.box_interface());
-        join((host, &on_host), (gateway, &inside))?;
+        join_queues(self.queues, (host, &on_host), (gateway, &inside))?;
         match &self.nat {
             Some(nat) if side == Side::A => {
                 join((gateway, &outside), (nat, NAT_INSIDE))?;
                 join((nat, NAT_OUTSIDE), (&self.delay_box, &on_box))?;
             }
-            _ => join((gateway, &outside), (&self.delay_box, &on_box))?,
+            _ => join_queues(self.queues, (gateway, &outside), (&self.delay_box, &on_box))?,
         }
         self.give_host_its_address(side)?;
         self.equip(gateway, side, addresses.gateway_outside(side), addresses.gateway_inside(side))
@@ -578,8 +582,15 @@ const NAT_HOST: u32 = 254;
 
 /// Joins two namespaces by a veth pair, both ends up.
 fn join(one: (&Namespace, &str), other: (&Namespace, &str)) -> Result<()> {
+    join_queues(1, one, other)
+}
+
+/// What is sent by a queue of one end is received on the queue of that number at the other.
+fn join_queues(queues: u32, one: (&Namespace, &str), other: (&Namespace, &str)) -> Result<()> {
     let ((namespace, name), (peer, peers_name)) = (one, other);
-    namespace.ip(&format!("link add {name} type veth peer name {peers_name} netns {}", peer.name()))?;
+    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+    let peers_end = format!("name {peers_name} {queues} netns {}", peer.name());
+    namespace.ip(&format!("link add {name} {queues} type veth peer {peers_end}"))?;
     namespace.ip(&format!("link set {name} up"))?;
     peer.ip(&format!("link set {peers_name} up")).map(drop)
 }

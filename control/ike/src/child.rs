@@ -6,7 +6,7 @@ use crate::connect::ChildProfile;
 use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::sa::{ChildSa, ChildState, IkeSa, jittered};
 use spindle_abi::{
-    Command, KeyMaterial, Limits, Mode, SaParameters, SelectorSet, Spi, SpiState, Suite, Time,
+    Command, KeyMaterial, Limits, Mode, Resource, SaParameters, SelectorSet, Spi, SpiState, Suite, Time,
 };
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -76,10 +76,13 @@ impl Endpoint {
         // RFC 7296 section 2.23: UDP encapsulation MUST NOT be done on port 500.
         let encapsulated = sa.nat.encapsulates() && sa.local.port() == NAT_PORT;
         let (local, remote) = esp_ends(sa, encapsulated);
+        // Inbound SPIs are random, so each worker gets its share. Both SAs of a pair are one worker's.
+        let resource = Resource { worker: agreed.inbound.0 as u16, dedicated: false };
         let parameters = |spi, index, keymat, soft| SaParameters {
             spi,
             index,
             policy: agreed.config.policy,
+            resource,
             mode: Mode::Tunnel,
             suite: agreed.suite,
             keymat,

@@ -19,6 +19,7 @@ use spindle_abi::AddressRange;
 use spindle_ike::api::ConnectionConfig;
 use spindle_recovery::api::{Limits, Method, Policy, SirLimits, TokenMethod};
 use spindle_recovery::secrets::method_name;
+use spindle_ring::MAX_WORKERS;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,9 @@ pub struct GatewaySettings {
     pub cluster: Option<String>,
     /// How workers wait for packets.
     pub polling: Polling,
-    /// The core of the worker; without it the kernel decides.
+    /// Workers of the dataplane, each on a queue of both interfaces.
+    pub workers: usize,
+    /// The core of the worker; of the first one, if there are several, and the others follow. Without it the kernel decides.
     pub core: Option<u32>,
     /// How XDP is attached.
     pub xdp_mode: XdpMode,
@@ -302,6 +305,10 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         Some(value) => value.one_of(&[("adaptive", Polling::Adaptive), ("busy", Polling::Busy)])?,
         None => Polling::Adaptive,
     };
+    let workers = match section.optional("workers") {
+        Some(value) => value.integer(1..=MAX_WORKERS as u64)? as usize,
+        None => 1,
+    };
     let core = section.optional("core").map(|v| v.integer(0..=1023)).transpose()?.map(|n| n as u32);
     let xdp_mode = match section.optional("xdp_mode") {
         Some(value) => value.one_of(&[("native", XdpMode::Native), ("generic", XdpMode::Generic)])?,
@@ -340,6 +347,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         outside,
         cluster,
         polling,
+        workers,
         core,
         xdp_mode,
         ike_port,
@@ -349,7 +357,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
     })
 }
 
-/// An array of one interface; more come with more workers.
+/// An array of one interface.
 fn interface(value: &Value<'_>) -> Result<String> {
     let entry = value.array(1)?.remove(0);
     let name = entry.string()?;

@@ -58,6 +58,7 @@ fn lifetimes_are_read_with_their_units_and_defaults() {
 fn a_good_file_is_understood_and_its_defaults_filled_in() {
     let s = parse(GOOD).unwrap();
     assert_eq!(s.gateway.state_dir, Path::new("/var/lib/spindle"));
+    assert_eq!(s.gateway.workers, 1);
     assert_eq!(s.gateway.anchor, Path::new("/var/lib/spindle-anchor"));
     assert_eq!(s.gateway.ticket_lifetime, Duration::from_secs(3600));
     assert!(!s.connections[0].resumption, "it costs forward secrecy");
@@ -125,6 +126,13 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
         ("inside = [\"b-in\"]", "inside = [\"a\", \"b\"]", 3, "gateway.inside", "exactly one"),
         ("outside = [\"b-out\"]", "outside = [\"b-in\"]", 4, "gateway.outside", "name another one"),
         ("outside = [\"b-out\"]", "outside = [\"b-out\"]\ncore = -1", 5, "gateway.core", "from 0 to"),
+        (
+            "outside = [\"b-out\"]",
+            "outside = [\"b-out\"]\nworkers = 17",
+            5,
+            "gateway.workers",
+            "from 1 to 16",
+        ),
         (
             "outside = [\"b-out\"]",
             "outside = [\"b-out\"]\npolling = \"lazy\"",

@@ -1,6 +1,7 @@
-//! Our end of the rings: events in, commands out. Commands that find the ring full wait in order, up to a bound at
+//! Our end of the rings: events in, commands out, to every worker. Commands that find a ring full wait in order, up to a bound at
 //! which the daemon stops asking the gateway for more.
 
+use super::merge::Merge;
 use spindle_abi::{Command, CommandRecord, Event, SaActivity, SaParameters};
 use spindle_ike::api::ActivityReader;
 use spindle_ring::{Broken, ControlSide};
@@ -19,8 +20,9 @@ pub(super) struct Bridge {
     /// Our UDP port for ESP, which the IKE side knows as 4500 whatever it really is.
     nat_port: u16,
     side: Rc<RefCell<ControlSide>>,
+    merge: Merge,
     waiting: VecDeque<(u64, Command)>,
-    /// The record that the full ring refused, encoded already.
+    /// The record for which not all rings had room, encoded already.
     refused: Option<CommandRecord>,
     counts: Counts,
 }
@@ -47,6 +49,7 @@ impl Bridge {
     pub(super) fn new(side: ControlSide, nat_port: u16) -> Bridge {
         Bridge {
             nat_port,
+            merge: Merge::of(side.workers.len()),
             side: Rc::new(RefCell::new(side)),
             waiting: VecDeque::new(),
             refused: None,
@@ -62,6 +65,7 @@ impl Bridge {
     /// Goes on with the rings of a dataplane that was started anew. What waited for the dead one's is forgotten: the gateway
     /// gives it out again.
     pub(super) fn attach(&mut self, side: ControlSide) {
+        self.merge = Merge::of(side.workers.len());
         *self.side.borrow_mut() = side;
         self.waiting.clear();
         self.refused = None;
@@ -71,29 +75,33 @@ impl Bridge {
         Activity(self.side.clone())
     }
 
-    /// Takes events from both rings, the urgent ones first. Are more waiting?
+    /// Takes events from all rings, a worker's urgent ones first. Are more waiting?
     pub(super) fn events(&mut self, take: &mut Vec<Event>) -> Result<bool, Broken> {
         let side = &mut *self.side.borrow_mut();
         side.awake();
         let counts = &mut self.counts;
-        let (mut impossible, mut refused) = (0, 0);
-        let mut push = |record: spindle_abi::EventRecord| match record.decode() {
-            Ok(event) => {
-                refused += u64::from(matches!(event, Event::Acknowledged { done: false, .. }));
-                take.push(event);
-            }
-            Err(e) => {
-                impossible += 1;
-                tracing::error!("{e}");
-            }
-        };
-        let urgent = side.urgent.pop_batch(PORTION, &mut push)?;
-        let noise = side.noise.pop_batch(PORTION, &mut push)?;
-        counts.urgent += urgent as u64;
-        counts.noise += noise as u64;
+        let (mut impossible, mut refused, mut more) = (0, 0, false);
+        for (worker, rings) in side.workers.iter_mut().enumerate() {
+            let mut push = |record: spindle_abi::EventRecord| match record.decode() {
+                Ok(event) => {
+                    let event = self.merge.event(worker, event);
+                    refused += u64::from(matches!(event, Some(Event::Acknowledged { done: false, .. })));
+                    take.extend(event);
+                }
+                Err(e) => {
+                    impossible += 1;
+                    tracing::error!("{e}");
+                }
+            };
+            let urgent = rings.urgent.pop_batch(PORTION, &mut push)?;
+            let noise = rings.noise.pop_batch(PORTION, &mut push)?;
+            counts.urgent += urgent as u64;
+            counts.noise += noise as u64;
+            more |= urgent == PORTION || noise == PORTION;
+        }
         counts.impossible += impossible;
         counts.refused += refused;
-        Ok(urgent == PORTION || noise == PORTION)
+        Ok(more)
     }
 
     /// Is there room for another command?
@@ -111,10 +119,10 @@ impl Bridge {
         self.waiting.push_back((sequence, command));
     }
 
-    /// Moves waiting commands onto the ring, as far as it has room.
+    /// Moves waiting commands onto the rings, as far as all of them have room.
     pub(super) fn flush(&mut self) -> Result<(), Broken> {
-        let ring = &mut self.side.borrow_mut().commands;
-        loop {
+        let workers = &mut self.side.borrow_mut().workers;
+        'commands: loop {
             let record = match self.refused.take() {
                 Some(record) => record,
                 None => match self.waiting.pop_front() {
@@ -128,13 +136,19 @@ impl Bridge {
                     None => break,
                 },
             };
-            if !ring.stage(&record)? {
-                self.refused = Some(record);
-                break;
+            for rings in workers.iter_mut() {
+                if rings.commands.room(1)? == 0 {
+                    self.refused = Some(record);
+                    break 'commands;
+                }
             }
+            for rings in workers.iter_mut() {
+                rings.commands.stage(&record)?;
+            }
+            self.merge.sent(record.sequence());
             self.counts.commands += 1;
         }
-        ring.publish();
+        workers.iter_mut().for_each(|rings| rings.commands.publish());
         Ok(())
     }
 
@@ -180,7 +194,7 @@ mod tests {
         while seen < total {
             bridge.flush().unwrap();
             let before = seen;
-            while let Some(record) = dataplane.commands.pop().unwrap() {
+            while let Some(record) = dataplane.workers[0].commands.pop().unwrap() {
                 let (sequence, command) = record.decode();
                 assert_eq!(sequence, seen);
                 assert!(
@@ -206,8 +220,44 @@ mod tests {
         bridge.attach(next.control_side().unwrap());
         bridge.command(5_000, state(300));
         bridge.flush().unwrap();
-        assert_eq!(dataplane.commands.pop().unwrap().unwrap().decode().0, 5_000);
-        assert!(dataplane.commands.pop().unwrap().is_none());
+        assert_eq!(dataplane.workers[0].commands.pop().unwrap().unwrap().decode().0, 5_000);
+        assert!(dataplane.workers[0].commands.pop().unwrap().is_none());
+    }
+
+    #[test]
+    fn every_worker_gets_every_command_and_the_slowest_one_is_waited_for() {
+        let fds = AttachmentFds::for_workers(1, 2).unwrap();
+        let mut bridge = Bridge::new(fds.control_side().unwrap(), 4500);
+        let mut dataplane = fds.dataplane_side().unwrap();
+        let total = 5_000u64;
+        for n in 0..total {
+            bridge.command(n, Command::SetSpiState { spi: Spi(n as u32 + 256), state: SpiState::Former });
+        }
+        bridge.flush().unwrap();
+        let mut take = |worker: usize| {
+            let mut sequences = Vec::new();
+            while let Some(record) = dataplane.workers[worker].commands.pop().unwrap() {
+                sequences.push(record.decode().0);
+            }
+            sequences
+        };
+        let first = take(0);
+        bridge.flush().unwrap();
+        assert!(take(0).is_empty(), "the other one has no room");
+        let mut second = take(1);
+        assert_eq!(first, second);
+        bridge.flush().unwrap();
+        second.extend(take(1));
+        assert_eq!(second, (0..total).collect::<Vec<_>>());
+        assert_eq!(take(0).len() + first.len(), total as usize);
+        let mut events = Vec::new();
+        let acknowledged = Event::Acknowledged { sequence: 0, done: true };
+        for (worker, heard) in [(1, 0), (0, 1)] {
+            assert!(dataplane.workers[worker].urgent.push(&EventRecord::encode(&acknowledged)).unwrap());
+            bridge.events(&mut events).unwrap();
+            assert_eq!(events.len(), heard);
+        }
+        assert_eq!(events, [acknowledged]);
     }
 
     /// RFC 3948 section 2.1: ESP in UDP leaves from the port that IKE uses.
@@ -221,7 +271,7 @@ mod tests {
             let local = ([192, 0, 2, 1], port).into();
             bridge.command(1, Command::Readdress { index: 1, local, remote });
             bridge.flush().unwrap();
-            let (_, command) = dataplane.commands.pop().unwrap().unwrap().decode();
+            let (_, command) = dataplane.workers[0].commands.pop().unwrap().unwrap().decode();
             let local = ([192, 0, 2, 1], expected).into();
             assert_eq!(command.unwrap(), Command::Readdress { index: 1, local, remote });
         }
@@ -239,13 +289,13 @@ mod tests {
             destination: "192.0.2.2:0".parse().unwrap(),
             at: spindle_abi::Time(1),
         };
-        assert!(dataplane.noise.push(&EventRecord::encode(&Event::UnknownSpi(report))).unwrap());
-        assert!(dataplane.urgent.push(&EventRecord::encode(&Event::Ready)).unwrap());
+        assert!(dataplane.workers[0].noise.push(&EventRecord::encode(&Event::UnknownSpi(report))).unwrap());
+        assert!(dataplane.workers[0].urgent.push(&EventRecord::encode(&Event::Ready)).unwrap());
         let mut events = Vec::new();
         assert!(!bridge.events(&mut events).unwrap());
         assert_eq!(events, [Event::Ready, Event::UnknownSpi(report)]);
         assert!(bridge.announce_sleep().unwrap());
-        assert!(dataplane.urgent.push(&EventRecord::encode(&Event::Ready)).unwrap());
+        assert!(dataplane.workers[0].urgent.push(&EventRecord::encode(&Event::Ready)).unwrap());
         assert!(!bridge.announce_sleep().unwrap());
     }
 }

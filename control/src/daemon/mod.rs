@@ -11,6 +11,7 @@ mod bridge;
 mod callers;
 pub mod disk;
 mod events;
+mod merge;
 mod messages;
 mod rotation;
 mod safety;

@@ -154,6 +154,8 @@ const DROPS: &[&str] = &[
     "no_room",
     "wrong_side",
     "no_next_hop",
+    "handover_full",
+    "wrong_worker",
     "transmit_failed",
 ];
 
@@ -165,7 +167,8 @@ pub(super) fn equation(counters: &BTreeMap<String, u64>) -> Equation {
         created: sum(&["created"]),
         delivered: sum(&["delivered_inside", "delivered_outside"]),
         dropped: sum(DROPS),
-        held: sum(&["held"]),
+        // On its way from worker to worker, too.
+        held: sum(&["held", "handed_over"]).saturating_sub(sum(&["taken_over"])),
         holds: false,
     };
     let came = equation.received + equation.created;
@@ -189,6 +192,10 @@ mod tests {
         assert!(equation(&counters).holds);
         counters.insert("held".into(), 1);
         assert!(!equation(&counters).holds);
+        counters.insert("received_inside".into(), 3);
+        counters.insert("handed_over".into(), 5);
+        counters.insert("taken_over".into(), 3);
+        assert_eq!((equation(&counters).held, equation(&counters).holds), (3, true));
     }
 
     #[test]

@@ -182,6 +182,22 @@ impl fmt::Debug for KeyMaterial {
     }
 }
 
+/// Which worker an SA belongs to: that one alone knows its keys and counts its packets. Both SAs of a pair belong to one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Resource {
+    /// The worker; the remainder, if there are fewer.
+    pub worker: u16,
+    /// For packets that come to this worker, where the others have SAs too (RFC 9611 section 3); else for all packets.
+    pub dedicated: bool,
+}
+
+impl Resource {
+    /// The worker among so many.
+    pub fn owner(self, workers: u16) -> u16 {
+        self.worker % workers.max(1)
+    }
+}
+
 /// How much an SA may carry (RFC 4301 section 4.4.2.1); 0 is no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Limits {
@@ -201,6 +217,8 @@ pub struct SaParameters {
     pub index: u32,
     /// The policy that this SA serves.
     pub policy: u32,
+    /// The worker that it belongs to.
+    pub resource: Resource,
     /// What it carries.
     pub mode: Mode,
     /// The transform.
@@ -269,7 +287,8 @@ pub enum PolicyAction {
     Discard = 3,
 }
 
-/// From control to a worker. Commands are idempotent; each is answered by [`Event::Acknowledged`].
+/// From control to every worker: an SA is installed by the one that it belongs to, of which the others take note. Commands
+/// are idempotent; each is answered by [`Event::Acknowledged`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
     /// A policy of the outbound direction. Lower `priority` first. Replaces the policy with the same id.

@@ -4,7 +4,8 @@
 
 use crate::{
     AddressRange, Command, Event, KeyMaterial, Limits, MAX_FORMER_AT_ONCE, MAX_INTERFACES, MAX_SAS, Mode,
-    PolicyAction, SaParameters, Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time, Trigger,
+    PolicyAction, Resource, SaParameters, Selector, SelectorSet, Spi, SpiReport, SpiState, Suite, Time,
+    Trigger,
 };
 use std::net::{IpAddr, SocketAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -16,7 +17,7 @@ pub const COMMAND_SIZE: usize = 512;
 pub const EVENT_SIZE: usize = 64;
 
 /// Version of everything in this file; change it with any layout.
-const LAYOUT_VERSION: u64 = 5;
+const LAYOUT_VERSION: u64 = 6;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {
@@ -131,7 +132,8 @@ impl Writer<'_> {
         self
     }
     fn sa(&mut self, sa: &SaParameters) -> &mut Self {
-        self.u32(sa.spi.0).u32(sa.index).u32(sa.policy).u8(sa.mode as u8).u8(sa.suite as u8);
+        self.u32(sa.spi.0).u32(sa.index).u32(sa.policy);
+        self.u16(sa.resource.worker).u8(u8::from(sa.resource.dedicated)).u8(sa.mode as u8).u8(sa.suite as u8);
         self.bytes(sa.keymat.as_bytes());
         self.socket(sa.local).socket(sa.remote).u8(u8::from(sa.encapsulated));
         self.u8(u8::from(sa.esn)).limits(sa.soft).limits(sa.hard).selectors(&sa.selectors)
@@ -216,6 +218,7 @@ impl<'a> Reader<'a> {
             return Err(DecodeError::Field("SA index"));
         }
         let policy = self.u32()?;
+        let resource = Resource { worker: self.u16()?, dedicated: self.bool()? };
         let mode = Mode::from_u8(self.u8()?).ok_or(DecodeError::Field("mode"))?;
         let suite = Suite::from_u8(self.u8()?).ok_or(DecodeError::Field("suite"))?;
         let keymat =
@@ -231,6 +234,7 @@ impl<'a> Reader<'a> {
             spi,
             index,
             policy,
+            resource,
             mode,
             suite,
             keymat,
@@ -302,11 +306,15 @@ impl CommandRecord {
         Some(record)
     }
 
+    /// The number.
+    pub fn sequence(&self) -> u64 {
+        let (number, _) = self.0.split_at(8);
+        u64::from_le_bytes(number.try_into().expect("8 octets"))
+    }
+
     /// The number and the command. The number is valid even where the command is not.
     pub fn decode(&self) -> (u64, Result<Command, DecodeError>) {
-        let (number, rest) = self.0.split_at(8);
-        let sequence = u64::from_le_bytes(number.try_into().expect("8 octets"));
-        (sequence, Self::decode_body(&mut Reader { rest }))
+        (self.sequence(), Self::decode_body(&mut Reader { rest: &self.0[8..] }))
     }
 
     fn decode_body(r: &mut Reader<'_>) -> Result<Command, DecodeError> {
@@ -446,6 +454,7 @@ mod tests {
                     spi: Spi(spi),
                     index,
                     policy,
+                    resource: Resource { worker: policy as u16, dedicated: esn },
                     mode,
                     suite,
                     keymat: KeyMaterial::new(&key[..suite.keymat_length()]).unwrap(),

@@ -48,6 +48,10 @@ pub struct EngineConfig {
     pub max_reassemblies: usize,
     /// Who encrypts.
     pub provider: Provider,
+    /// Which worker's engine this is, from 0.
+    pub worker: u16,
+    /// Of how many.
+    pub workers: u16,
     /// Where sequence numbers and replay windows outlive the engine; `None`: nowhere.
     pub region: Option<SaRegion>,
 }
@@ -69,6 +73,8 @@ impl EngineConfig {
             max_next_hops: 1 << 16,
             max_reassemblies: 256,
             provider: Provider::default(),
+            worker: 0,
+            workers: 1,
             region: None,
         }
     }

@@ -71,6 +71,10 @@ counted! {
         PathMtuLearned = "path_mtu_learned",
         /// ESP that left in fragments, around IPv6 that a tunnel must carry.
         FragmentedOutside = "fragmented_outside",
+        /// Frames that came to the wrong worker and were handed to the one whose they are.
+        HandedOver = "handed_over",
+        /// Frames that other workers handed to this one.
+        TakenOver = "taken_over",
         /// ESP that came encapsulated in UDP on an SA that isn't, or the reverse (RFC 7296 section 2.23).
         OtherEncapsulation = "other_encapsulation",
     }
@@ -149,6 +153,10 @@ counted! {
         WrongSide = "wrong_side",
         /// The next hop could not be resolved, or too many wait for it.
         NoNextHop = "no_next_hop",
+        /// Too many frames wait for the worker whose it is.
+        HandoverFull = "handover_full",
+        /// Another worker handed it over, and this one's it is not either: the SA has just come or gone.
+        WrongWorker = "wrong_worker",
         /// The port could not send it.
         TransmitFailed = "transmit_failed",
     }
@@ -219,13 +227,15 @@ impl Counters {
         counts.chain(DropReason::ALL.iter().map(|r| (r.name(), self.dropped(*r))))
     }
 
-    /// Received + created = delivered + dropped + consumed + held, at any time between two calls of the engine.
+    /// Received + created + taken over = delivered + dropped + consumed + held + handed over, at any time between two calls
+    /// of the engine.
     /// (Frames that pass to the kernel are counted by the XDP program; the engine never sees them.)
     pub fn check(&self) -> Result<(), Imbalance> {
         let sum = |counters: &[Counter]| counters.iter().map(|c| self.count(*c)).sum::<u64>();
-        let came = sum(&[Counter::ReceivedInside, Counter::ReceivedOutside, Counter::Created]);
-        let went = sum(&[Counter::DeliveredInside, Counter::DeliveredOutside, Counter::Held])
-            + self.drops.iter().sum::<u64>();
+        let came =
+            sum(&[Counter::ReceivedInside, Counter::ReceivedOutside, Counter::Created, Counter::TakenOver]);
+        let stays = [Counter::DeliveredInside, Counter::DeliveredOutside, Counter::Held, Counter::HandedOver];
+        let went = sum(&stays) + self.drops.iter().sum::<u64>();
         if came == went { Ok(()) } else { Err(Imbalance { came, went }) }
     }
 }

@@ -33,8 +33,17 @@ pub enum PortId {
     Outside = 1,
 }
 
-/// Where the engine's verdicts go. Each frame goes to exactly one of `transmit`, `to_host`, `discard`, `unresolved` and, if it keeps
-/// it, `without_sa`.
+/// Where a frame that is handed from worker to worker came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// From inside, or from the host by the virtual interface with this number; 0 is the inside.
+    Inside(u16),
+    /// From outside.
+    Outside,
+}
+
+/// Where the engine's verdicts go. Each frame goes to exactly one of `transmit`, `to_host`, `discard`, `unresolved` and, if they
+/// keep it, `without_sa` and `hand_over`.
 pub trait Output<F: Frame> {
     /// A complete layer-2 frame to be sent. If it cannot be, tell [`crate::Engine::lost_in_transmit`].
     fn transmit(&mut self, port: PortId, frame: F);
@@ -59,6 +68,12 @@ pub trait Output<F: Frame> {
     #[must_use]
     fn without_sa(&mut self, _policy: u32, _hold: u16, frame: F) -> Option<F> {
         Some(frame)
+    }
+
+    /// The frame is of an SA of another worker's, which is to give it to its [`crate::Engine::take_over`]. `Err`: there is
+    /// no room.
+    fn hand_over(&mut self, _worker: u16, _origin: Origin, frame: F) -> Result<(), F> {
+        Err(frame)
     }
 
     /// Something for control. `false`: the ring ([`Event::is_urgent`] says which) is full. The engine keeps

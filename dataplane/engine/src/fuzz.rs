@@ -75,6 +75,7 @@ fn engine() -> Engine {
             spi: Spi(0x1234_5678),
             index,
             policy: 1,
+            resource: Default::default(),
             mode: Mode::Tunnel,
             suite: Suite::Aes128Gcm,
             keymat: keymat.clone()?,

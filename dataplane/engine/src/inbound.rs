@@ -4,7 +4,7 @@
 use crate::interfaces::INSIDE;
 use crate::selectors::Flow;
 use crate::spi_table::{End, Known};
-use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
+use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Origin, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Spi, SpiReport, Time};
 use spindle_esp::{Encapsulation, OpenFault, transport, tunnel};
 use spindle_wire::ip::{self, Head};
@@ -121,10 +121,11 @@ impl Engine {
             }
             Kind::Esp(_, Known::Larval) => self.discard(frame, DropReason::LarvalSpi, out),
             Kind::Esp(_, Known::Retired) => self.discard(frame, DropReason::RetiredSpi, out),
-            Kind::Icmp => {
-                let reason = self.hear_icmp(now, frame.data());
-                self.discard(frame, reason, out);
-            }
+            Kind::Esp(_, Known::Elsewhere(worker)) => self.hand_over(worker, Origin::Outside, frame, out),
+            Kind::Icmp => match self.hear_icmp(now, frame.data()) {
+                Ok(reason) => self.discard(frame, reason, out),
+                Err(worker) => self.hand_over(worker, Origin::Outside, frame, out),
+            },
             Kind::Clear => self.clear_from_outside(frame, out),
             Kind::Drop(reason) => self.discard(frame, reason, out),
             // What was made whole is none.

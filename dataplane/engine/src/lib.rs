@@ -5,6 +5,8 @@
 //! From *inside* (`outbound`), and from the host by virtual interfaces (`interfaces`): ordered policies → the latest SA of the policy → encapsulate in place → outside.
 //! An SPI that is not current is told to control: a former one by a pending mark that [`Engine::sweep`] turns
 //! into an urgent event, an unknown one at once on the lossy ring. Here nothing is ever answered on that account.
+//! What is for an SA of another worker's goes to that one ([`Output::hand_over`]), unchanged, and is judged there
+//! ([`Engine::take_over`]).
 //!
 //! Control changes tables through [`Engine::apply`]; the process fills in next hops from the kernel. Every frame
 //! gets exactly one verdict and one count ([`Counters::check`]). What no policy lets by is dropped, and cleartext
@@ -21,6 +23,7 @@ mod inbound;
 mod index;
 mod interfaces;
 mod next_hops;
+mod others;
 mod outbound;
 mod outer_fragments;
 mod path_mtu;
@@ -33,15 +36,16 @@ mod spi_table;
 pub use arrayvec::ArrayVec;
 pub use config::{EngineConfig, PortConfig, Refused};
 pub use counters::{Counter, Counters, DropReason, Imbalance};
-pub use frame::{BURST, Frame, MemoryFrame, Output, PortId};
+pub use frame::{BURST, Frame, MemoryFrame, Origin, Output, PortId};
 pub use hot::{Memory, SaRegion};
 
 use hot::Direction;
 use interfaces::Interfaces;
 use next_hops::NextHops;
+use others::Others;
 use outbound::IcmpBudget;
 use path_mtu::PathMtus;
-use policies::Policies;
+use policies::{Policies, Rank};
 use reassembly::Reassembly;
 use sas::{Holder, Inbound, Limit, Outbound, Sas, Usage};
 use selectors::Selectors;
@@ -105,6 +109,7 @@ pub struct Engine {
     installed: usize,
     /// Where the SAs' hot state outlives this engine.
     region: Option<SaRegion>,
+    others: Others,
 }
 
 impl Engine {
@@ -134,6 +139,7 @@ impl Engine {
             provider: config.provider,
             installed: 0,
             region: config.region,
+            others: Others::new(config.worker, config.workers),
         };
         engine.set_local_addresses(&config.local_addresses);
         engine
@@ -171,7 +177,9 @@ impl Engine {
             }
             Command::InstallOutbound { sa } => self.install_outbound(&sa),
             Command::RemoveOutbound { index } => {
-                if let Some(policy) = self.sas.outbound(index).map(|outbound| outbound.policy) {
+                if let Some(policy) = self.others.forget(index) {
+                    self.policies_with(policy).remove_sa(policy, index);
+                } else if let Some(policy) = self.sas.outbound(index).map(|outbound| outbound.policy) {
                     self.policies_with(policy).remove_sa(policy, index);
                     self.sas.remove(index);
                     self.installed -= 1;
@@ -186,7 +194,11 @@ impl Engine {
                     self.path_mtus.begin(index, None);
                     Ok(())
                 }
-                Holder::None => Err(Refused::Missing),
+                Holder::None if self.others.is_empty() => Err(Refused::Missing),
+                Holder::None => {
+                    self.others.readdress(index, local, remote);
+                    Ok(())
+                }
             },
         }
     }
@@ -200,7 +212,10 @@ impl Engine {
                 self.installed -= 1;
                 Ok(())
             }
-            (spi_table::Known::Current(_), _) => Err(Refused::Impossible("state of a current SPI")),
+            (spi_table::Known::Elsewhere(_), SpiState::Retired) => self.spis.set(spi, state, 0),
+            (spi_table::Known::Current(_) | spi_table::Known::Elsewhere(_), _) => {
+                Err(Refused::Impossible("state of a current SPI"))
+            }
             _ => self.spis.set(spi, state, 0),
         }
     }
@@ -216,6 +231,9 @@ impl Engine {
     }
 
     fn install_inbound(&mut self, sa: &SaParameters, window: u32, report_first: bool) -> Result<(), Refused> {
+        if let Some(worker) = self.others.owner(sa) {
+            return self.note_inbound(sa.spi, worker);
+        }
         if !self.may_install(sa, Holder::Inbound(sa.spi))? {
             // A new control may not have heard of the first packet.
             if let Some(inbound) = self.sas.inbound(sa.index) {
@@ -247,6 +265,9 @@ impl Engine {
     }
 
     fn install_outbound(&mut self, sa: &SaParameters) -> Result<(), Refused> {
+        if let Some(worker) = self.others.owner(sa) {
+            return self.note_outbound(sa, worker);
+        }
         if !self.may_install(sa, Holder::Outbound(sa.spi))? {
             return Ok(());
         }
@@ -269,7 +290,8 @@ impl Engine {
             outbound.usage.activity = carried;
         }
         self.sas.put_outbound(sa.index, outbound);
-        self.policies_with(sa.policy).add_sa(sa.policy, sa.index);
+        let rank = if sa.resource.dedicated { Rank::Own } else { Rank::Common };
+        self.policies_with(sa.policy).add_sa(sa.policy, sa.index, rank);
         self.count_installed();
         Ok(())
     }

@@ -4,7 +4,7 @@ use crate::inbound::{head, is_unicast};
 use crate::interfaces::INSIDE;
 use crate::sas::Limit;
 use crate::selectors::Flow;
-use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
+use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Origin, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Time};
 use spindle_esp::{back_length, front_length};
 use spindle_wire::ip::{self, Head};
@@ -55,6 +55,8 @@ enum Refusal {
         policy: u32,
         hold: u16,
     },
+    /// Its SA belongs to this worker.
+    Elsewhere(u16),
     /// Longer than this, and not to be fragmented.
     TooBig(usize),
 }
@@ -115,6 +117,10 @@ impl Engine {
                 self.refuse(now, interface, Complaint::TimeExceeded, DropReason::TtlExpired, frame, out);
             }
             Err(Refusal::Drop(reason)) => self.discard(frame, reason, out),
+            // Nothing of it was changed yet.
+            Err(Refusal::Elsewhere(worker)) => {
+                self.hand_over(worker, Origin::Inside(interface), frame, out);
+            }
             Err(Refusal::Wait { policy, hold }) => match out.without_sa(policy, hold, frame) {
                 None => self.counters.add(Counter::Held, 1),
                 Some(frame) => self.discard(frame, DropReason::NoSa, out),
@@ -204,18 +210,25 @@ impl Engine {
             PolicyAction::Bypass => return Ok(Way::Bypass { destination: flow.destination }),
             PolicyAction::Protect => {}
         }
-        let sas = &mut self.sas;
+        let (sas, others) = (&self.sas, &self.others);
+        let indexes = policy.sas.iter().rev().map(|sa| sa.index);
         let (source, destination) = (flow.source, flow.destination);
-        let fits = |index: &u32| {
-            sas.outbound(*index)
-                .is_some_and(|sa| sa.selectors.matches(flow) && sa.sa.joins(source, destination))
+        let fits = |index: &u32| match sas.outbound_at(*index) {
+            Some(sa) => sa.selectors.matches(flow) && sa.sa.joins(source, destination),
+            None => others.takes(*index, flow),
         };
-        if let Some(index) = policy.sas.iter().rev().copied().find(fits) {
-            return Ok(Way::Protect { index, path: usize::MAX });
+        if let Some(index) = indexes.clone().find(fits) {
+            return match others.sends(index) {
+                Some(worker) => Err(Refusal::Elsewhere(worker)),
+                None => Ok(Way::Protect { index, path: usize::MAX }),
+            };
         }
         // RFC 4301 section 7.1: another SA would carry it no more than these.
-        let mut carried =
-            policy.sas.iter().filter_map(|index| Some(sas.outbound(*index)?.selectors.carry(flow)));
+        let selectors = |index| match sas.outbound_at(index) {
+            Some(sa) => Some(&*sa.selectors),
+            None => others.selectors(index),
+        };
+        let mut carried = indexes.filter_map(|index| Some(selectors(index)?.carry(flow)));
         if carried.any(|carried| carried == Err(DropReason::FragmentWithoutPorts)) {
             return Err(DropReason::FragmentWithoutPorts.into());
         }

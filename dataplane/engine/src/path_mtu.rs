@@ -105,30 +105,55 @@ impl Engine {
         };
         let latest = policies.and_then(|policies| {
             let place = policies.find(flow).ok()??;
-            policies.at(place).sas.last().copied()
+            policies.at(place).sas.last().map(|sa| sa.index)
         });
         let limit = latest.and_then(|index| self.tunnel_path(now, index)).map(|(_, limit)| limit);
         let [inside, outside] = self.mtu.map(usize::from);
         limit.unwrap_or_else(|| inner_limit(outside, around)).min(inside)
     }
 
-    /// Takes an ICMP error in that came to us from outside: why its frame ends.
-    pub(crate) fn hear_icmp(&mut self, now: Time, octets: &[u8]) -> DropReason {
-        match self.path_mtu_told(octets) {
-            None => DropReason::IcmpUnknownSa,
-            Some((index, told)) => {
+    /// Takes an ICMP error in that came to us from outside: why its frame ends, or `Err`: the worker that it is for.
+    pub(crate) fn hear_icmp(&mut self, now: Time, octets: &[u8]) -> Result<DropReason, u16> {
+        let Some(error) = Error::read(octets) else { return Ok(DropReason::IcmpUnknownSa) };
+        match self.quoted_sa(&error) {
+            None => match self.others.sends_on(error.quoted.spi) {
+                Some(worker) => Err(worker),
+                None => Ok(DropReason::IcmpUnknownSa),
+            },
+            Some(index) => {
+                let told = error.told;
                 // RFC 1191 section 3: never raised on such a message.
                 if self.path_mtus.of(index, now).is_none_or(|known| told <= known) {
                     self.path_mtus.learn(index, told, now);
                     self.counters.add(Counter::PathMtuLearned, 1);
                 }
-                DropReason::IcmpAboutEsp
+                Ok(DropReason::IcmpAboutEsp)
             }
         }
     }
 
-    /// The outbound SA that an ICMP error quotes, and the MTU that it tells.
-    fn path_mtu_told(&mut self, octets: &[u8]) -> Option<(u32, u16)> {
+    /// The outbound SA of ours that an ICMP error quotes.
+    fn quoted_sa(&self, Error { quoted, .. }: &Error) -> Option<u32> {
+        let index = self.sas.outbound_with(quoted.spi).find(|(_, outbound)| {
+            let sa = &outbound.sa;
+            let behind = (sa.sequence() as u32).wrapping_sub(quoted.sequence);
+            sa.is_path(quoted.source, quoted.destination, quoted.ports)
+                && behind < LATELY
+                && u64::from(behind) < sa.sequence()
+        });
+        Some(index?.0)
+    }
+}
+
+/// An ICMP error that tells of a path's MTU.
+struct Error {
+    /// Not below the floor.
+    told: u16,
+    quoted: quote::Esp,
+}
+
+impl Error {
+    fn read(octets: &[u8]) -> Option<Error> {
         let (head, packet) = head(octets).ok()?;
         let payload = head.payload(packet);
         let (told, floor, quoted) = match (head.source, head.destination) {
@@ -153,14 +178,7 @@ impl Engine {
         if quoted.source != head.destination || usize::from(told) >= quoted.length {
             return None;
         }
-        let index = self.sas.outbound_with(quoted.spi).find(|(_, outbound)| {
-            let sa = &outbound.sa;
-            let behind = (sa.sequence() as u32).wrapping_sub(quoted.sequence);
-            sa.is_path(quoted.source, quoted.destination, quoted.ports)
-                && behind < LATELY
-                && u64::from(behind) < sa.sequence()
-        });
-        Some((index?.0, told.max(floor)))
+        Some(Error { told: told.max(floor), quoted })
     }
 }
 

@@ -6,6 +6,24 @@ use crate::{DropReason, Refused};
 use spindle_abi::{PolicyAction, SelectorSet, Time};
 use std::collections::HashMap;
 
+/// For which packets an outbound SA is taken; of two of one rank, the later one is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Rank {
+    /// Meant for another worker's packets: only where there is nothing else.
+    Foreign,
+    /// For all packets.
+    Common,
+    /// Meant for this worker's packets.
+    Own,
+}
+
+/// An outbound SA of a policy.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate {
+    pub(crate) index: u32,
+    rank: Rank,
+}
+
 pub(crate) struct Policy {
     pub(crate) id: u32,
     priority: u32,
@@ -13,8 +31,8 @@ pub(crate) struct Policy {
     pub(crate) selectors: Selectors,
     /// What the selectors were made from.
     set: SelectorSet,
-    /// Indexes of its outbound SAs, the latest installed last.
-    pub(crate) sas: Vec<u32>,
+    /// Its outbound SAs, by rank, the latest of each rank last.
+    pub(crate) sas: Vec<Candidate>,
     pub(crate) acquired: Option<Time>,
     /// Packets that wait for an SA, at most.
     pub(crate) hold: u16,
@@ -28,7 +46,7 @@ pub(crate) struct Policies {
     places: HashMap<u32, usize>,
     limit: usize,
     /// SAs whose policy does not exist at present.
-    orphans: HashMap<u32, Vec<u32>>,
+    orphans: HashMap<u32, Vec<Candidate>>,
     /// Those that do not protect.
     without_sas: usize,
 }
@@ -106,25 +124,27 @@ impl Policies {
         self.without_sas += usize::from(policy.action != PolicyAction::Protect);
     }
 
-    fn sas(&mut self, id: u32) -> &mut Vec<u32> {
+    fn sas(&mut self, id: u32) -> &mut Vec<Candidate> {
         match self.places.get(&id) {
             Some(at) => &mut self.ordered[*at].sas,
             None => self.orphans.entry(id).or_default(),
         }
     }
 
-    /// The outbound SA that was installed last.
+    /// The outbound SA that is taken before the others.
     pub(crate) fn latest_sa(&self, id: u32) -> Option<u32> {
         let sas = self.places.get(&id).map(|at| &self.ordered[*at].sas).or_else(|| self.orphans.get(&id));
-        sas?.last().copied()
+        sas?.last().map(|sa| sa.index)
     }
 
-    pub(crate) fn add_sa(&mut self, id: u32, index: u32) {
-        self.sas(id).push(index);
+    pub(crate) fn add_sa(&mut self, id: u32, index: u32, rank: Rank) {
+        let sas = self.sas(id);
+        let at = sas.partition_point(|sa| sa.rank <= rank);
+        sas.insert(at, Candidate { index, rank });
     }
 
     pub(crate) fn remove_sa(&mut self, id: u32, index: u32) {
-        self.sas(id).retain(|other| *other != index);
+        self.sas(id).retain(|sa| sa.index != index);
         if self.orphans.get(&id).is_some_and(Vec::is_empty) {
             self.orphans.remove(&id);
         }

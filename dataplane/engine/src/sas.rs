@@ -244,6 +244,11 @@ impl Sas {
         self.outbound.get_mut(index as usize)?.as_mut()
     }
 
+    #[inline]
+    pub(crate) fn outbound_at(&self, index: u32) -> Option<&Outbound> {
+        self.outbound.get(index as usize)?.as_ref()
+    }
+
     /// The outbound SAs with this SPI, with their indexes.
     pub(crate) fn outbound_with(&self, spi: u32) -> impl Iterator<Item = (u32, &Outbound)> {
         let indexes = self.outbound_spis.range((spi, 0)..=(spi, u32::MAX)).map(|(_, index)| *index);

@@ -16,6 +16,9 @@ const WIDTH: usize = 16;
 const EMPTY: u32 = 0;
 const REMOVED: u32 = 1;
 
+/// In the place of a state: current, and another worker's.
+const ELSEWHERE: u8 = 5;
+
 /// Reports on one former SPI at most once in this time.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -32,6 +35,8 @@ pub(crate) enum Known {
     Larval,
     /// With its SA's index.
     Current(u32),
+    /// With the worker that its SA belongs to.
+    Elsewhere(u16),
     Retired,
     /// With its place among the former ones.
     Former(u32),
@@ -141,6 +146,7 @@ impl SpiTable {
             1 => Known::Larval,
             2 => Known::Current(slot),
             3 => Known::Retired,
+            5 => Known::Elsewhere(slot as u16),
             _ => Known::Former(slot),
         }
     }
@@ -149,7 +155,7 @@ impl SpiTable {
         match self.lookup(spi) {
             Known::Unknown => SpiState::Unknown,
             Known::Larval => SpiState::Larval,
-            Known::Current(_) => SpiState::Current,
+            Known::Current(_) | Known::Elsewhere(_) => SpiState::Current,
             Known::Retired => SpiState::Retired,
             Known::Former(_) => SpiState::Former,
         }
@@ -169,6 +175,24 @@ impl SpiTable {
             }
             _ => {}
         }
+        let at = self.place(spi, known)?;
+        let slot = if state == SpiState::Former { self.new_former(spi) } else { index };
+        self.values[at] = u64::from(slot) << 8 | state as u64;
+        Ok(())
+    }
+
+    /// The SPI is current, and this worker has its SA.
+    pub(crate) fn set_elsewhere(&mut self, spi: Spi, worker: u16) -> Result<(), Refused> {
+        let at = self.place(spi, self.lookup(spi))?;
+        self.values[at] = u64::from(worker) << 8 | u64::from(ELSEWHERE);
+        Ok(())
+    }
+
+    /// Where something else will be known of an SPI.
+    fn place(&mut self, spi: Spi, known: Known) -> Result<usize, Refused> {
+        if spi.0 < 256 {
+            return Err(Refused::Impossible("SPI"));
+        }
         let at = match self.find(spi) {
             Some(at) => at,
             None => self.insert(spi)?,
@@ -176,9 +200,7 @@ impl SpiTable {
         if let Known::Former(slot) = known {
             self.release(slot);
         }
-        let slot = if state == SpiState::Former { self.new_former(spi) } else { index };
-        self.values[at] = u64::from(slot) << 8 | state as u64;
-        Ok(())
+        Ok(at)
     }
 
     fn insert(&mut self, spi: Spi) -> Result<usize, Refused> {

@@ -39,6 +39,7 @@ mod tests {
             spi: Spi(0xc0ff_ee01),
             index: 1,
             policy: 1,
+            resource: Default::default(),
             mode: Mode::Transport,
             suite,
             keymat: KeyMaterial::new(&[0x42; 36][..suite.keymat_length()]).unwrap(),

@@ -93,6 +93,7 @@ fn parameters(suite: Suite, esn: bool, in_udp: bool, outer_six: bool) -> SaParam
         spi: SPI,
         index: 0,
         policy: 1,
+        resource: Default::default(),
         mode: Mode::Tunnel,
         suite,
         keymat: KeyMaterial::new(&keymat).unwrap(),

@@ -2,8 +2,8 @@
 //!
 //! A [`Umem`] is cut into chunks; the one [`XdpFrame`] of each chunk is in the [`Pool`], with the worker, or spent
 //! on a ring of the kernel's. Data passes: kernel → [`Port::receive`] → engine → [`Port::transmit`] (staged) →
-//! [`Port::flush`] → kernel; [`Port::replenish`] takes back what was sent and gives the kernel empty frames. The two
-//! ports of a worker share one UMEM, so a frame crosses the gateway without a copy.
+//! [`Port::flush`] → kernel; [`Port::replenish`] takes back what was sent and gives the kernel empty frames. All
+//! ports of all workers share one UMEM, so a frame crosses the gateway without a copy.
 //!
 //! [`Tuns`] are the host's own stack instead of a wire; a packet is copied there.
 //!
@@ -17,11 +17,11 @@ mod tun;
 mod umem;
 mod xdp;
 
-pub use driver::driver_name;
+pub use driver::{driver_name, receive_queues};
 pub use memory::MemoryPort;
 pub use tun::{MAX_TUN_MTU, Tuns};
 pub use umem::{CHUNK, HEADROOM, Pool, Umem, XdpFrame};
-pub use xdp::{BindError, Interface, SocketCounts, XdpPort, bind_outside, bind_pair};
+pub use xdp::{BindError, SocketCounts, WorkerPorts, XdpPort, bind_workers};
 
 use arrayvec::ArrayVec;
 use spindle_engine::{BURST, Frame};

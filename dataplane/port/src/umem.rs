@@ -13,7 +13,7 @@ pub const HEADROOM: usize = 256;
 /// Octets of a huge page: fewer faults at the start, and fewer misses of the TLB for each packet.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Memory that the kernel and one worker share; it lives as long as the process, so that a frame needs no reference
+/// Memory that the kernel and the workers share; it lives as long as the process, so that a frame needs no reference
 /// count.
 #[derive(Debug)]
 pub struct Umem {
@@ -29,6 +29,25 @@ unsafe impl Sync for Umem {}
 impl Umem {
     /// Memory for `chunks` frames, all of them in the pool.
     pub fn create(chunks: usize) -> io::Result<(&'static Umem, Pool<XdpFrame>)> {
+        let (umem, mut pools) = Umem::divided(chunks, 1)?;
+        Ok((umem, pools.remove(0)))
+    }
+
+    /// Memory for so many pools with `chunks` frames each. Any pool has room for all frames, so that these may move from one to
+    /// another.
+    pub(crate) fn divided(chunks: usize, pools: usize) -> io::Result<(&'static Umem, Vec<Pool<XdpFrame>>)> {
+        let all = chunks * pools;
+        let (umem, chunk) = (Umem::map(all)?, |n: usize| (n * CHUNK) as u64);
+        let fill = |first: usize| {
+            let mut pool = Pool::with_capacity(all);
+            let own = first * chunks..(first + 1) * chunks;
+            own.for_each(|n| pool.put(umem.token(chunk(n), HEADROOM as u16, HEADROOM as u16)));
+            pool
+        };
+        Ok((umem, (0..pools).map(fill).collect()))
+    }
+
+    fn map(chunks: usize) -> io::Result<&'static Umem> {
         let octets = chunks * CHUNK;
         // SAFETY: a fresh anonymous mapping aliases nothing; it is never unmapped.
         let mapping = unsafe {
@@ -48,12 +67,7 @@ impl Umem {
             let _ = rustix::mm::madvise(start.cast(), octets, Advice::LinuxPopulateWrite);
         }
         let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
-        let umem: &'static Umem = Box::leak(Box::new(Umem { start, octets }));
-        let mut pool = Pool::with_capacity(chunks);
-        for chunk in 0..chunks {
-            pool.put(umem.token((chunk * CHUNK) as u64, HEADROOM as u16, HEADROOM as u16));
-        }
-        Ok((umem, pool))
+        Ok(Box::leak(Box::new(Umem { start, octets })))
     }
 
     pub(crate) fn address(&self) -> u64 {
@@ -232,6 +246,20 @@ mod tests {
         frame.data_mut().fill(9);
         let (address, length) = umem.give_to_kernel(frame).unwrap();
         assert_eq!(umem.frame_from_kernel(address, length).unwrap().data(), [9; 100]);
+    }
+
+    #[test]
+    fn divided_memory_gives_each_pool_its_own_chunks() {
+        let (umem, mut pools) = Umem::divided(2, 3).unwrap();
+        let mut offsets = Vec::new();
+        for pool in &mut pools {
+            assert_eq!(pool.len(), 2);
+            while let Some(frame) = pool.take() {
+                offsets.push(umem.give_to_kernel(frame).unwrap().0 / CHUNK as u64);
+            }
+        }
+        offsets.sort_unstable();
+        assert_eq!(offsets, [0, 1, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Descriptors in a receive, transmit or completion ring.
 const RING: u32 = 2048;
-/// Frames for both ports: three receive rings and as many in fill rings, two transmit rings and as many completions.
+/// A worker's frames, for both ports: three receive rings and as many in fill rings, two transmit rings and as many completions.
 const CHUNKS: usize = 10 * RING as usize;
 /// Frames that the kernel sends for one call, instead of 32.
 const TRANSMIT_BUDGET: u32 = 512;
@@ -33,33 +33,33 @@ const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 const SEND_BUFFER: usize = 32 << 20;
 
 /// A queue to be bound.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Interface {
+#[derive(Clone, Copy, Debug)]
+struct Interface {
     /// The interface's index.
-    pub index: u32,
+    index: u32,
     /// The queue on it.
-    pub queue: u32,
+    queue: u32,
 }
 
 /// Why there are no sockets, with the fix.
 #[derive(Debug)]
 pub struct BindError {
     step: &'static str,
-    interface: Option<u32>,
+    interface: Option<Interface>,
     error: io::Error,
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AF_XDP: cannot {}", self.step)?;
-        if let Some(index) = self.interface {
-            write!(f, " (interface {index})")?;
+        if let Some(Interface { index, queue }) = self.interface {
+            write!(f, " (interface {index}, queue {queue})")?;
         }
         let fix = match self.error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => "start as root or with CAP_NET_RAW and CAP_BPF",
             Some(libc::EAFNOSUPPORT) => "the kernel needs CONFIG_XDP_SOCKETS",
             Some(libc::EBUSY) => "another process has bound this queue",
-            Some(libc::ENODEV | libc::ENXIO) => "the interface is gone or has no such queue",
+            Some(libc::ENODEV | libc::ENXIO | libc::EINVAL) => "the interface is gone or has no such queue",
             Some(libc::ENOBUFS | libc::ENOMEM) => "memory is short, or `ulimit -l` too low",
             _ => "Linux 5.11 or later is needed",
         };
@@ -107,50 +107,72 @@ struct Background {
     receive: FromKernel<XdpDesc>,
 }
 
-/// Two ports that share one UMEM, and the pool of its frames; the outside one has a background. Zero-copy where both
-/// drivers can, else copy. They are ready to receive once a program's XSKMAPs name their sockets.
-pub fn bind_pair(
-    inside: Interface,
-    outside: Interface,
-) -> Result<(XdpPort, XdpPort, Pool<XdpFrame>), BindError> {
-    let (umem, mut pool) = Umem::create(CHUNKS).map_err(|error| BindError {
-        step: "map memory for packets",
-        interface: None,
-        error,
-    })?;
-    let (mut inside, mut outside) = try_bind_pair(umem, inside, outside, SocketAddrXdpFlags::XDP_ZEROCOPY)
-        .or_else(|_| try_bind_pair(umem, inside, outside, SocketAddrXdpFlags::XDP_COPY))?;
-    inside.replenish(&mut pool);
-    outside.replenish(&mut pool);
-    Ok((inside, outside, pool))
+/// What one worker has: a queue of each side, and its pool.
+pub struct WorkerPorts {
+    /// `None`: the inside is none of ours.
+    pub inside: Option<XdpPort>,
+    /// With a background.
+    pub outside: XdpPort,
+    /// Its frames.
+    pub pool: Pool<XdpFrame>,
 }
 
-/// The outside port alone, with its background, and the pool of its frames: the inside is none of ours.
-pub fn bind_outside(outside: Interface) -> Result<(XdpPort, Pool<XdpFrame>), BindError> {
-    let (umem, mut pool) = Umem::create(CHUNKS).map_err(|error| BindError {
-        step: "map memory for packets",
-        interface: None,
-        error,
-    })?;
-    let mut outside = try_bind_outside(umem, outside, SocketAddrXdpFlags::XDP_ZEROCOPY)
-        .or_else(|_| try_bind_outside(umem, outside, SocketAddrXdpFlags::XDP_COPY))?;
-    outside.replenish(&mut pool);
-    Ok((outside, pool))
+/// Ports for so many workers: the first one's on queue 0 of both interfaces, the next one's on queue 1, and so on. All share
+/// one UMEM, so that a frame may leave by any of them. Zero-copy where both drivers can, else copy. They are ready to
+/// receive once a program's XSKMAPs name their sockets.
+pub fn bind_workers(inside: Option<u32>, outside: u32, workers: u32) -> Result<Vec<WorkerPorts>, BindError> {
+    let memory = |error| BindError { step: "map memory for packets", interface: None, error };
+    let (umem, pools) = Umem::divided(CHUNKS, workers as usize).map_err(memory)?;
+    let bound = bind_queues(umem, inside, outside, workers, SocketAddrXdpFlags::XDP_ZEROCOPY)
+        .or_else(|_| bind_queues(umem, inside, outside, workers, SocketAddrXdpFlags::XDP_COPY))?;
+    let ports = bound.into_iter().zip(pools).map(|((mut inside, mut outside), mut pool)| {
+        inside.replenish(&mut pool);
+        outside.replenish(&mut pool);
+        WorkerPorts { inside, outside, pool }
+    });
+    Ok(ports.collect())
 }
 
-fn try_bind_outside(
+fn bind_queues(
     umem: &'static Umem,
-    outside: Interface,
+    inside: Option<u32>,
+    outside: u32,
+    workers: u32,
     mode: SocketAddrXdpFlags,
+) -> Result<Vec<(Option<XdpPort>, XdpPort)>, BindError> {
+    let mut bound: Vec<(Option<XdpPort>, XdpPort)> = Vec::new();
+    for queue in 0..workers {
+        let first = bound.first().map(|(inside, outside)| inside.as_ref().unwrap_or(outside));
+        let inside = match inside {
+            Some(index) => Some(bind_port(umem, Interface { index, queue }, RING, mode, first)?),
+            None => None,
+        };
+        let at = Interface { index: outside, queue };
+        // Its background receives as much again.
+        let mut outside = bind_port(umem, at, 2 * RING, mode, first.or(inside.as_ref()))?;
+        add_background(&mut outside, open_socket()?, at)?;
+        bound.push((inside, outside));
+    }
+    Ok(bound)
+}
+
+/// The first port registers the memory, by its flags all others are bound.
+fn bind_port(
+    umem: &'static Umem,
+    at: Interface,
+    fill: u32,
+    mode: SocketAddrXdpFlags,
+    first: Option<&XdpPort>,
 ) -> Result<XdpPort, BindError> {
-    let (one, two) = (open_socket()?, open_socket()?);
-    register(umem, &one)?;
-    let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-    let mut port = XdpPort::open(one, umem, outside, 2 * RING, |socket| {
-        rustix::net::bind(socket, &SocketAddrXdp::new(flags, outside.index, outside.queue))
-    })?;
-    add_background(&mut port, two, outside)?;
-    Ok(port)
+    let socket = open_socket()?;
+    let Some(first) = first else {
+        register(umem, &socket)?;
+        let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        let bind =
+            |socket: &OwnedFd| rustix::net::bind(socket, &SocketAddrXdp::new(flags, at.index, at.queue));
+        return XdpPort::open(socket, umem, at, fill, bind);
+    };
+    XdpPort::open(socket, umem, at, fill, |socket| share(socket, first, at))
 }
 
 fn open_socket() -> Result<OwnedFd, BindError> {
@@ -189,23 +211,6 @@ fn add_background(port: &mut XdpPort, socket: OwnedFd, interface: Interface) -> 
     Ok(())
 }
 
-fn try_bind_pair(
-    umem: &'static Umem,
-    inside: Interface,
-    outside: Interface,
-    mode: SocketAddrXdpFlags,
-) -> Result<(XdpPort, XdpPort), BindError> {
-    let (one, two, three) = (open_socket()?, open_socket()?, open_socket()?);
-    register(umem, &one)?;
-    let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-    let one = XdpPort::open(one, umem, inside, RING, |socket| {
-        rustix::net::bind(socket, &SocketAddrXdp::new(flags, inside.index, inside.queue))
-    })?;
-    let mut two = XdpPort::open(two, umem, outside, 2 * RING, |socket| share(socket, &one, outside))?;
-    add_background(&mut two, three, outside)?;
-    Ok((one, two))
-}
-
 fn receive_ring(socket: &OwnedFd) -> io::Result<FromKernel<XdpDesc>> {
     sockopt::set_xdp_rx_ring_size(socket, RING)?;
     let offsets = sockopt::xdp_mmap_offsets(socket)?;
@@ -226,7 +231,7 @@ fn bind_patiently(interface: Interface, bind: impl Fn() -> Result<(), Errno>) ->
 
 impl BindError {
     fn at(step: &'static str, interface: Interface) -> impl Fn(io::Error) -> BindError + Copy {
-        move |error| BindError { step, interface: Some(interface.index), error }
+        move |error| BindError { step, interface: Some(interface), error }
     }
 }
 

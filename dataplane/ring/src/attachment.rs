@@ -22,6 +22,8 @@ pub const ENVIRONMENT: &str = "SPINDLE_ATTACHMENT";
 pub const COMMAND_SLOTS: u64 = 4096;
 /// Records in each ring of events.
 pub const EVENT_SLOTS: u64 = 16_384;
+/// Workers of a dataplane at most: what one message can hand over.
+pub const MAX_WORKERS: usize = 16;
 
 /// "spindle" and the version of the header.
 const MAGIC: u64 = u64::from_be_bytes(*b"spindle\x01");
@@ -35,7 +37,7 @@ pub enum Side {
     Control,
 }
 
-/// What is shared. The order is that of `AttachmentFds::fds`; the value goes into the header.
+/// What is shared; the value goes into the header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum Part {
@@ -51,10 +53,61 @@ enum Part {
     EventBell,
 }
 
-/// How many there are.
-pub(crate) const PARTS: usize = 8;
+/// How many there are with one worker.
+const PARTS: usize = 8;
+/// How many there are at most.
+pub(crate) const MAX_PARTS: usize = PARTS + (MAX_WORKERS - 1) * Part::OF_WORKER.len();
+
+/// A part, and whose it is; what all workers share is the first one's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    part: Part,
+    worker: usize,
+}
+
+impl Place {
+    /// All, in the order of descriptors.
+    fn all(workers: usize) -> impl Iterator<Item = Place> {
+        let first = Part::ALL.into_iter().map(|part| Place { part, worker: 0 });
+        let of = |worker| Part::OF_WORKER.into_iter().map(move |part| Place { part, worker });
+        first.chain((1..workers).flat_map(of))
+    }
+
+    /// Its descriptor's place in that order.
+    fn number(self) -> usize {
+        match self.worker {
+            0 => self.part as usize - 1,
+            worker => {
+                let own = Part::OF_WORKER.iter().position(|part| *part == self.part);
+                PARTS + (worker - 1) * Part::OF_WORKER.len() + own.expect("of a worker")
+            }
+        }
+    }
+
+    fn name(self) -> String {
+        match self.worker {
+            0 => self.part.name().into(),
+            worker => format!("{}-{worker}", self.part.name()),
+        }
+    }
+
+    /// In the header, by which a part is known.
+    fn tag(self) -> u64 {
+        self.part as u64 | (self.worker as u64) << 8
+    }
+}
+
+/// The workers of an attachment with so many parts.
+fn workers_of(parts: usize) -> Option<usize> {
+    let more = parts.checked_sub(PARTS)?;
+    let whole = more % Part::OF_WORKER.len() == 0 && parts <= MAX_PARTS;
+    whole.then_some(1 + more / Part::OF_WORKER.len())
+}
 
 impl Part {
+    /// What each worker has of its own.
+    const OF_WORKER: [Part; 4] = [Part::Commands, Part::Urgent, Part::Noise, Part::CommandBell];
+
     const ALL: [Part; PARTS] = [
         Part::Commands,
         Part::Urgent,
@@ -144,41 +197,51 @@ impl std::error::Error for AttachError {}
 #[derive(Clone)]
 pub struct AttachmentFds {
     generation: u64,
-    fds: [Arc<OwnedFd>; PARTS],
+    /// In the order of `Place::all`.
+    fds: Vec<Arc<OwnedFd>>,
     /// The regions, for control.
     read_only: [Arc<OwnedFd>; 3],
 }
 
 impl AttachmentFds {
-    /// Fresh, empty rings and regions. `generation` counts the attachments of a supervisor.
+    /// Fresh, empty rings and regions for one worker. `generation` counts the attachments of a supervisor.
     pub fn create(generation: u64) -> io::Result<AttachmentFds> {
-        AttachmentFds::with(generation, |_| None)
+        AttachmentFds::for_workers(generation, 1)
+    }
+
+    /// The same for so many workers, 1 to [`MAX_WORKERS`].
+    pub fn for_workers(generation: u64, workers: usize) -> io::Result<AttachmentFds> {
+        AttachmentFds::with(generation, workers.clamp(1, MAX_WORKERS), |_| None)
     }
 
     /// The attachment after this one, when a child has died: fresh rings, and the regions that outlive it. Where both
     /// have died, the dataplane is the one to name.
     pub fn successor(&self, died: Side) -> io::Result<AttachmentFds> {
-        let kept = |part: Part| part.outlives(died).then(|| self.fds[part as usize - 1].clone());
-        AttachmentFds::with(self.generation + 1, kept)
+        let kept = |place: Place| place.part.outlives(died).then(|| self.fds[place.number()].clone());
+        let workers = workers_of(self.fds.len()).unwrap_or(1);
+        AttachmentFds::with(self.generation + 1, workers, kept)
     }
 
-    fn with(generation: u64, kept: impl Fn(Part) -> Option<Arc<OwnedFd>>) -> io::Result<AttachmentFds> {
-        let mut fds = Vec::with_capacity(Part::ALL.len());
-        for part in Part::ALL {
-            if let Some(kept) = kept(part) {
+    fn with(
+        generation: u64,
+        workers: usize,
+        kept: impl Fn(Place) -> Option<Arc<OwnedFd>>,
+    ) -> io::Result<AttachmentFds> {
+        let mut fds = Vec::with_capacity(MAX_PARTS);
+        for place in Place::all(workers) {
+            if let Some(kept) = kept(place) {
                 fds.push(kept);
                 continue;
             }
-            fds.push(Arc::new(match part.octets() {
+            fds.push(Arc::new(match place.part.octets() {
                 Some(octets) => {
-                    let fd = memory::create_memfd(&format!("spindle-{}", part.name()), octets)?;
-                    write_header(&fd, part, octets, generation)?;
+                    let fd = memory::create_memfd(&format!("spindle-{}", place.name()), octets)?;
+                    write_header(&fd, place, octets, generation)?;
                     fd
                 }
                 None => eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             }));
         }
-        let fds: [Arc<OwnedFd>; PARTS] = fds.try_into().expect("one for each part");
         let read_only = [
             Arc::new(memory::read_only(&fds[Part::Sas as usize - 1])?),
             Arc::new(memory::read_only(&fds[Part::Windows as usize - 1])?),
@@ -193,26 +256,30 @@ impl AttachmentFds {
     }
 
     /// One side's descriptors, in their order.
-    pub(crate) fn of(&self, side: Side) -> [&Arc<OwnedFd>; PARTS] {
-        Part::ALL.map(|part| self.fd(side, part))
+    pub(crate) fn of(&self, side: Side) -> Vec<&Arc<OwnedFd>> {
+        self.places().map(|place| self.fd(side, place)).collect()
     }
 
-    fn fd(&self, side: Side, part: Part) -> &Arc<OwnedFd> {
-        match (side, part) {
+    fn places(&self) -> impl Iterator<Item = Place> + use<> {
+        Place::all(workers_of(self.fds.len()).unwrap_or(1))
+    }
+
+    fn fd(&self, side: Side, place: Place) -> &Arc<OwnedFd> {
+        match (side, place.part) {
             (Side::Control, Part::Sas) => &self.read_only[0],
             (Side::Control, Part::Windows) => &self.read_only[1],
             (Side::Control, Part::Counters) => &self.read_only[2],
-            _ => &self.fds[part as usize - 1],
+            _ => &self.fds[place.number()],
         }
     }
 
     /// Lets the child that `command` will start inherit its side's descriptors, and tells it which they are.
     pub fn give<'a>(&self, side: Side, command: &'a mut Command) -> &'a mut Command {
-        let fds = self.of(side).map(Arc::clone);
-        let named: Vec<String> = Part::ALL
-            .iter()
+        let fds: Vec<_> = self.of(side).into_iter().cloned().collect();
+        let named: Vec<String> = self
+            .places()
             .zip(&fds)
-            .map(|(part, fd)| format!("{}:{}", part.name(), fd.as_raw_fd()))
+            .map(|(place, fd)| format!("{}:{}", place.name(), fd.as_raw_fd()))
             .collect();
         command.env(ENVIRONMENT, named.join(","));
         inherit(command, fds)
@@ -230,15 +297,16 @@ impl AttachmentFds {
 
     fn duplicate(&self, side: Side) -> Result<Inherited, AttachError> {
         let mut fds = Vec::new();
-        for part in Part::ALL {
-            fds.push(self.fd(side, part).try_clone().map_err(|e| AttachError::Part(part.name(), e))?);
+        for place in self.places() {
+            let fd = self.fd(side, place).try_clone();
+            fds.push(fd.map_err(|e| AttachError::Part(place.part.name(), e))?);
         }
-        Ok(Inherited(fds.try_into().expect("one for each part")))
+        Ok(Inherited(fds))
     }
 }
 
 /// Lets the child that `command` will start inherit these descriptors.
-pub(crate) fn inherit<const N: usize>(command: &mut Command, fds: [Arc<OwnedFd>; N]) -> &mut Command {
+pub(crate) fn inherit(command: &mut Command, fds: Vec<Arc<OwnedFd>>) -> &mut Command {
     // SAFETY: between fork and exec the closure only calls fcntl, which is async-signal-safe, on descriptors that it
     // keeps open; it allocates nothing.
     unsafe {
@@ -261,18 +329,27 @@ pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-fn write_header(fd: &OwnedFd, part: Part, octets: usize, generation: u64) -> io::Result<()> {
+fn write_header(fd: &OwnedFd, place: Place, octets: usize, generation: u64) -> io::Result<()> {
     let words = Mapping::new(fd, octets, true)?;
-    for (word, value) in words.iter().zip([MAGIC, LAYOUT_HASH, generation, part as u64]) {
+    for (word, value) in words.iter().zip([MAGIC, LAYOUT_HASH, generation, place.tag()]) {
         word.store(value, Ordering::Relaxed);
     }
     Ok(())
 }
 
-/// One side's descriptors.
-pub(crate) struct Inherited(pub(crate) [OwnedFd; PARTS]);
+/// One side's descriptors, in the order of `Place::all`.
+pub(crate) struct Inherited(Vec<OwnedFd>);
 
 impl Inherited {
+    /// `None`: no attachment has so many.
+    pub(crate) fn new(fds: Vec<OwnedFd>) -> Option<Inherited> {
+        workers_of(fds.len()).map(|_| Inherited(fds))
+    }
+
+    fn workers(&self) -> usize {
+        workers_of(self.0.len()).unwrap_or(1)
+    }
+
     fn from_environment() -> Result<Inherited, AttachError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let names = std::env::var(ENVIRONMENT).map_err(|_| AttachError::Environment)?;
@@ -281,25 +358,32 @@ impl Inherited {
             return Err(AttachError::Twice);
         }
         let mut fds = Vec::new();
-        for (part, number) in Part::ALL.iter().zip(numbers) {
-            fds.push(inherited(number).map_err(|e| AttachError::Part(part.name(), e))?);
+        let workers = workers_of(numbers.len()).ok_or(AttachError::Environment)?;
+        for (place, number) in Place::all(workers).zip(numbers) {
+            fds.push(inherited(number).map_err(|e| AttachError::Part(place.part.name(), e))?);
         }
-        Ok(Inherited(fds.try_into().expect("one for each part")))
+        Ok(Inherited(fds))
     }
 
-    fn bell(&self, part: Part) -> Result<Bell, AttachError> {
-        let fd = self.0[part as usize - 1].try_clone().map_err(|e| AttachError::Part(part.name(), e))?;
+    fn bell(&self, place: Place) -> Result<Bell, AttachError> {
+        let fd = self.0[place.number()].try_clone().map_err(|e| AttachError::Part(place.part.name(), e))?;
         Ok(Bell::new(fd))
     }
 
+    /// What all workers share.
+    fn common(&self, part: Part, side: Side) -> Result<Mapping, AttachError> {
+        self.map(Place { part, worker: 0 }, side)
+    }
+
     /// Maps a part after checking its header.
-    fn map(&self, part: Part, side: Side) -> Result<Mapping, AttachError> {
+    fn map(&self, place: Place, side: Side) -> Result<Mapping, AttachError> {
+        let part = place.part;
         let octets = part.octets().unwrap_or(0);
         let writable = side == Side::Dataplane || !part.dataplane_writes_alone();
-        let mapping = Mapping::new(self.0[part as usize - 1].as_fd(), octets, writable)
+        let mapping = Mapping::new(self.0[place.number()].as_fd(), octets, writable)
             .map_err(|e| AttachError::Part(part.name(), e))?;
         let word = |i: usize| mapping[i].load(Ordering::Relaxed);
-        if (word(0), word(1), word(3)) != (MAGIC, LAYOUT_HASH, part as u64) {
+        if (word(0), word(1), word(3)) != (MAGIC, LAYOUT_HASH, place.tag()) {
             return Err(AttachError::Layout(part.name()));
         }
         // A region may be of an earlier attachment.
@@ -309,7 +393,7 @@ impl Inherited {
         Ok(mapping)
     }
 
-    /// The number in the ring of commands, which the other parts must bear too.
+    /// The number in the first ring of commands, which the other parts must bear too.
     fn generation(&self) -> Result<u64, AttachError> {
         let part = Part::Commands;
         let mapping = Mapping::new(self.0[0].as_fd(), part.octets().unwrap_or(0), true)
@@ -317,44 +401,58 @@ impl Inherited {
         Ok(mapping[2].load(Ordering::Relaxed))
     }
 
-    fn ring(&self, part: Part, side: Side) -> Result<Arc<Mapping>, AttachError> {
-        let mapping = self.map(part, side)?;
+    fn ring(&self, place: Place, side: Side) -> Result<Arc<Mapping>, AttachError> {
+        let mapping = self.map(place, side)?;
         mapping.lock(); // commands may hold keys, and a page fault costs a burst
         Ok(Arc::new(mapping))
     }
 }
 
-/// The descriptors' numbers in the order of `Part::ALL`, each once.
-fn parse(names: &str) -> Option<[RawFd; PARTS]> {
-    let mut numbers = [None; PARTS];
-    for entry in names.split(',') {
+/// The descriptors' numbers in the order of `Place::all`, each once.
+fn parse(names: &str) -> Option<Vec<RawFd>> {
+    let entries: Vec<&str> = names.split(',').collect();
+    let places: Vec<Place> = Place::all(workers_of(entries.len())?).collect();
+    let mut numbers = vec![None; places.len()];
+    for entry in entries {
         let (name, number) = entry.split_once(':')?;
-        let at = Part::ALL.iter().position(|p| p.name() == name)?;
+        let at = places.iter().position(|place| place.name() == name)?;
         let number: RawFd = number.parse().ok().filter(|n| *n > 2)?;
         if numbers.contains(&Some(number)) || numbers[at].replace(number).is_some() {
             return None;
         }
     }
-    let mut all = [0; PARTS];
-    for (to, number) in all.iter_mut().zip(numbers) {
-        *to = number?;
-    }
-    Some(all)
+    numbers.into_iter().collect()
 }
 
-/// The dataplane's side of an attachment.
-pub struct DataplaneSide {
-    /// Which attachment this is.
-    pub generation: u64,
+/// A worker's ends of its rings.
+pub struct WorkerRings {
     /// From control.
     pub commands: Consumer<CommandRecord>,
     /// Events that must arrive.
     pub urgent: Producer<EventRecord>,
     /// Events that may be lost.
     pub noise: Producer<EventRecord>,
-    /// What is hot of each SA, for the engine.
+}
+
+/// Control's ends of a worker's rings.
+pub struct ControlRings {
+    /// To the worker.
+    pub commands: Producer<CommandRecord>,
+    /// Events that must arrive.
+    pub urgent: Consumer<EventRecord>,
+    /// Events that may be lost.
+    pub noise: Consumer<EventRecord>,
+}
+
+/// The dataplane's side of an attachment.
+pub struct DataplaneSide {
+    /// Which attachment this is.
+    pub generation: u64,
+    /// Each worker's rings.
+    pub workers: Vec<WorkerRings>,
+    /// What is hot of each SA, for the engines.
     pub sas: Words,
-    /// Large replay windows, for the engine.
+    /// Large replay windows, for the engines.
     pub windows: Words,
     /// What each SA carried, for control.
     pub activity: ActivityWriter,
@@ -371,20 +469,27 @@ impl DataplaneSide {
     pub(crate) fn open(fds: &Inherited) -> Result<DataplaneSide, AttachError> {
         let side = Side::Dataplane;
         let stale = |part: Part| move || AttachError::Stale(part.name());
-        let ring = |part| fds.ring(part, side);
-        let sas = Arc::new(fds.map(Part::Sas, side)?);
+        let rings = |worker| {
+            let ring = |part| fds.ring(Place { part, worker }, side);
+            let command_bell = fds.bell(Place { part: Part::CommandBell, worker })?;
+            let event_bell = || fds.bell(Place { part: Part::EventBell, worker: 0 });
+            Ok(WorkerRings {
+                commands: Consumer::new(ring(Part::Commands)?, COMMAND_SLOTS, Some(command_bell))
+                    .ok_or_else(stale(Part::Commands))?,
+                urgent: Producer::new(ring(Part::Urgent)?, EVENT_SLOTS, Some(event_bell()?))
+                    .ok_or_else(stale(Part::Urgent))?,
+                noise: Producer::new(ring(Part::Noise)?, EVENT_SLOTS, Some(event_bell()?))
+                    .ok_or_else(stale(Part::Noise))?,
+            })
+        };
+        let sas = Arc::new(fds.common(Part::Sas, side)?);
         Ok(DataplaneSide {
             generation: fds.generation()?,
-            commands: Consumer::new(ring(Part::Commands)?, COMMAND_SLOTS, Some(fds.bell(Part::CommandBell)?))
-                .ok_or_else(stale(Part::Commands))?,
-            urgent: Producer::new(ring(Part::Urgent)?, EVENT_SLOTS, Some(fds.bell(Part::EventBell)?))
-                .ok_or_else(stale(Part::Urgent))?,
-            noise: Producer::new(ring(Part::Noise)?, EVENT_SLOTS, Some(fds.bell(Part::EventBell)?))
-                .ok_or_else(stale(Part::Noise))?,
+            workers: (0..fds.workers()).map(rings).collect::<Result<_, AttachError>>()?,
             sas: Words(sas.clone()),
-            windows: Words(Arc::new(fds.map(Part::Windows, side)?)),
+            windows: Words(Arc::new(fds.common(Part::Windows, side)?)),
             activity: ActivityWriter(sas),
-            counters: CounterWriter(fds.map(Part::Counters, side)?),
+            counters: CounterWriter(fds.common(Part::Counters, side)?),
         })
     }
 }
@@ -393,12 +498,8 @@ impl DataplaneSide {
 pub struct ControlSide {
     /// Which attachment this is.
     pub generation: u64,
-    /// To the dataplane.
-    pub commands: Producer<CommandRecord>,
-    /// Events that must arrive.
-    pub urgent: Consumer<EventRecord>,
-    /// Events that may be lost.
-    pub noise: Consumer<EventRecord>,
+    /// Each worker's rings.
+    pub workers: Vec<ControlRings>,
     /// What each SA carried.
     pub activity: ActivityReader,
     /// All the dataplane's counters.
@@ -415,16 +516,23 @@ impl ControlSide {
     pub(crate) fn open(fds: &Inherited) -> Result<ControlSide, AttachError> {
         let side = Side::Control;
         let stale = |part: Part| move || AttachError::Stale(part.name());
-        let ring = |part| fds.ring(part, side);
+        let rings = |worker| {
+            let ring = |part| fds.ring(Place { part, worker }, side);
+            let bell = fds.bell(Place { part: Part::CommandBell, worker })?;
+            Ok(ControlRings {
+                commands: Producer::new(ring(Part::Commands)?, COMMAND_SLOTS, Some(bell))
+                    .ok_or_else(stale(Part::Commands))?,
+                urgent: Consumer::new(ring(Part::Urgent)?, EVENT_SLOTS, None)
+                    .ok_or_else(stale(Part::Urgent))?,
+                noise: Consumer::new(ring(Part::Noise)?, EVENT_SLOTS, None).ok_or_else(stale(Part::Noise))?,
+            })
+        };
         Ok(ControlSide {
             generation: fds.generation()?,
-            commands: Producer::new(ring(Part::Commands)?, COMMAND_SLOTS, Some(fds.bell(Part::CommandBell)?))
-                .ok_or_else(stale(Part::Commands))?,
-            urgent: Consumer::new(ring(Part::Urgent)?, EVENT_SLOTS, None).ok_or_else(stale(Part::Urgent))?,
-            noise: Consumer::new(ring(Part::Noise)?, EVENT_SLOTS, None).ok_or_else(stale(Part::Noise))?,
-            activity: ActivityReader(fds.map(Part::Sas, side)?),
-            counters: CounterReader(fds.map(Part::Counters, side)?),
-            bell: fds.bell(Part::EventBell)?,
+            workers: (0..fds.workers()).map(rings).collect::<Result<_, AttachError>>()?,
+            activity: ActivityReader(fds.common(Part::Sas, side)?),
+            counters: CounterReader(fds.common(Part::Counters, side)?),
+            bell: fds.bell(Place { part: Part::EventBell, worker: 0 })?,
         })
     }
 
@@ -435,16 +543,21 @@ impl ControlSide {
 
     /// Announces that control will sleep until its bell rings. `Ok(false)`: events are here, don't sleep.
     pub fn announce_sleep(&mut self) -> Result<bool, Broken> {
-        // Both, not one after the other's refusal: an announcement that stays costs one needless ring at most.
-        let urgent = self.urgent.announce_sleep()?;
-        let noise = self.noise.announce_sleep()?;
-        Ok(urgent && noise)
+        // All, not one after the other's refusal: an announcement that stays costs one needless ring at most.
+        let mut quiet = true;
+        for rings in &mut self.workers {
+            quiet &= rings.urgent.announce_sleep()?;
+            quiet &= rings.noise.announce_sleep()?;
+        }
+        Ok(quiet)
     }
 
     /// Takes the announcements back and silences the bell; before looking at the rings.
     pub fn awake(&mut self) {
-        self.urgent.awake();
-        self.noise.awake();
+        for rings in &mut self.workers {
+            rings.urgent.awake();
+            rings.noise.awake();
+        }
         self.bell.silence();
     }
 }

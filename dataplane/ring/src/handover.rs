@@ -1,7 +1,7 @@
 //! How a child that lives on comes by the next attachment when the other one has died: over a socket that the supervisor
 //! left to it, with the descriptors in the message.
 
-use crate::attachment::{Inherited, PARTS, inherit, inherited};
+use crate::attachment::{Inherited, MAX_PARTS, inherit, inherited};
 use crate::{AttachError, AttachmentFds, ControlSide, DataplaneSide, Side};
 use rustix::io::Errno;
 use rustix::net::{
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The environment variable that names a child's end of the socket, by its number.
 pub const HANDOVER_ENVIRONMENT: &str = "SPINDLE_HANDOVER";
 
-const SPACE: usize = rustix::cmsg_space!(ScmRights(PARTS));
+const SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_PARTS));
 
 /// The supervisor's end: one for each child that it starts.
 #[derive(Debug)]
@@ -30,13 +30,13 @@ impl Handover {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         command.env(HANDOVER_ENVIRONMENT, theirs.as_raw_fd().to_string());
-        inherit(command, [Arc::new(theirs)]);
+        inherit(command, vec![Arc::new(theirs)]);
         Ok(Handover(ours))
     }
 
     /// Gives the child its side of the next attachment; `other` is the new process at the other side.
     pub fn give(&self, side: Side, attachment: &AttachmentFds, other: u32) -> io::Result<()> {
-        let fds = attachment.of(side).map(|fd| fd.as_fd());
+        let fds: Vec<_> = attachment.of(side).into_iter().map(|fd| fd.as_fd()).collect();
         let mut space = [MaybeUninit::uninit(); SPACE];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
@@ -100,8 +100,8 @@ impl Heir {
             _ => None,
         });
         let fds: Vec<OwnedFd> = rights.flatten().collect();
-        match fds.try_into() {
-            Ok(fds) if received == message.len() => Ok(Some((Inherited(fds), u32::from_ne_bytes(message)))),
+        match Inherited::new(fds) {
+            Some(fds) if received == message.len() => Ok(Some((fds, u32::from_ne_bytes(message)))),
             // The supervisor has gone, and so shall we.
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -143,7 +143,7 @@ mod tests {
         let (handover, heir) = pair();
         let first = AttachmentFds::create(1).unwrap();
         let (mut old, dead) = (first.control_side().unwrap(), first.dataplane_side().unwrap());
-        old.commands.push(&order(300)).unwrap();
+        old.workers[0].commands.push(&order(300)).unwrap();
         dead.sas.as_ref()[7 * sa_slot::WORDS + sa_slot::SEQUENCE].store(64, Ordering::Relaxed);
         dead.windows.as_ref()[1 << 32].store(5, Ordering::Relaxed);
         dead.activity.store(7, SaActivity { packets: 3, bytes: 4, last: Time(5) });
@@ -156,11 +156,14 @@ mod tests {
         handover.give(Side::Control, &second, 4711).unwrap();
         let (mut control, other) = heir.control_side().unwrap().expect("an attachment");
         assert_eq!((control.generation, other), (2, 4711));
-        assert!(dataplane.commands.pop().unwrap().is_none(), "what the dead one was told is told anew");
-        control.commands.push(&order(301)).unwrap();
-        assert!(dataplane.commands.pop().unwrap().is_some());
-        dataplane.urgent.push(&EventRecord::encode(&Event::Ready)).unwrap();
-        assert_eq!(control.urgent.pop().unwrap().unwrap().decode(), Ok(Event::Ready));
+        assert!(
+            dataplane.workers[0].commands.pop().unwrap().is_none(),
+            "what the dead one was told is told anew"
+        );
+        control.workers[0].commands.push(&order(301)).unwrap();
+        assert!(dataplane.workers[0].commands.pop().unwrap().is_some());
+        dataplane.workers[0].urgent.push(&EventRecord::encode(&Event::Ready)).unwrap();
+        assert_eq!(control.workers[0].urgent.pop().unwrap().unwrap().decode(), Ok(Event::Ready));
         assert_eq!(control.activity.load(7).packets, 3, "the region outlives the dataplane");
         let kept = |words: &Words, at: usize| words.as_ref()[at].load(Ordering::Relaxed);
         assert_eq!(kept(&dataplane.sas, 7 * sa_slot::WORDS + sa_slot::SEQUENCE), 64);

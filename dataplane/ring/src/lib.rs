@@ -1,5 +1,5 @@
-//! Shared memory between the dataplane and the control process: an [`Attachment`](AttachmentFds) of three rings and
-//! three regions, each on a sealed memfd of its own.
+//! Shared memory between the dataplane and the control process: an [`Attachment`](AttachmentFds) of three rings for
+//! each worker and three regions, each on a sealed memfd of its own.
 //!
 //! The supervisor makes it ([`AttachmentFds::create`]) and gives each child its half ([`AttachmentFds::give`]); a
 //! child finds the descriptors named in [`ENVIRONMENT`]. When one child has died, the supervisor makes the next
@@ -28,7 +28,8 @@ mod sync;
 
 #[cfg(not(loom))]
 pub use attachment::{
-    AttachError, AttachmentFds, COMMAND_SLOTS, ControlSide, DataplaneSide, ENVIRONMENT, EVENT_SLOTS, Side,
+    AttachError, AttachmentFds, COMMAND_SLOTS, ControlRings, ControlSide, DataplaneSide, ENVIRONMENT,
+    EVENT_SLOTS, MAX_WORKERS, Side, WorkerRings,
 };
 #[cfg(not(loom))]
 pub use handover::{HANDOVER_ENVIRONMENT, Handover, Heir};

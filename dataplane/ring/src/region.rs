@@ -4,10 +4,11 @@
 use crate::memory::Mapping;
 use crate::sync::{AtomicU64, HEADER_WORDS, Ordering};
 use spindle_abi::{MAX_SAS, SaActivity, Time, sa_slot};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Counters at most.
-pub const MAX_COUNTERS: usize = 256;
+/// Counters at most: some hundred for each worker.
+pub const MAX_COUNTERS: usize = 4096;
 /// Octets of a counter's name at most.
 pub const NAME_LENGTH: usize = 48;
 /// Words of one counter: its name, its value, nothing.
@@ -44,6 +45,7 @@ impl AsRef<[AtomicU64]> for Words {
 }
 
 /// The dataplane's end of the SA region, for what control is to see.
+#[derive(Clone)]
 pub struct ActivityWriter(pub(crate) Arc<Mapping>);
 
 impl ActivityWriter {
@@ -76,7 +78,8 @@ impl ActivityReader {
 pub struct CounterWriter(pub(crate) Mapping);
 
 impl CounterWriter {
-    /// Adds a counter of this name (cut to [`NAME_LENGTH`] octets) and says its number; `None` if there is no room.
+    /// Adds a counter of this name (cut to [`NAME_LENGTH`] octets) and says its number; `None` if there is no room. Of one
+    /// name there may be several, a worker's each: control sees their sum.
     pub fn define(&mut self, name: &str) -> Option<usize> {
         let number = self.0[COUNT].load(Ordering::Relaxed) as usize;
         if number >= MAX_COUNTERS {
@@ -102,8 +105,21 @@ impl CounterWriter {
 pub struct CounterReader(pub(crate) Mapping);
 
 impl CounterReader {
-    /// All counters that are defined, in their order. Octets of a name that are no UTF-8 are replaced.
-    pub fn iter(&self) -> impl Iterator<Item = (String, u64)> + '_ {
+    /// All counters that are defined, in their order; those of one name together, in the place of the first. Octets of a
+    /// name that are no UTF-8 are replaced.
+    pub fn iter(&self) -> impl Iterator<Item = (String, u64)> {
+        let (mut sums, mut places) = (Vec::<(String, u64)>::new(), HashMap::new());
+        for (name, value) in self.each() {
+            let place = *places.entry(name.clone()).or_insert(sums.len());
+            match sums.get_mut(place) {
+                Some((_, sum)) => *sum = sum.wrapping_add(value),
+                None => sums.push((name, value)),
+            }
+        }
+        sums.into_iter()
+    }
+
+    fn each(&self) -> impl Iterator<Item = (String, u64)> + '_ {
         let count = (self.0[COUNT].load(Ordering::Acquire) as usize).min(MAX_COUNTERS);
         (0..count).map(|number| {
             let slot = counter_slot(&self.0, number);
@@ -115,8 +131,8 @@ impl CounterReader {
         })
     }
 
-    /// The value of the counter with this name.
+    /// The value of the counters with this name.
     pub fn value(&self, name: &str) -> Option<u64> {
-        self.iter().find(|(n, _)| n == name).map(|(_, value)| value)
+        self.iter().find(|(n, _)| n == name).map(|(_, sum)| sum)
     }
 }

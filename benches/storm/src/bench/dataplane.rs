@@ -180,7 +180,7 @@ impl Dataplane {
         let mut dataplane = Dataplane { child, control };
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            while let Some(record) = dataplane.control.urgent.pop()? {
+            while let Some(record) = dataplane.control.workers[0].urgent.pop()? {
                 if record.decode()? == Event::Ready {
                     return Ok(dataplane);
                 }
@@ -201,12 +201,12 @@ impl Dataplane {
 
     /// Has the dataplane carry out a command.
     fn order(&mut self, sequence: u64, command: &Command) -> Result<()> {
-        self.control
+        self.control.workers[0]
             .commands
             .push(&CommandRecord::encode(sequence, command).context("a command that no record holds")?)?;
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
-            while let Some(record) = self.control.urgent.pop()? {
+            while let Some(record) = self.control.workers[0].urgent.pop()? {
                 if record.decode()? == (Event::Acknowledged { sequence, done: true }) {
                     return Ok(());
                 }
@@ -235,8 +235,9 @@ impl Dataplane {
                         Ok(_) => {}
                         Err(error) => wrong = Some(error),
                     };
-                    let taken = control.noise.pop_batch(4096, &mut count)?
-                        + control.urgent.pop_batch(64, &mut count)?;
+                    let rings = &mut control.workers[0];
+                    let taken =
+                        rings.noise.pop_batch(4096, &mut count)? + rings.urgent.pop_batch(64, &mut count)?;
                     if let Some(error) = wrong {
                         return Err(error.into());
                     }

@@ -9,8 +9,8 @@ use spindle_abi::{
 };
 use spindle_aead::{Algorithm, Provider};
 use spindle_engine::{
-    ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig,
-    PortId, SaRegion,
+    ArrayVec, BURST, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Origin, Output,
+    PortConfig, PortId, SaRegion,
 };
 use spindle_wire::{ethernet, icmpv4, ipv4, protocol, tcp, udp};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,6 +35,8 @@ pub struct Collected {
     pub dropped: Vec<DropReason>,
     pub unresolved: Vec<(PortId, IpAddr, MemoryFrame)>,
     pub without_sa: Vec<(u32, MemoryFrame)>,
+    pub handed: Vec<(u16, Origin, MemoryFrame)>,
+    pub no_handover: bool,
     pub events: Vec<Event>,
     pub rings_full: bool,
     pub no_frames: bool,
@@ -60,6 +62,13 @@ impl Output<MemoryFrame> for Collected {
         self.without_sa.push((policy, frame));
         None
     }
+    fn hand_over(&mut self, worker: u16, origin: Origin, frame: MemoryFrame) -> Result<(), MemoryFrame> {
+        if self.no_handover {
+            return Err(frame);
+        }
+        self.handed.push((worker, origin, frame));
+        Ok(())
+    }
     fn event(&mut self, event: Event) -> bool {
         if !self.rings_full {
             self.events.push(event);
@@ -79,15 +88,25 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new(inside: Ipv4Addr, outer: Ipv4Addr) -> Gateway {
-        Gateway::with(inside, outer, None)
+        Gateway::with(inside, outer, None, (0, 1))
+    }
+
+    /// One of so many workers.
+    pub fn worker(inside: Ipv4Addr, outer: Ipv4Addr, worker: u16, workers: u16) -> Gateway {
+        Gateway::with(inside, outer, None, (worker, workers))
     }
 
     /// One whose SAs' hot state outlives it.
     pub fn over(inside: Ipv4Addr, outer: Ipv4Addr, region: SaRegion) -> Gateway {
-        Gateway::with(inside, outer, Some(region))
+        Gateway::with(inside, outer, Some(region), (0, 1))
     }
 
-    fn with(inside: Ipv4Addr, outer: Ipv4Addr, region: Option<SaRegion>) -> Gateway {
+    fn with(
+        inside: Ipv4Addr,
+        outer: Ipv4Addr,
+        region: Option<SaRegion>,
+        (worker, workers): (u16, u16),
+    ) -> Gateway {
         let port = |mac, address, complete_checksums| PortConfig {
             mac,
             mtu: 1500,
@@ -101,7 +120,7 @@ impl Gateway {
             port(OUTSIDE_MAC, outer, false),
         );
         (config.max_spis, config.max_sas) = (4096, 4096);
-        config.region = region;
+        (config.region, config.worker, config.workers) = (region, worker, workers);
         Gateway { engine: Engine::new(config), out: Collected::default(), now: Time(SECOND) }
     }
 
@@ -162,6 +181,7 @@ pub fn sa(spi: u32, index: u32, at_a: bool, suite: Suite, encapsulated: bool) ->
         spi: Spi(spi),
         index,
         policy: POLICY,
+        resource: Default::default(),
         mode: Mode::Tunnel,
         suite,
         keymat: KeyMaterial::new(&keymat[..suite.keymat_length()]).unwrap(),
