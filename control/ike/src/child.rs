@@ -119,6 +119,7 @@ impl Endpoint {
             encapsulated,
             pending_outbound: (sends != Sends::Never).then(|| Box::new(outbound)),
             outbound_installed: false,
+            inbound_installed: true,
             replaces: agreed.replaces,
             lowest_nonce: Vec::new(),
             confirmed_by: None,
@@ -174,6 +175,13 @@ impl Endpoint {
         }
     }
 
+    /// Removes the inbound SA, if it is installed; its SPI and its slot stay the Child SA's own.
+    pub(crate) fn stop_receiving(&mut self, child: &mut ChildSa) {
+        if std::mem::take(&mut child.inbound_installed) {
+            self.dataplane(Command::SetSpiState { spi: child.inbound, state: SpiState::Retired });
+        }
+    }
+
     /// Removes a Child SA. Its inbound half receives for `linger` more if something took its place (packets may be on
     /// their way), and its SPI is retired afterwards. Successors that waited for this begin to send.
     pub(crate) fn remove_child(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId, linger: bool) {
@@ -215,16 +223,16 @@ impl Endpoint {
             inbound: child.inbound,
             outbound: child.outbound,
         });
-        if linger {
+        if linger && child.inbound_installed {
             self.lingering.push_back((now.after(self.config.linger), child.inbound, child.inbound_index));
         } else {
+            self.stop_receiving(&mut child);
             self.retire_inbound(now, child.inbound, child.inbound_index);
         }
     }
 
-    /// Removes an inbound SA from the dataplane.
+    /// The SPI and the slot of an inbound SA that the dataplane has no more.
     fn retire_inbound(&mut self, now: Time, spi: Spi, index: u32) {
-        self.dataplane(Command::SetSpiState { spi, state: SpiState::Retired });
         self.indices.release(index);
         self.child_spis.retire(spi, now.after(self.config.retired_lifetime));
     }
@@ -233,6 +241,7 @@ impl Endpoint {
     pub(crate) fn tick_removed(&mut self, now: Time) {
         while self.lingering.front().is_some_and(|(at, ..)| *at <= now) {
             if let Some((_, spi, index)) = self.lingering.pop_front() {
+                self.dataplane(Command::SetSpiState { spi, state: SpiState::Retired });
                 self.retire_inbound(now, spi, index);
             }
         }
@@ -279,7 +288,9 @@ impl Endpoint {
     pub(crate) fn readdress(&mut self, sa: &mut IkeSa) {
         let (local, remote) = esp_ends(sa, true);
         for child in sa.children.iter_mut().filter(|c| c.encapsulated) {
-            self.dataplane(Command::Readdress { index: child.inbound_index, local, remote });
+            if child.inbound_installed {
+                self.dataplane(Command::Readdress { index: child.inbound_index, local, remote });
+            }
             if child.outbound_installed {
                 self.dataplane(Command::Readdress { index: child.outbound_index, local, remote });
             }

@@ -492,6 +492,8 @@ pub(crate) struct ChildSa {
     /// The outbound SA where it waits for the peer to use the new SA first.
     pub(crate) pending_outbound: Option<Box<SaParameters>>,
     pub(crate) outbound_installed: bool,
+    /// Not any more once its life is over, though the peer has not heard of that yet.
+    pub(crate) inbound_installed: bool,
     /// The Child SA that this one replaces.
     pub(crate) replaces: Option<ChildSaId>,
     /// The lower nonce of our CREATE_CHILD_SA that made it where there was none; else empty.

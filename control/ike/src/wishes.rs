@@ -118,12 +118,14 @@ impl Endpoint {
         }
     }
 
-    /// A Child SA's life is over: it sends no more, and the peer is told. One that starts by itself is made again.
+    /// A Child SA's life is over (RFC 4301 section 4.4.2.1: at the hard lifetime the SA is destroyed): both halves leave the
+    /// dataplane, and the peer is told. One that starts by itself is made again.
     pub(crate) fn expire_child(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
         let Some(child) = sa.child(id) else { return };
         (child.expires, child.rekey_at) = (None, None);
         let (name, state) = (child.config.name.clone(), child.state);
         self.stop_sending(child);
+        self.stop_receiving(child);
         if state == ChildState::Deleting {
             return;
         }

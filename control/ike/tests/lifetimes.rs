@@ -2,7 +2,7 @@
 
 mod world;
 
-use spindle_abi::{Limits, SaParameters};
+use spindle_abi::{Limits, SaParameters, SpiState};
 use spindle_ike::api::*;
 use std::time::Duration;
 use world::{A, B, World, config};
@@ -113,4 +113,30 @@ fn a_child_sa_that_could_not_be_rekeyed_ends_with_its_life() {
         }
     }
     assert!(stopped.is_some_and(|at| at <= end.after(Duration::from_secs(1))), "{stopped:?}");
+}
+
+/// RFC 4301 section 4.4.2.1: at the hard limit the SA is destroyed, both its halves, though the peer has not answered the
+/// Delete yet.
+#[test]
+fn a_child_sa_whose_life_is_over_receives_no_more_before_the_delete_is_answered() {
+    let life_time = Duration::from_secs(110);
+    let mut world = with(4, |side, child| {
+        child.rekey_time = Duration::ZERO;
+        if side == A {
+            child.lifetime.life_time = life_time;
+        }
+    });
+    let inbound = world.sas(A)[0].children[0].inbound;
+    world.run(life_time - Duration::from_secs(3));
+    world.assert_passes();
+    world.network = Box::new(|_, _, _| Some(Vec::new()));
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.sas(A)[0].children.len(), 1, "it is remembered until then");
+    let plane = &world.sides[A].plane;
+    assert!(plane.inbound.is_empty() && plane.outbound.is_empty());
+    assert_eq!(plane.states.get(&inbound), Some(&SpiState::Retired));
+    world.network = Box::new(|_, _, _| None);
+    world.run(Duration::from_secs(60));
+    assert!(world.sas(A)[0].children.is_empty(), "{:#?}", world.sas(A));
+    assert!(world.sides[B].plane.inbound.is_empty() && world.sides[B].plane.outbound.is_empty());
 }
