@@ -51,7 +51,7 @@ impl Endpoint {
         payloads.extend(self.ticket_request(&connection));
         let purpose = Purpose::Auth(Box::new(Authenticating { child }));
         self.request(now, sa, exchange::IKE_AUTH, &payloads, purpose);
-        sa.hurry_auth();
+        sa.hurry();
     }
 
     /// The response to our IKE_AUTH request.
@@ -216,7 +216,7 @@ impl Endpoint {
         sa.remote_id = Some(sa.connection.remote_id.clone());
         self.contacted.insert(peer(&sa.connection));
         self.start_timers(now, sa);
-        self.note_success(sa.connection.number);
+        self.note_success(sa);
         self.report(Report::IkeEstablished {
             ike: sa.id,
             spis: sa.spis,

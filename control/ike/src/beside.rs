@@ -73,14 +73,19 @@ impl Endpoint {
         self.start_ike(now, number, names, beginning)
     }
 
-    /// A hint came while the IKE SA that is to take the place of `old` is being initiated: its first request is
-    /// sent again soon, at most once in `again_after`.
+    /// A hint came while the IKE SA that is to take the place of `old` is being initiated: its outstanding request is
+    /// sent again once, no sooner than `again_after` after it was last sent. That counts as no try, so hints, which anybody
+    /// may forge, bring no initiation to its end.
     pub fn hasten_beside(&mut self, now: Time, old: IkeSaId, again_after: Duration) {
         let Some(number) = self.sas.get(&old).map(|sa| sa.connection.number) else { return };
         let mut others = self.connections[number].sas.iter().copied();
         let beside = |sa: &IkeSa| sa.supersedes == Some(old) && sa.is_initiation();
         let Some(id) = others.find(|id| self.sas.get(id).is_some_and(beside)) else { return };
-        self.with_sa(now, id, |_, sa| sa.hasten_first_request(now, again_after));
+        self.with_sa(now, id, |_, sa| {
+            if let Some(outstanding) = &mut sa.outstanding {
+                outstanding.schedule.ask_again(now, again_after);
+            }
+        });
     }
 
     /// `old` was rekeyed while an IKE SA that is to take its place was being initiated: `new` gives way instead.

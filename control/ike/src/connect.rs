@@ -88,6 +88,8 @@ pub(crate) struct Connection {
     /// Initiations that failed since the last success, and when the last one did.
     failures: u32,
     failed_at: Time,
+    /// How long an exchange with the peer took, as last measured at the end of an IKE SA's initial exchanges.
+    round_trip: Option<Duration>,
 }
 
 /// How an IKE SA begins.
@@ -138,6 +140,7 @@ impl Connection {
             redirects: VecDeque::new(),
             failures: 0,
             failed_at: Time(0),
+            round_trip: None,
         }
     }
 
@@ -232,6 +235,10 @@ impl Endpoint {
         sa.initial_contact = beginning.initial_contact;
         sa.supersedes = beginning.supersedes;
         sa.redirected_from = beginning.redirected_from;
+        // As at our last exchange with the peer; until it is measured again.
+        sa.round_trip = self.connections[number].round_trip;
+        // What the peer lost, packets are waiting for or run into; who knows of none sends nothing more for it.
+        sa.awaited = (beginning.initial_contact || beginning.supersedes.is_some()).then_some(now);
         sa.wanted = names;
         sa.wanted.extend(waiting);
         match self.take_ticket(now, number) {
@@ -270,7 +277,7 @@ impl Endpoint {
                 sa.wanted.insert(name);
                 sa.awaited = Some(now);
                 sa.hasten_first_request(now, TRAFFIC_BACKOFF);
-                sa.hurry_auth();
+                sa.hurry();
             });
             return;
         }
@@ -283,9 +290,11 @@ impl Endpoint {
             None => {
                 let _ = self.want(now, number, BTreeSet::from([name]), false);
                 let newest = self.connections[number].sas.last().copied();
-                if let Some(sa) = newest.and_then(|id| self.sas.get_mut(&id)).filter(|sa| sa.is_initiation())
-                {
-                    sa.awaited = Some(now);
+                if let Some(id) = newest.filter(|id| self.sas.get(id).is_some_and(IkeSa::is_initiation)) {
+                    self.with_sa(now, id, |_, sa| {
+                        sa.awaited = Some(now);
+                        sa.hurry();
+                    });
                 }
             }
         }
@@ -376,10 +385,12 @@ impl Endpoint {
     }
 
     /// An IKE SA of this connection is authenticated.
-    pub(crate) fn note_success(&mut self, number: usize) {
-        self.connections[number].failures = 0;
-        self.connections[number].last_seen = None;
-        self.connections[number].ticket = None;
+    pub(crate) fn note_success(&mut self, sa: &IkeSa) {
+        let connection = &mut self.connections[sa.connection.number];
+        connection.failures = 0;
+        connection.last_seen = None;
+        connection.ticket = None;
+        connection.round_trip = sa.round_trip.or(connection.round_trip);
     }
 
     /// The end of an IKE SA: its Child SAs, its SPIs, its secrets; and what comes after it.

@@ -93,6 +93,7 @@ impl Endpoint {
         sa.send_id = 1;
         self.transmit(sa, &octets);
         sa.outstanding = Some(Outstanding { message_id: 0, octets, purpose, schedule });
+        sa.hurry();
     }
 
     /// A response to our IKE_SA_INIT request, perhaps.
@@ -114,7 +115,7 @@ impl Endpoint {
         let Some(mut outstanding) = sa.outstanding.take_if(is_init) else { return };
         let Purpose::Init(initiation) = &mut outstanding.purpose else { return };
         if let Some(agreed) = agree(sa, initiation, &message) {
-            sa.round_trip = outstanding.schedule.round_trip(now);
+            sa.round_trip = outstanding.schedule.round_trip(now).or(sa.round_trip);
             return self.finish_init(now, sa, datagram, octets, agreed);
         }
         if find_notify(&message.payloads, notify::REDIRECT).is_some() {

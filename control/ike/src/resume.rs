@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Nothing before IKE_AUTH is authenticated. An answer that is no acceptance, forged or not, leads to IKE_SA_INIT at
-//! once, and so does silence after one retransmission: the regular exchange is never the weaker one.
+//! once, and so does silence after one retransmission on schedule: the regular exchange is never the weaker one.
 
 use crate::api::*;
 use crate::connect::Profile;
@@ -43,7 +43,7 @@ pub(crate) struct Resumed {
     pub(crate) ticket: Option<TicketId>,
 }
 
-/// Retransmissions of a request before the regular exchange takes its place: a peer may know no tickets any more.
+/// Retransmissions of a request on schedule before the regular exchange takes its place: a peer may know no tickets any more.
 const TRIES: u32 = 1;
 
 impl Endpoint {
@@ -105,7 +105,7 @@ impl Endpoint {
         });
         if let Some(nonce) = nonce.filter(|_| header.spis.responder != [0; 8]) {
             let Held { suite, sk_d, spis: old, .. } = &resumption.held;
-            sa.round_trip = schedule.round_trip(now);
+            sa.round_trip = schedule.round_trip(now).or(sa.round_trip);
             let keys = IkeKeys::resume(*suite, sk_d, &resumption.nonce, &nonce, header.spis);
             sa.resumed = Some(Resumed { old: *old, ticket: None });
             return self.finish_init(

@@ -18,6 +18,8 @@ pub(crate) struct Schedule {
     began: Time,
     /// Packets wait for it, until then at least; the first interval in which it is sent again meanwhile.
     hurried: Option<(Time, Duration)>,
+    /// It was asked to be sent again out of schedule, then.
+    asked: Option<Time>,
 }
 
 /// What [`Schedule::due`] asks for.
@@ -42,8 +44,17 @@ impl Schedule {
 
     /// For a request that is sent at `now`.
     pub(crate) fn new(settings: Retransmission, now: Time) -> Schedule {
-        let mut schedule =
-            Schedule { settings, tries: 0, sent: now, next: now, repeated: false, began: now, hurried: None };
+        let (hurried, asked) = (None, None);
+        let mut schedule = Schedule {
+            settings,
+            tries: 0,
+            sent: now,
+            next: now,
+            repeated: false,
+            began: now,
+            hurried,
+            asked,
+        };
         schedule.next = now.after(schedule.interval());
         schedule
     }
@@ -72,8 +83,7 @@ impl Schedule {
             return Due::Failed;
         }
         self.tries += 1;
-        self.repeated = true;
-        self.sent = now;
+        self.sent_again(now);
         self.next = now.after(self.interval());
         Due::Retransmit { first: self.tries == 1 }
     }
@@ -86,9 +96,11 @@ impl Schedule {
     /// Out of schedule, while packets wait. RFC 7296 section 2.4: each interval is as long as all before it together, up
     /// to [`Schedule::HURRIED`].
     fn again(&self) -> Option<Time> {
-        let (until, first) = self.hurried?;
-        let interval = self.sent.since(self.began).max(first).min(Schedule::HURRIED);
-        Some(self.sent.after(interval)).filter(|at| *at <= until)
+        let hurried = self.hurried.and_then(|(until, first)| {
+            let interval = self.sent.since(self.began).max(first).min(Schedule::HURRIED);
+            Some(self.sent.after(interval)).filter(|at| *at <= until)
+        });
+        [hurried, self.asked].into_iter().flatten().min()
     }
 
     /// Packets wait for the answer: it is sent again sooner, first after `first`; they are asked for again within
@@ -106,6 +118,12 @@ impl Schedule {
     pub(crate) fn sent_again(&mut self, now: Time) {
         self.sent = now;
         self.repeated = true;
+        self.asked = None;
+    }
+
+    /// It is to be sent again once, out of schedule, so long after it was last sent.
+    pub(crate) fn ask_again(&mut self, now: Time, again_after: Duration) {
+        self.asked.get_or_insert(self.sent.after(again_after).max(now));
     }
 
     /// How long the answer that came now took, if it is known which transmission it answers.

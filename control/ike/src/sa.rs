@@ -149,7 +149,7 @@ pub(crate) struct IkeSa {
     pub(crate) queue: Vec<(Time, Task)>,
     /// Children to be created once it is established.
     pub(crate) wanted: BTreeSet<String>,
-    /// When a packet last came that waits for it.
+    /// When a packet last came that waits for it, or is to be taken for waiting as the peer lost its SAs.
     pub(crate) awaited: Option<Time>,
     /// INITIAL_CONTACT may be sent although it was before in this incarnation.
     pub(crate) initial_contact: bool,
@@ -187,9 +187,9 @@ pub(crate) struct IkeSa {
     pub(crate) scheduled: Option<Time>,
 }
 
-/// While packets wait IKE_AUTH is first sent again after four round trips, at least the first of these; where none was
-/// measured, after the second.
-const AUTH_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
+/// While packets wait a request of the initial exchanges is first sent again after four round trips, at least the first
+/// of these; where none was measured, after the second.
+const HURRIED_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
 
 /// IKE SAs by their handles. Each has a place of its own, as it is taken out while one of its handlers runs.
 #[derive(Default)]
@@ -333,14 +333,15 @@ impl IkeSa {
         }
     }
 
-    /// Packets wait for it: its IKE_AUTH request is sent again sooner than scheduled. If the peer crashed meanwhile, what
-    /// it answers is a hint, and another attempt begins.
-    pub(crate) fn hurry_auth(&mut self) {
+    /// Packets wait for it: the request of its initial exchanges that is outstanding is sent again sooner than scheduled
+    /// (RFC 7296 section 2.1: when is the initiator's to say). If the peer crashed meanwhile, what it answers to IKE_AUTH
+    /// is a hint, and another attempt begins.
+    pub(crate) fn hurry(&mut self) {
         let Some(at) = self.awaited else { return };
-        let first = self.round_trip.map_or(AUTH_AGAIN.1, |round_trip| round_trip.saturating_mul(4));
-        let first = first.clamp(AUTH_AGAIN.0, Schedule::HURRIED);
-        if let Some(outstanding) = self.outstanding.as_mut().filter(|o| matches!(o.purpose, Purpose::Auth(_)))
-        {
+        let first = self.round_trip.map_or(HURRIED_AGAIN.1, |round_trip| round_trip.saturating_mul(4));
+        let first = first.clamp(HURRIED_AGAIN.0, Schedule::HURRIED);
+        let initial = |purpose: &Purpose| purpose.is_first() || matches!(purpose, Purpose::Auth(_));
+        if let Some(outstanding) = self.outstanding.as_mut().filter(|o| initial(&o.purpose)) {
             outstanding.schedule.hurry(at, first);
         }
     }

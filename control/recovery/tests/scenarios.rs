@@ -229,6 +229,38 @@ fn a_crash_within_ike_auth_costs_no_patient_retransmission_while_packets_wait() 
     }
 }
 
+/// RFC 7296 section 2.1: the first request of a recovery meets another crash. Packets wait, so it is sent again in intervals
+/// that double from 200 ms on, not after seconds; and only in the first exchange of an attempt, which ends no sooner.
+#[test]
+fn the_first_request_of_a_recovery_that_is_lost_is_sent_again_soon() {
+    fn patient(config: &mut Config) {
+        for connection in &mut config.connections {
+            connection.retransmission.timeout = 4 * SECOND;
+        }
+    }
+    for resumption in [false, true] {
+        for down in [100 * MS, 300 * MS, 700 * MS] {
+            let setup = Setup { change: Some(patient), resumption, ..Setup::default() };
+            let mut world = World::up(setup.clone());
+            world.run(SECOND);
+            crash_and_restart(&mut world, B, 500 * MS);
+            let first = |world: &World| {
+                let is_first = |exchange: u8| [34, 38].contains(&exchange);
+                let since = world.now.0.saturating_sub(10_000_000);
+                world.sent.iter().any(|(at, from, d)| at.0 >= since && *from == A && is_first(d.data[18]))
+            };
+            world.run_until(SECOND, first);
+            crash_and_restart(&mut world, B, down);
+            let took = recovery(&mut world, B, 20 * SECOND);
+            let most = down + 200 * MS + bound(&setup, 3);
+            assert!(took <= most, "{down:?}: {took:?} of {most:?}: {:#?}", world.story());
+            assert_eq!(world.told(A, "initiation-failed"), 0);
+            world.run(30 * SECOND);
+            assert!(one_ike_sa_each(&world));
+        }
+    }
+}
+
 /// RFC 7296 section 1.5 and 2.21.4: while an IKE SA with the source lives, ESP on an unknown SPI is told of under its
 /// protection, once a second; to others in clear; what control knows as retired, not at all. No SA changes.
 #[test]

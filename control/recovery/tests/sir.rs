@@ -277,7 +277,11 @@ fn a_second_crash_before_the_recovery_ended_is_recovered_from() {
         crash_and_restart(&mut world, B, SECOND);
         world.run(Duration::from_millis(10 * half_trips + 1));
         crash_and_restart(&mut world, B, SECOND);
-        recovery(&mut world, B, 60 * SECOND);
+        let took = recovery(&mut world, B, 60 * SECOND);
+        // Once the new IKE SA is authenticated a crash is another one, and comes too soon to be asked about. Until then
+        // hints, which a peer that is back gives at once, have the outstanding request sent again.
+        let again = 10 * half_trips < 130;
+        assert!(!again || took <= 170 * MS + INTERVAL, "{half_trips}: {took:?}: {:#?}", world.story());
         world.run(30 * SECOND);
         assert!(one_ike_sa_each(&world), "{half_trips}: {:#?}", world.story());
     }

@@ -86,6 +86,13 @@ impl Gateway {
             return false;
         };
         let connection = row.connection.clone();
+        let again_after = self.config.limits.probe_again;
+        // Before that the answer is on its way.
+        let again_after = again_after.max(2 * peer.round_trip.unwrap_or_default());
+        // A recovery is under way, and the peer is back after another crash, perhaps: it is to have our request.
+        if sir.asking.is_recovering(ike) {
+            self.endpoint.hasten_beside(now, ike, again_after);
+        }
         // Draft section 4.2: ignored. But a liveness check harms nobody (RFC 7296 section 2.4).
         if sir.dampening.is_dampened(now, &connection) {
             self.stats.count(Counter::SirDampened);
@@ -98,19 +105,13 @@ impl Gateway {
             return false;
         }
         let source = self.hash.source_and_pair(peer.remote.ip(), peer.spis);
-        let again_after = self.config.limits.probe_again;
-        // Before that the answer is on its way.
-        let query_again = again_after.max(2 * peer.round_trip.unwrap_or_default());
-        match sir.asking.ask(now, ike, &connection, source, query_again) {
+        match sir.asking.ask(now, ike, &connection, source, again_after) {
             Ask::Send => {
                 self.report("query", Some(connection), Some(peer.spis), None, format!("to {}", peer.remote));
                 self.send_query(now, &peer);
             }
             Ask::SendAgain => self.send_query(now, &peer),
             Ask::UnderWay => self.stats.count(Counter::HintsTooSoon),
-            Ask::Recovering => {
-                self.endpoint.hasten_beside(now, ike, again_after);
-            }
             Ask::OverBudget => {
                 self.stats.count(Counter::SirQueriesOverBudget);
                 return false;

@@ -50,10 +50,8 @@ pub(crate) enum Ask {
     Send,
     /// It is being asked about already: send the query again.
     SendAgain,
-    /// It is being asked about already.
+    /// It is being asked about already, or recovered.
     UnderWay,
-    /// An IKE SA that is to take its place is being made.
-    Recovering,
     /// Over a budget, or too many at once.
     OverBudget,
 }
@@ -116,7 +114,6 @@ impl Asking {
     ) -> Ask {
         if let Some(record) = self.records.get_mut(&ike) {
             return match record.stage {
-                Stage::Recovering => Ask::Recovering,
                 Stage::Asked(_) if now.since(record.sent) >= again_after => {
                     record.sent = now;
                     Ask::SendAgain
@@ -137,6 +134,11 @@ impl Asking {
     /// May an answer about this IKE SA count? Asked before its cookie is checked, which costs more.
     pub(crate) fn is_asked(&self, ike: IkeSaId) -> bool {
         self.records.get(&ike).is_some_and(|record| record.stage != Stage::Recovering)
+    }
+
+    /// Is an IKE SA that is to take its place being made?
+    pub(crate) fn is_recovering(&self, ike: IkeSaId) -> bool {
+        self.records.get(&ike).is_some_and(|record| record.stage == Stage::Recovering)
     }
 
     /// An answer, whose cookie was checked. `round_trip`: what is known of it.
@@ -326,7 +328,8 @@ mod tests {
             let confirmed = Due::Confirmed { ike: SA, cookie: Some(vec![7]), asked: NOW };
             assert_eq!(asking.due_at(ms(10 + wait)), Some(confirmed));
             assert_eq!((asking.due_at(ms(99_999)), asking.deadline(&pace())), (None, None));
-            assert_eq!(ask(&mut asking, ms(99_999)), Ask::Recovering);
+            assert_eq!(ask(&mut asking, ms(99_999)), Ask::UnderWay);
+            assert!(asking.is_recovering(SA));
             assert_eq!(ack(&mut asking, ms(99_999)), Answered::Unexpected, "too late");
         }
     }
