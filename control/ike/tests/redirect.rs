@@ -5,7 +5,9 @@ mod world;
 
 use spindle_ike::api::*;
 use spindle_ike::wire::{Message, Payload, exchange, notify};
+use std::cell::Cell;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 use world::peer::Peer;
 use world::{A, B, C, World, address, connection, packet_from};
@@ -274,6 +276,60 @@ fn a_client_that_does_not_get_there_is_deleted_after_the_grace() {
     world.initiate(A);
     world.run(SECOND);
     assert_moved(&mut world);
+}
+
+/// The same where the IKE SA is rekeyed within the grace: its successor is deleted when that one was to be.
+#[test]
+fn a_rekey_within_the_grace_does_not_put_off_the_delete() {
+    for side in [A, B] {
+        let mut world = established(22);
+        world.network = Box::new(|from, _, d| (from == C || d.remote.ip() == address(C)).then(Vec::new));
+        take_down(&mut world, Some(address(C)));
+        world.run(GRACE / 2);
+        let ike = world.sas(side).into_iter().find(|sa| sa.state == "established").unwrap().id;
+        world.at(side, |e, now| e.rekey_ike(now, ike)).unwrap();
+        world.run(GRACE / 2 - SECOND);
+        let rekeyed = world.reports(B, |r| matches!(r, Report::IkeRekeyed { .. }));
+        assert_eq!((rekeyed, world.sas(B).len()), (1, 1));
+        world.run(2 * SECOND);
+        assert_eq!(world.sas(B), [], "rekeyed by {side}");
+    }
+}
+
+/// The client remembers through a rekey that it was sent away: once the IKE SA with the other gateway stands, it deletes
+/// the successor by an exchange, and does not wait for the grace to end. (Nothing was heard on it since that one began.)
+#[test]
+fn a_rekeyed_ike_sa_is_left_by_a_delete_as_soon_as_the_other_gateway_is_reached() {
+    let mut world = established(23);
+    // The first attempt never comes to its end.
+    let first = Rc::new(Cell::new([0; 8]));
+    let lost = first.clone();
+    world.network = Box::new(move |from, _, d| {
+        let at_c = from == A && d.remote.ip() == address(C);
+        let is_auth = d.data[18] == exchange::IKE_AUTH && [[0; 8], lost.get()].contains(&spi_i(d));
+        let at_first = is_auth || lost.get() == spi_i(d);
+        if at_c && lost.get() == [0; 8] {
+            lost.set(spi_i(d));
+        }
+        (at_c && at_first).then(Vec::new)
+    });
+    take_down(&mut world, Some(address(C)));
+    world.run(SECOND);
+    let of = |world: &World, state: &str| world.sas(A).into_iter().find(|sa| sa.state == state).unwrap();
+    let (old, attempt) = (of(&world, "established"), of(&world, "connecting"));
+    assert_eq!(attempt.spis.initiator, first.get());
+    world.at(A, |e, now| e.rekey_ike(now, old.id)).unwrap();
+    world.run(SECOND);
+    assert_eq!(world.reports(A, |r| matches!(r, Report::IkeRekeyed { .. })), 1);
+    // A hint that the other gateway lost that attempt: another one begins beside it.
+    assert_eq!(world.at(A, |e, now| e.probe(now, attempt.id, Duration::ZERO)), ProbeResult::Started);
+    world.run(SECOND);
+    assert_eq!(world.sas(B), [], "it is deleted at once");
+    assert!(matches!(exchanged(&world, B).last(), Some(Authority::Delete(_))));
+}
+
+fn spi_i(datagram: &Datagram) -> [u8; 8] {
+    *datagram.data.first_chunk().unwrap()
 }
 
 /// RFC 5685 section 3: the first request is answered with REDIRECT, the nonce and a zero SPI; it makes no IKE SA.

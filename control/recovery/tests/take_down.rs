@@ -101,6 +101,25 @@ fn a_peer_that_may_be_redirected_is_and_has_its_grace() {
     );
 }
 
+/// A rekey of the IKE SA within the grace: what was done for the old one counts for its successor.
+#[test]
+fn a_peer_whose_ike_sa_is_rekeyed_meanwhile_is_counted_once() {
+    let redirect_to: fn(&mut Config) = |config| config.connections[0].redirect_to = vec![ELSEWHERE];
+    for rekeyer in [A, B] {
+        let mut world = World::up(Setup { change: Some(redirect_to), ..Setup::default() });
+        take_down(&mut world, Some(ELSEWHERE)).unwrap();
+        world.run(100 * MS);
+        world.wish(rekeyer, |gateway, now| gateway.rekey(now, "site", None)).unwrap();
+        world.run(SECOND);
+        assert_eq!(world.told(B, "ike-rekeyed"), 1, "{:#?}", world.story());
+        // Said again, nobody is told again.
+        take_down(&mut world, Some(ELSEWHERE)).unwrap();
+        assert_eq!(status(&world), TakeDownStatus { peers: 1, redirected: 1, deleted: 0, left: 1 });
+        world.run(GRACE);
+        assert_eq!(status(&world), TakeDownStatus { peers: 1, redirected: 1, deleted: 1, left: 0 });
+    }
+}
+
 /// Each redirected peer makes a handshake elsewhere, so they leave at the pace of handshakes.
 #[test]
 fn redirected_peers_leave_at_the_pace_of_handshakes_and_the_others_at_once() {
@@ -141,6 +160,10 @@ fn redirected_peers_leave_at_the_pace_of_handshakes_and_the_others_at_once() {
             continue;
         }
         let began = world.now;
+        // Those that wait are rekeyed, and wait on.
+        for n in 0..PEERS {
+            world.wish(A, |gateway, now| gateway.rekey(now, &format!("site{n}"), None)).unwrap();
+        }
         let mut peers = 2;
         while peers < PEERS {
             world.run_until(SECOND, |world| status(world).peers > peers);

@@ -43,6 +43,8 @@ pub(super) struct TakingDown {
     waiting: VecDeque<IkeSaId>,
     /// Those dismissed that have not ended: was it redirected?
     dismissed: HashMap<IkeSaId, bool>,
+    /// Of those dismissed that were rekeyed then: the answer to a REDIRECT may come on the old one still.
+    successors: HashMap<IkeSaId, IkeSaId>,
     peers: usize,
     redirected: usize,
     deleted: usize,
@@ -65,6 +67,7 @@ impl TakingDown {
     pub(super) fn rekeyed(&mut self, old: IkeSaId, new: IkeSaId) {
         if let Some(redirected) = self.dismissed.remove(&old) {
             self.dismissed.insert(new, redirected);
+            self.successors.insert(old, new);
         }
         self.waiting.iter_mut().filter(|ike| **ike == old).for_each(|ike| *ike = new);
     }
@@ -92,6 +95,7 @@ impl Gateway {
             to,
             waiting: VecDeque::new(),
             dismissed: HashMap::new(),
+            successors: HashMap::new(),
             peers: 0,
             redirected: 0,
             deleted: 0,
@@ -140,7 +144,9 @@ impl Gateway {
     /// This IKE SA's peer knows where to go.
     pub(super) fn peer_redirected(&mut self, ike: IkeSaId, to: IpAddr) {
         self.stats.count(Counter::PeersRedirected);
+        let mut ike = ike;
         if let Some(taking_down) = &mut self.taking_down {
+            ike = taking_down.successors.get(&ike).copied().unwrap_or(ike);
             taking_down.told(ike);
             let before = taking_down.dismissed.insert(ike, true);
             taking_down.redirected += usize::from(before != Some(true));
@@ -153,6 +159,7 @@ impl Gateway {
     /// An IKE SA ended.
     pub(super) fn note_departure(&mut self, ike: IkeSaId, spis: IkeSpis) {
         let Some(taking_down) = &mut self.taking_down else { return };
+        taking_down.successors.remove(&ike);
         if taking_down.dismissed.remove(&ike).is_some() && self.endpoint.ended_by_exchange(spis) {
             taking_down.deleted += 1;
         }
