@@ -287,6 +287,7 @@ impl Engine {
                 region.adopt_outbound(sa.index, hot::identity(sa, Direction::Outbound))
         {
             outbound.sa.skip_to(last);
+            outbound.usage.skip(last.saturating_sub(carried.packets));
             outbound.usage.activity = carried;
         }
         self.sas.put_outbound(sa.index, outbound);

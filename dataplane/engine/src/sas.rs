@@ -34,6 +34,12 @@ impl Usage {
         Usage { activity: SaActivity::default(), next, hard: Box::new(hard) }
     }
 
+    /// So many sequence numbers were skipped. They bring the end of the numbers nearer as packets would, so the soft limit
+    /// comes sooner (RFC 4303 section 3.3.3: rekeyed before the numbers are used up).
+    pub(crate) fn skip(&mut self, numbers: u64) {
+        self.next.packets = self.next.packets.saturating_sub(numbers).max(1);
+    }
+
     /// One more packet of so many inner octets. The one that reaches a limit still passes.
     #[inline]
     pub(crate) fn count(&mut self, now: Time, octets: usize) -> Option<Limit> {

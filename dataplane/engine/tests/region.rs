@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use proptest::prelude::*;
-use spindle_abi::{Command, SaActivity, Suite, sa_slot};
+use spindle_abi::{Command, Event, SaActivity, Suite, sa_slot};
 use spindle_engine::{DropReason, Frame, Memory, MemoryFrame, PortId, SaRegion};
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -32,16 +32,21 @@ fn b(region: &SaRegion, window: u32) -> Gateway {
     let mut b = Gateway::over(Ipv4Addr::new(10, 2, 0, 1), OUTER_B, region.clone());
     b.apply(inbound(window, true));
     b.apply(Command::InstallOutbound { sa: sa(TO_A, 1, false, Suite::Aes128Gcm, false) });
-    b.apply(Command::SetPolicy {
+    protect(&mut b);
+    b.hop(HOST_B, PortId::Inside);
+    b.hop(OUTER_A, PortId::Outside);
+    b
+}
+
+/// What host B sends to host A is protected.
+fn protect(gateway: &mut Gateway) {
+    gateway.apply(Command::SetPolicy {
         id: POLICY,
         priority: 10,
         action: spindle_abi::PolicyAction::Protect,
         selectors: selectors(HOST_B, HOST_A),
         hold: 0,
     });
-    b.hop(HOST_B, PortId::Inside);
-    b.hop(OUTER_A, PortId::Outside);
-    b
 }
 
 /// SPI and sequence number of an ESP packet without UDP.
@@ -117,6 +122,37 @@ fn the_next_engine_skips_less_than_a_batch_beyond_what_was_reserved() {
     }
 }
 
+/// RFC 4303 section 3.3.3: an SA is to be rekeyed before its sequence numbers are used up, those skipped included.
+#[test]
+fn skipped_numbers_bring_the_soft_limit_nearer() {
+    let [slots, windows] = memory();
+    let region = SaRegion::new(slots.clone(), windows);
+    let outbound = |b: &mut Gateway| {
+        let mut sa = sa(TO_A, 1, false, Suite::Aes128Gcm, false);
+        sa.soft.packets = 300;
+        b.apply(Command::InstallOutbound { sa });
+    };
+    let limits = |b: &Gateway| {
+        let soft = |e: &&Event| matches!(e, Event::Lifetime { hard: false, .. });
+        b.out.events.iter().filter(soft).count()
+    };
+    let (mut sent, mut last) = (0, 0);
+    for life in 1..=4 {
+        let mut b = Gateway::over(Ipv4Addr::new(10, 2, 0, 1), OUTER_B, region.clone());
+        outbound(&mut b);
+        protect(&mut b);
+        b.hop(OUTER_A, PortId::Outside);
+        while sent < life * 10 || life == 4 && limits(&b) == 0 {
+            b.process(PortId::Inside, [frame(&datagram(HOST_B, HOST_A, b"x"))]);
+            last = number(&b.take_sent(PortId::Outside)[0]).1;
+            sent += 1;
+            assert!(last <= 300, "the soft limit did not come");
+        }
+        (*slots).as_ref()[sa_slot::WORDS + sa_slot::PACKETS].store(sent, Ordering::Relaxed);
+    }
+    assert_eq!((last, sent), (300, 300 - 3 * 64 + 30), "as many numbers as packets");
+}
+
 /// A control that was started anew installs everything again: the engine that lived on keeps all of it.
 #[test]
 fn an_sa_that_is_installed_again_in_a_living_engine_goes_on() {
@@ -146,13 +182,7 @@ fn another_sa_in_the_same_slot_begins_anew() {
     drop(first);
     let mut next = Gateway::over(Ipv4Addr::new(10, 2, 0, 1), OUTER_B, region.clone());
     next.apply(Command::InstallOutbound { sa: sa(TO_A + 1, 1, false, Suite::Aes128Gcm, false) });
-    next.apply(Command::SetPolicy {
-        id: POLICY,
-        priority: 10,
-        action: spindle_abi::PolicyAction::Protect,
-        selectors: selectors(HOST_B, HOST_A),
-        hold: 0,
-    });
+    protect(&mut next);
     next.hop(OUTER_A, PortId::Outside);
     next.process(PortId::Inside, [frame(&datagram(HOST_B, HOST_A, b"x"))]);
     assert_eq!(number(&next.take_sent(PortId::Outside)[0]), (TO_A + 1, 1));
