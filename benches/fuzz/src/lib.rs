@@ -84,6 +84,7 @@ pub fn connection(side: usize) -> ConnectionConfig {
             lifetime: Lifetime::default(),
             replay_window: 64,
             hold_packets: 0,
+            resources: 0,
             start_action: StartAction::None,
         }],
     }

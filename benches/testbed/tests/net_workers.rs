@@ -3,7 +3,9 @@
 mod gateways;
 
 use gateways::*;
-use spindle_testbed::{Layout, Link, Options, Settings, Side, Testbed, now};
+use spindle_testbed::{Frame, Layout, Link, Options, Settings, Side, Testbed, now};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Flows at most until some have come to the wrong queue: hosts choose a queue for each at random.
@@ -42,7 +44,9 @@ fn packets_at_the_wrong_worker_are_handed_over_across_rekeys_and_deaths() {
     assert_eq!(testbed.ping(Side::A, 3).expect("ping").len(), 3);
     flows(&testbed, || [Side::A, Side::B].into_iter().all(|side| handed(side) > 0));
     let before = [Side::A, Side::B].map(handed);
-    testbed.gateway(Side::A).spindle("rekey ab").expect("rekeys");
+    for what in ["rekey ab/net", "rekey --ike ab"] {
+        testbed.gateway(Side::A).spindle(what).expect("a rekey");
+    }
     flows(&testbed, || [Side::A, Side::B].map(handed).iter().zip(before).all(|(now, before)| *now > before));
     assert_eq!(sas(&testbed, Side::A), (1, 1));
 
@@ -63,4 +67,46 @@ fn packets_at_the_wrong_worker_are_handed_over_across_rekeys_and_deaths() {
         assert_eq!(count(&testbed, side, "handover_full"), 0, "{side:?}");
     }
     nothing_leaked(&mut testbed);
+}
+
+/// How many Child SAs have sent more than a few packets.
+fn sending(testbed: &Testbed, side: Side) -> usize {
+    let list = testbed.gateway(side).json("list-sas").expect("list-sas");
+    let children = list.as_array().expect("IKE SAs").iter().flat_map(|ike| ike["children"].as_array());
+    children.flatten().filter(|child| child["packets_o"].as_u64().expect("a count") > 20).count()
+}
+
+/// SPIs of ESP without UDP by how many packets each way bore them.
+fn spis(frames: &[Frame], from: Ipv4Addr) -> BTreeMap<[u8; 4], usize> {
+    let mut spis = BTreeMap::new();
+    for octets in frames.iter().map(|frame| &frame.octets) {
+        if octets.len() > 42
+            && octets[12..15] == [8, 0, 0x45]
+            && octets[23] == 50
+            && octets[26..30] == from.octets()
+        {
+            *spis.entry(octets[34..38].try_into().expect("four octets")).or_default() += 1;
+        }
+    }
+    spis
+}
+
+/// RFC 9611: one peer uses all workers.
+#[test]
+fn with_a_child_sa_for_each_worker_both_workers_encapsulate() {
+    let settings = || Settings { more_child: "per_cpu_sas = true".into(), ..settings() };
+    let mut testbed = connected(options(settings(), settings()), Side::A);
+    let three = |testbed: &Testbed| [Side::A, Side::B].into_iter().all(|side| sas(testbed, side) == (1, 3));
+    within(&testbed, "a Child SA for each worker", || three(&testbed));
+    flows(&testbed, || [Side::A, Side::B].into_iter().all(|side| sending(&testbed, side) >= 2));
+    testbed.gateway(Side::A).spindle("rekey ab/net").expect("rekeys");
+    within(&testbed, "the successors alone", || three(&testbed));
+    flows(&testbed, || [Side::A, Side::B].into_iter().all(|side| sending(&testbed, side) >= 2));
+    every_packet_is_counted(&testbed);
+    let wires = nothing_leaked(&mut testbed);
+    for side in [Side::A, Side::B] {
+        let spis = spis(&wires.b, testbed.topology().addresses.gateway_outside(side));
+        let used = spis.values().filter(|packets| **packets > 20).count();
+        assert!(used >= 4, "before and after the rekey two each: {spis:x?}");
+    }
 }

@@ -168,6 +168,9 @@ pub struct ChildConfig {
     pub replay_window: u32,
     /// Packets without an SA that the dataplane holds until there is one, at most; the others are dropped.
     pub hold_packets: u16,
+    /// RFC 9611: workers here that get a Child SA each, beside the first one, if the peer takes more than one for the same
+    /// selectors. 0: it is neither asked for nor granted.
+    pub resources: u16,
     /// Starts the Child SA.
     pub start_action: StartAction,
 }

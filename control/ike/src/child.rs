@@ -4,9 +4,10 @@
 use crate::api::*;
 use crate::connect::ChildProfile;
 use crate::endpoint::{Endpoint, NAT_PORT};
+use crate::resources::Share;
 use crate::sa::{ChildSa, ChildState, IkeSa, jittered};
 use spindle_abi::{
-    Command, KeyMaterial, Limits, Mode, Resource, SaParameters, SelectorSet, Spi, SpiState, Suite, Time,
+    Command, KeyMaterial, Limits, Mode, SaParameters, SelectorSet, Spi, SpiState, Suite, Time,
 };
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -35,6 +36,8 @@ pub(crate) struct Agreed {
     pub(crate) inbound_keys: KeyMaterial,
     pub(crate) outbound_keys: KeyMaterial,
     pub(crate) replaces: Option<ChildSaId>,
+    /// That of a Child SA which replaces none.
+    pub(crate) share: Share,
 }
 
 /// An SA asks to be rekeyed after this many packets at the latest: well before 2^32 of them, or 2^64, where sequence
@@ -76,8 +79,10 @@ impl Endpoint {
         // RFC 7296 section 2.23: UDP encapsulation MUST NOT be done on port 500.
         let encapsulated = sa.nat.encapsulates() && sa.local.port() == NAT_PORT;
         let (local, remote) = esp_ends(sa, encapsulated);
-        // Inbound SPIs are random, so each worker gets its share. Both SAs of a pair are one worker's.
-        let resource = Resource { worker: agreed.inbound.0 as u16, dedicated: false };
+        // RFC 9611 section 3: the rekeyed Child SA should be bound to the same resource.
+        let replaced = agreed.replaces.and_then(|old| sa.child(old));
+        let share = replaced.map_or(agreed.share, |old| old.share);
+        let resource = share.resource(agreed.inbound);
         let parameters = |spi, index, keymat, soft| SaParameters {
             spi,
             index,
@@ -113,6 +118,7 @@ impl Endpoint {
             proposal: agreed.proposal,
             selectors: agreed.selectors.clone(),
             state: ChildState::Installed,
+            share,
             installed: now,
             rekey_at,
             expires: Some(agreed.config.lifetime.life_time).filter(|t| !t.is_zero()).map(|t| now.after(t)),

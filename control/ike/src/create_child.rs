@@ -4,13 +4,14 @@
 use crate::api::*;
 use crate::child::{Agreed, Sends};
 use crate::collision::{ABANDONED, ChildCollision};
-use crate::connect::{ChildProfile, backoff};
+use crate::connect::ChildProfile;
 use crate::crypto::{EspProposal, Group, PrivateKey, Secret, select_esp};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
-use crate::init::{is_single, key_exchange, wanted_group};
+use crate::init::{is_single, key_exchange};
 use crate::narrow::{chosen, has_first, narrow};
-use crate::sa::{ChildSa, ChildState, IkeSa, again};
+use crate::resources::{Share, refusal, share_of_peers};
+use crate::sa::{ChildSa, ChildState, IkeSa};
 use crate::window::Request;
 use crate::wire::{Payload, Proposal, exchange, notify, protocol};
 use spindle_abi::{Selector, SelectorSet, Spi, Time};
@@ -25,14 +26,34 @@ pub(crate) struct ChildOffer {
     trigger: Option<(Selector, Selector)>,
     /// Empty in IKE_AUTH, which uses IKE_SA_INIT's.
     pub(crate) nonce: Vec<u8>,
-    key: Option<PrivateKey>,
+    pub(crate) key: Option<PrivateKey>,
     pub(crate) replaces: Option<ChildSaId>,
     /// The peer has lost the Child SA that it replaces: the request cannot name it.
-    lost: bool,
+    pub(crate) lost: bool,
     /// In CREATE_CHILD_SA, not IKE_AUTH.
     create: bool,
+    /// Beside the first one, for this worker (RFC 9611).
+    pub(crate) worker: Option<u16>,
     /// The peer rekeyed or made the same Child SA meanwhile.
     pub(crate) collision: Option<ChildCollision>,
+}
+
+/// A Child SA that we ask for.
+pub(crate) struct Wish {
+    pub(crate) profile: Rc<ChildProfile>,
+    pub(crate) replaces: Option<ChildSaId>,
+    /// The peer has lost the one that it replaces.
+    pub(crate) lost: bool,
+    /// Beside the first one, for this worker (RFC 9611).
+    pub(crate) worker: Option<u16>,
+    /// The group that the peer wants; else the one that we do.
+    pub(crate) group: Option<Group>,
+}
+
+impl Wish {
+    pub(crate) fn new(profile: Rc<ChildProfile>) -> Wish {
+        Wish { profile, replaces: None, lost: false, worker: None, group: None }
+    }
 }
 
 /// What the responder of a Child SA brings to it, besides the request.
@@ -73,6 +94,7 @@ impl ChildOffer {
             replaces: None,
             lost: false,
             create: false,
+            worker: None,
             collision: None,
         }
     }
@@ -95,6 +117,7 @@ impl ChildOffer {
         let SelectorSet { local, remote } = &self.profile.selectors;
         payloads.push(Payload::TsInitiator(side(self.trigger.map(|t| t.0), local)));
         payloads.push(Payload::TsResponder(side(self.trigger.map(|t| t.1), remote)));
+        payloads.extend(self.resource_info());
         payloads
     }
 }
@@ -127,25 +150,30 @@ impl<'a> ChildParts<'a> {
 }
 
 impl Endpoint {
-    /// Starts CREATE_CHILD_SA for the child with this name.
+    /// Starts CREATE_CHILD_SA for the child with this name; where one stands, for workers that lack one.
     pub(crate) fn create_child(&mut self, now: Time, sa: &mut IkeSa, name: &str) {
         let exists = sa.children.iter().any(|c| c.config.name == name && c.state == ChildState::Installed);
-        let Some(profile) = sa.connection.child(name).filter(|_| !exists) else { return };
+        if exists {
+            return self.create_for_workers(now, sa, name);
+        }
+        let Some(profile) = sa.connection.child(name) else { return };
         if let Some((_, at)) = sa.backoff.get(name).filter(|(_, at)| *at > now) {
             return sa.enqueue(*at, Task::CreateChild(name.to_owned()));
         }
-        self.request_child(now, sa, profile, None, false, None);
+        self.request_child(now, sa, Wish::new(profile));
     }
 
     /// Starts CREATE_CHILD_SA beside a Child SA that the peer has lost; what it made itself meanwhile will do.
     pub(crate) fn begin_child_replacement(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId) {
         let Some(old) = sa.child(id).filter(|c| c.state == ChildState::Installed) else { return };
-        let (profile, installed) = (old.config.clone(), old.installed);
-        let newer = |c: &ChildSa| c.id > id && c.installed >= installed && c.config.name == profile.name;
+        let (profile, installed, share) = (old.config.clone(), old.installed, old.share);
+        let newer = |c: &ChildSa| {
+            c.id > id && c.installed >= installed && c.config.name == profile.name && c.share == share
+        };
         if sa.children.iter().any(|c| newer(c) && c.state == ChildState::Installed) {
             return sa.enqueue(now, Task::DeleteChild(id));
         }
-        self.request_child(now, sa, profile, Some(id), true, None);
+        self.request_child(now, sa, Wish { replaces: Some(id), lost: true, ..Wish::new(profile) });
     }
 
     /// Starts the rekey of a Child SA.
@@ -159,27 +187,21 @@ impl Endpoint {
             return sa.enqueue(now.after(UNCONFIRMED), Task::RekeyChild(id));
         }
         let Some(profile) = sa.child(id).map(|c| c.config.clone()) else { return };
-        self.request_child(now, sa, profile, Some(id), false, None);
+        self.request_child(now, sa, Wish { replaces: Some(id), ..Wish::new(profile) });
     }
 
-    fn request_child(
-        &mut self,
-        now: Time,
-        sa: &mut IkeSa,
-        profile: Rc<ChildProfile>,
-        replaces: Option<ChildSaId>,
-        lost: bool,
-        group: Option<Group>,
-    ) {
+    pub(crate) fn request_child(&mut self, now: Time, sa: &mut IkeSa, wish: Wish) {
+        let Wish { profile, replaces, lost, worker, group } = wish;
         let Some(inbound) = self.allocate_child_spi() else { return };
         let group = group.or(profile.proposals.first().and_then(|p| p.groups.first().copied()));
         let key = group.map(|group| PrivateKey::generate(group, &mut *self.random));
         let nonce = self.nonce();
         // RFC 7296 section 2.9.2: a rekey SHOULD NOT name a packet.
-        let trigger = self.take_trigger(&profile).filter(|_| replaces.is_none());
+        let trigger = self.take_trigger(&profile).filter(|_| replaces.is_none() && worker.is_none());
         let create = true;
+        let collision = None;
         let offer =
-            ChildOffer { profile, inbound, trigger, nonce, key, replaces, lost, create, collision: None };
+            ChildOffer { profile, inbound, trigger, nonce, key, replaces, lost, create, worker, collision };
         let mut payloads = Vec::new();
         if let Some(old) = replaces.filter(|_| !lost).and_then(|id| sa.child(id)) {
             // RFC 7296 section 1.3.3: the SPI is the one that we expect in inbound packets.
@@ -223,90 +245,6 @@ impl Endpoint {
         }
     }
 
-    /// RFC 7296 section 2.25, 1.3: what the peer's error means for our wish.
-    fn child_refused(
-        &mut self,
-        now: Time,
-        sa: &mut IkeSa,
-        offer: &ChildOffer,
-        error: u16,
-        payloads: &[Payload],
-    ) {
-        let name = offer.profile.name.clone();
-        if offer.collision.is_some() {
-            if let Some(old) = offer.replaces.filter(|_| offer.lost) {
-                sa.enqueue(now, Task::DeleteChild(old));
-            }
-            return self.yield_to_peers_rekey(sa, offer);
-        }
-        let task = match offer.replaces {
-            Some(old) if offer.lost => Task::ReplaceChild(old),
-            Some(old) => Task::RekeyChild(old),
-            None => Task::CreateChild(name.clone()),
-        };
-        match error {
-            notify::TEMPORARY_FAILURE => self.try_later(now, sa, task),
-            // RFC 7296 section 2.25: the Child SA is silently deleted and made anew; unless its end is known here, by
-            // a rekey or Delete of the peer's that crossed ours (section 2.8.1).
-            notify::CHILD_SA_NOT_FOUND => {
-                let Some(old) = offer.replaces.and_then(|old| sa.child(old)) else { return };
-                if old.state == ChildState::Installed {
-                    let old = old.id;
-                    self.remove_child(now, sa, old, false);
-                    sa.enqueue(now, Task::CreateChild(name));
-                }
-            }
-            error => {
-                if let Some(group) = self.other_group(sa, offer, error, payloads) {
-                    sa.ke_retries += 1;
-                    let (profile, replaces) = (offer.profile.clone(), offer.replaces);
-                    return self.request_child(now, sa, profile, replaces, offer.lost, Some(group));
-                }
-                tracing::warn!(connection = sa.connection.name, name, error, "the peer refuses the Child SA");
-                let old = offer.replaces.and_then(|old| sa.child(old)).map(|old| old.id);
-                match old {
-                    // RFC 7296 section 4: an implementation MUST be capable of deleting the old SA and creating a
-                    // new one.
-                    Some(old) if error == notify::NO_ADDITIONAL_SAS => {
-                        sa.enqueue(now, Task::DeleteChild(old));
-                        sa.enqueue(now, Task::CreateChild(name));
-                    }
-                    // Tried again well before the sequence numbers end.
-                    Some(old) => {
-                        let later = now.after(again(offer.profile.rekey_time));
-                        sa.child(old).into_iter().for_each(|old| old.rekey_at = Some(later));
-                    }
-                    // The peer has one Child SA per IKE SA, and that is gone.
-                    None if error == notify::NO_ADDITIONAL_SAS && sa.children.is_empty() => {
-                        self.close(now, sa, Authority::ProtocolError(Evidence(())));
-                    }
-                    None => self.make_child_later(now, sa, &name),
-                }
-            }
-        }
-    }
-
-    /// RFC 7296 section 1.3: the group that the peer wants instead, if we offered it and it may help.
-    fn other_group(&self, sa: &IkeSa, offer: &ChildOffer, error: u16, payloads: &[Payload]) -> Option<Group> {
-        let invalid = find_notify(payloads, error).filter(|_| error == notify::INVALID_KE_PAYLOAD);
-        let wanted = invalid.and_then(wanted_group).filter(|_| sa.ke_retries < 3);
-        let offered = |g: &Group| offer.profile.proposals.iter().any(|p| p.groups.contains(g));
-        let other = |g: &Group| offer.key.as_ref().is_some_and(|k| k.group() != *g);
-        wanted.filter(offered).filter(other)
-    }
-
-    /// The peer refused or deleted this Child SA. If it is to be up always it is asked for again, ever more seldom;
-    /// packets that want it must wait as long.
-    pub(crate) fn make_child_later(&mut self, now: Time, sa: &mut IkeSa, name: &str) {
-        let failures = sa.backoff.get(name).map_or(0, |(failures, _)| failures.saturating_add(1));
-        let jitter = Duration::from_millis(u64::from(self.random_u32() % 250));
-        let at = now.after(backoff(failures) + jitter);
-        sa.backoff.insert(name.to_owned(), (failures, at));
-        if sa.connection.started().contains(name) {
-            sa.enqueue(at, Task::CreateChild(name.to_owned()));
-        }
-    }
-
     /// As initiator: installs what the response agreed to. `None` if it is none of what was offered.
     pub(crate) fn complete_child(
         &mut self,
@@ -344,6 +282,7 @@ impl Endpoint {
                 inbound_keys: keys.responder,
                 outbound_keys: keys.initiator,
                 replaces: offer.replaces,
+                share: offer.agreed_share(payloads),
             })
         });
         let Some(agreed) = agreed else {
@@ -356,7 +295,12 @@ impl Endpoint {
             }
             return None;
         };
-        self.install_child(now, sa, agreed, sends)
+        let (share, replaces) = (agreed.share, agreed.replaces);
+        let new = self.install_child(now, sa, agreed, sends)?;
+        if replaces.is_none() {
+            self.continue_for_workers(now, sa, new, share);
+        }
+        Some(new)
     }
 
     /// A CREATE_CHILD_SA request: a new Child SA, the rekey of one, or of the IKE SA.
@@ -441,14 +385,21 @@ impl Endpoint {
     fn note_child_made_by_peer(&mut self, now: Time, sa: &mut IkeSa, theirs: ChildSaId, lowest: Vec<u8>) {
         let Some(child) = sa.child(theirs) else { return };
         let (name, selectors) = (child.config.name.clone(), child.selectors.clone());
+        // RFC 9611 section 4: both sides may make some of these at once, and all stand.
+        if matches!(child.share, Share::Worker(_)) {
+            return;
+        }
         let ours = sa.outstanding.as_mut().and_then(|o| match &mut o.purpose {
-            Purpose::CreateChild(offer) if offer.profile.name == name => Some(offer),
+            Purpose::CreateChild(offer) if offer.profile.name == name && offer.worker.is_none() => {
+                Some(offer)
+            }
             _ => None,
         });
         if let Some(offer) = ours.filter(|offer| offer.replaces.is_none() || offer.lost) {
             offer.collision = Some(ChildCollision { theirs, lowest: lowest.clone() });
         }
-        let stands = |c: &&ChildSa| c.id != theirs && c.state == ChildState::Installed;
+        let is_like = |c: &ChildSa| c.id != theirs && !matches!(c.share, Share::Worker(_));
+        let stands = |c: &&ChildSa| is_like(c) && c.state == ChildState::Installed;
         let old =
             sa.children.iter().filter(stands).find(|c| c.config.name == name && c.selectors == selectors);
         let Some(old) = old.filter(|old| !sa.rekeying_child(old.id)) else { return };
@@ -497,7 +448,7 @@ impl Endpoint {
             return Err(error(notify::TS_UNACCEPTABLE));
         };
         if sa.children.len() >= self.config.max_children {
-            return Err(error(notify::NO_ADDITIONAL_SAS));
+            return Err(error(refusal(sa, payloads)));
         }
         let wish = SelectorSet { local: local.to_vec(), remote: remote.to_vec() };
         let old = terms.replaces.and_then(|id| sa.child(id)).map(|c| (c.config.clone(), c.selectors.clone()));
@@ -515,6 +466,10 @@ impl Endpoint {
         let Some((profile, selectors)) = best else { return Err(error(notify::TS_UNACCEPTABLE)) };
         // RFC 7296 section 2.9.2: a rekey MUST NOT be narrowed below what is in use.
         let selectors = in_use.filter(|s| wish.holds(s) && !selectors.holds(s)).unwrap_or(selectors);
+        let share = match terms.replaces {
+            None => share_of_peers(sa, profile, &selectors, payloads).map_err(error)?,
+            Some(_) => Share::Alone,
+        };
         let preferred = parts.key.and_then(|(group, _)| Group::from_id(group));
         let Ok((suite, chosen)) = select_esp(&profile.proposals, offer, preferred, terms.create) else {
             return Err(error(notify::NO_PROPOSAL_CHOSEN));
@@ -543,6 +498,7 @@ impl Endpoint {
         }
         accepted.push(Payload::TsInitiator(selectors.remote.clone()));
         accepted.push(Payload::TsResponder(selectors.local.clone()));
+        accepted.extend(share.answer());
         let agreed = Agreed {
             config: profile.clone(),
             inbound,
@@ -554,11 +510,13 @@ impl Endpoint {
             inbound_keys: keys.initiator,
             outbound_keys: keys.responder,
             replaces: terms.replaces,
+            share,
         };
         let id = self.install_child(now, sa, agreed, terms.sends).ok_or_else(no_more)?;
         // An initiator of IKE_AUTH takes no request before its answer, so that one needs no confirmation.
         let next = terms.create.then_some(sa.receive_id);
         sa.child(id).into_iter().for_each(|child| child.confirmed_by = next);
+        self.complete_for_workers(now, sa, id);
         Ok((id, accepted))
     }
 }

@@ -20,6 +20,8 @@ use std::time::Duration;
 pub(crate) enum Task {
     /// A Child SA of the child with this name.
     CreateChild(String),
+    /// Child SAs for workers that have none, beside the first one of the child with this name (RFC 9611).
+    CreateForWorkers(String),
     RekeyChild(ChildSaId),
     /// The peer has lost it: another one beside it, then its Delete.
     ReplaceChild(ChildSaId),
@@ -119,6 +121,7 @@ impl Endpoint {
             let (_, task) = sa.queue.remove(position);
             match task {
                 Task::CreateChild(name) => self.create_child(now, sa, &name),
+                Task::CreateForWorkers(name) => self.create_for_workers(now, sa, &name),
                 Task::RekeyChild(child) => self.begin_child_rekey(now, sa, child),
                 Task::ReplaceChild(child) => self.begin_child_replacement(now, sa, child),
                 Task::DeleteChild(child) => self.begin_child_delete(now, sa, child),

@@ -5,6 +5,7 @@ use crate::api::*;
 use crate::connect::{ChildProfile, Profile};
 use crate::crypto::IkeKeys;
 use crate::exchange::{Outstanding, Purpose, Task};
+use crate::resources::Share;
 use crate::resume::Resumed;
 use crate::retransmit::Schedule;
 use crate::ticket::Ticket;
@@ -485,6 +486,7 @@ pub(crate) struct ChildSa {
     pub(crate) proposal: String,
     pub(crate) selectors: SelectorSet,
     pub(crate) state: ChildState,
+    pub(crate) share: Share,
     pub(crate) installed: Time,
     pub(crate) rekey_at: Option<Time>,
     /// The end of its life.

@@ -55,6 +55,7 @@ pub(crate) fn connection(name: &str, remote: Option<&str>) -> ConnectionConfig {
             lifetime: Lifetime::default(),
             replay_window: 64,
             hold_packets: 0,
+            resources: 0,
             start_action: StartAction::Trap,
         }],
     }

@@ -389,6 +389,7 @@ impl Scenario {
                 lifetime: Lifetime::default(),
                 replay_window: 64,
                 hold_packets: 0,
+                resources: 0,
                 start_action: starts[side],
             };
             let connection = ConnectionConfig {

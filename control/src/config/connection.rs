@@ -192,6 +192,7 @@ fn child(
     }
     let rekey_time =
         section.optional("rekey_time").map_or(Ok(Duration::from_secs(3600)), |v| v.duration())?;
+    let per_worker = section.optional("per_cpu_sas").map_or(Ok(false), |v| v.boolean())?;
     let config = ChildConfig {
         name: name.into(),
         policy,
@@ -203,6 +204,7 @@ fn child(
         lifetime: lifetime(&section, rekey_time)?,
         replay_window,
         hold_packets: section.optional("hold_packets").map_or(Ok(0), |v| v.integer(0..=256))? as u16,
+        resources: if per_worker { gateway.workers as u16 } else { 0 },
         start_action: section
             .optional("start_action")
             .map_or(Ok(StartAction::Trap), |v| v.one_of(START_ACTIONS))?,

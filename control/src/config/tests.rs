@@ -54,6 +54,17 @@ fn lifetimes_are_read_with_their_units_and_defaults() {
     assert_eq!((hard.rekey, hard.life), (limits(7, 0), limits(0, 1 << 30)));
 }
 
+/// RFC 9611 section 7: not by default.
+#[test]
+fn a_child_has_as_many_sas_for_workers_as_there_are_where_it_says_so() {
+    let of = |more: &str| {
+        let source =
+            GOOD.replacen("outside", "workers = 3\noutside", 1).replacen("start_action = \"start\"", more, 1);
+        parse(&source).unwrap().connections[0].children[1].resources
+    };
+    assert_eq!((of(""), of("per_cpu_sas = false"), of("per_cpu_sas = true")), (0, 0, 3));
+}
+
 #[test]
 fn a_good_file_is_understood_and_its_defaults_filled_in() {
     let s = parse(GOOD).unwrap();
@@ -267,6 +278,13 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             16,
             "connections.ab.children.alpha.hold_packets",
             "256",
+        ),
+        (
+            "start_action = \"start\"",
+            "per_cpu_sas = 2",
+            16,
+            "connections.ab.children.alpha.per_cpu_sas",
+            "true or false",
         ),
         ("start_action = \"start\"", "[recovery]\nmethods = [\"qcd\"]", 17, "recovery.methods", "add it"),
         ("dpd_delay = \"2s\"", "recovery = [\"qcd\"]", 8, "connections.ab.recovery", "add it"),

@@ -172,6 +172,7 @@ pub fn child(name: &str, side: usize, number: u8) -> ChildConfig {
         lifetime: Lifetime::default(),
         replay_window: 1024,
         hold_packets: 0,
+        resources: 0,
         start_action: StartAction::Trap,
     }
 }

@@ -152,6 +152,7 @@ fn config(setup: &Setup, side: usize) -> Config {
         lifetime: Lifetime::default(),
         replay_window: 64,
         hold_packets: 0,
+        resources: 0,
         start_action: StartAction::Trap,
     };
     let connection = ConnectionConfig {
