@@ -91,6 +91,10 @@ pub struct Peer {
     pub restart: bool,
     /// Whether the child is brought up as soon as it is loaded.
     pub start: bool,
+    /// Whether ESP goes in UDP without a NAT too.
+    pub encap: bool,
+    /// Packets; charon's default if `None`.
+    pub replay_window: Option<u32>,
 }
 
 impl Peer {
@@ -98,20 +102,85 @@ impl Peer {
     pub fn of(addresses: &Addresses, side: Side, settings: &Settings) -> Peer {
         let id = |side: Side| format!("{}.example", side.letter());
         Peer {
-            local: addresses.gateway_outside(side).to_string(),
-            remote: addresses.gateway_outside(side.other()).to_string(),
+            local: addresses.outer(side).to_string(),
+            remote: addresses.outer(side.other()).to_string(),
             local_id: id(side),
             remote_id: id(side.other()),
             psk: "a secret of the testbed alone".to_owned(),
-            local_ts: addresses.inside(side).to_string(),
-            remote_ts: addresses.inside(side.other()).to_string(),
+            local_ts: addresses.protected(side),
+            remote_ts: addresses.protected(side.other()),
             proposal: settings.proposal.clone(),
             esp_proposal: settings.esp_proposal.clone(),
             dpd_delay: 0,
             retransmit: None,
             restart: false,
             start: false,
+            encap: true,
+            replay_window: None,
         }
+    }
+
+    /// Its connection `ab` with the child `net`, as swanctl.conf.
+    pub fn connection(&self) -> String {
+        let Peer {
+            local,
+            remote,
+            local_id,
+            remote_id,
+            psk,
+            local_ts,
+            remote_ts,
+            proposal,
+            esp_proposal,
+            dpd_delay,
+            restart,
+            start,
+            retransmit: _,
+            encap,
+            replay_window,
+        } = self;
+        let dpd_action = if *restart { "restart" } else { "clear" };
+        let encap = if *encap { "yes" } else { "no" };
+        let replay_window =
+            replay_window.map_or_else(String::new, |window| format!("\n        replay_window = {window}"));
+        let start_action = if *start { "start" } else { "none" };
+        format!(
+            "connections {{
+  ab {{
+    version = 2
+    local_addrs = {local}
+    remote_addrs = {remote}
+    proposals = {proposal}
+    encap = {encap}
+    dpd_delay = {dpd_delay}s
+    local {{
+      auth = psk
+      id = {local_id}
+    }}
+    remote {{
+      auth = psk
+      id = {remote_id}
+    }}
+    children {{
+      net {{
+        local_ts = {local_ts}
+        remote_ts = {remote_ts}
+        esp_proposals = {esp_proposal}
+        dpd_action = {dpd_action}{replay_window}
+        start_action = {start_action}
+      }}
+    }}
+  }}
+}}
+secrets {{
+  ike {{
+    id-a = {local_id}
+    id-b = {remote_id}
+    secret = \"{psk}\"
+  }}
+}}
+"
+        )
     }
 
     /// The same, as impatient as liveness is here: probing each second a peer that is silent, and beginning anew then.
@@ -135,8 +204,11 @@ impl Charon {
     /// If charon or swanctl isn't installed or does not answer within ten seconds.
     pub fn start(netns: &str, directory: &Path, peer: &Peer) -> Result<Charon> {
         std::fs::create_dir_all(directory)?;
-        std::fs::write(directory.join("strongswan.conf"), settings(directory, peer))?;
-        std::fs::write(directory.join("swanctl.conf"), connection(peer))?;
+        std::fs::write(
+            directory.join("strongswan.conf"),
+            settings(directory, "kernel-libipsec kernel-netlink", peer.retransmit),
+        )?;
+        std::fs::write(directory.join("swanctl.conf"), peer.connection())?;
         // Of a life before, which was killed.
         drop(std::fs::remove_file(directory.join("charon.vici")));
         let process = Command::new("ip")
@@ -249,15 +321,16 @@ impl Drop for Charon {
     }
 }
 
-fn settings(directory: &Path, peer: &Peer) -> String {
+/// strongswan.conf, for files in `directory` and ESP by these plugins.
+pub(crate) fn settings(directory: &Path, esp: &str, retransmit: Option<Retransmit>) -> String {
     let d = directory.display();
-    let retransmit = peer.retransmit.map_or_else(String::new, |Retransmit { timeout, base, tries }| {
+    let retransmit = retransmit.map_or_else(String::new, |Retransmit { timeout, base, tries }| {
         let timeout = timeout.as_secs_f64();
         format!("retransmit_timeout = {timeout}\n  retransmit_base = {base}\n  retransmit_tries = {tries}")
     });
     format!(
         "charon-systemd {{
-  load = random nonce openssl pem pkcs1 pkcs8 x509 revocation constraints pubkey aes sha1 sha2 hmac kdf curve25519 gcm chapoly kernel-libipsec kernel-netlink socket-default vici updown
+  load = random nonce openssl pem pkcs1 pkcs8 x509 revocation constraints pubkey aes sha1 sha2 hmac kdf curve25519 gcm chapoly {esp} socket-default vici updown
   {retransmit}
   plugins {{
     vici {{
@@ -274,63 +347,6 @@ fn settings(directory: &Path, peer: &Peer) -> String {
   }}
   journal {{
     default = -1
-  }}
-}}
-"
-    )
-}
-
-fn connection(peer: &Peer) -> String {
-    let Peer {
-        local,
-        remote,
-        local_id,
-        remote_id,
-        psk,
-        local_ts,
-        remote_ts,
-        proposal,
-        esp_proposal,
-        dpd_delay,
-        restart,
-        start,
-        ..
-    } = peer;
-    let dpd_action = if *restart { "restart" } else { "clear" };
-    let start_action = if *start { "start" } else { "none" };
-    format!(
-        "connections {{
-  ab {{
-    version = 2
-    local_addrs = {local}
-    remote_addrs = {remote}
-    proposals = {proposal}
-    encap = yes
-    dpd_delay = {dpd_delay}s
-    local {{
-      auth = psk
-      id = {local_id}
-    }}
-    remote {{
-      auth = psk
-      id = {remote_id}
-    }}
-    children {{
-      net {{
-        local_ts = {local_ts}
-        remote_ts = {remote_ts}
-        esp_proposals = {esp_proposal}
-        dpd_action = {dpd_action}
-        start_action = {start_action}
-      }}
-    }}
-  }}
-}}
-secrets {{
-  ike {{
-    id-a = {local_id}
-    id-b = {remote_id}
-    secret = \"{psk}\"
   }}
 }}
 "

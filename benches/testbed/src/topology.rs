@@ -263,7 +263,7 @@ impl Addresses {
     }
 
     /// Is IPv6 used anywhere?
-    fn use_ipv6(&self) -> bool {
+    pub(crate) fn use_ipv6(&self) -> bool {
         let Versions { outside, inside } = self.versions;
         outside == Version::V6 || inside == Version::V6
     }
