@@ -5,10 +5,9 @@
 //! what they are:
 //!
 //! ```text
-//!  host-a            gateway-a                         box
-//!  a-host ══ a-in ╡ in ╞ tap-in                   ╔══ box-a
-//!                          │ eth0   Linux  eth1 │ ║
-//!                                      tap-out ╡ out ╞ a-out
+//!  host-a      gateway-a's namespace                                    box
+//!  a-host ═══ a-in ─ bridge in ─ tap-in ┐          ┌ tap-out ─ bridge out ─ a-out ═══ box-a
+//!                                  eth0 └─ Linux ──┘ eth1
 //! ```
 //!
 //! strongSwan speaks IKE in it, over the kernel's XFRM. It is told what to do on a serial port: a line in, its output, then an
