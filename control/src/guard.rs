@@ -169,8 +169,8 @@ impl Guard {
             bypass.filter(|r| remote.iter().any(|protected| protected.holds(r))).collect();
         // Where routes alone choose a tunnel, it is they that must not be wrong.
         let by_address = settings.by_address();
-        let from: Vec<_> = by_address.iter().flat_map(|set| &set.local).map(|s| s.addresses).collect();
-        let to: Vec<_> = by_address.iter().flat_map(|set| &set.remote).map(|s| s.addresses).collect();
+        let from: Vec<_> = by_address.iter().flat_map(|(_, set)| &set.local).map(|s| s.addresses).collect();
+        let to: Vec<_> = by_address.iter().flat_map(|(_, set)| &set.remote).map(|s| s.addresses).collect();
         let inside = match &settings.gateway.inside {
             Inside::Interface(name) => Some(name.clone()),
             Inside::Host(_) => None,

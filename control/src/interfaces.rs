@@ -6,13 +6,13 @@
 //! as 10.1.0.0/24 must be where 10.0.0.0/8 is behind the peer. Devices stay when the processes die, and their routes with
 //! them; [`remove`] is for the operator's own end.
 
-use crate::config::{Device, Settings};
+use crate::config::Settings;
 use futures_util::TryStreamExt;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use spindle_abi::SelectorSet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The table's number, and its rule's priority: after the one of local addresses, before the main table's.
@@ -36,6 +36,7 @@ pub(crate) async fn apply(settings: &Settings) -> Result<(), Problem> {
         return Ok(());
     }
     let handle = connect()?;
+    let mut indexes = BTreeMap::new();
     for device in &devices {
         let index =
             index_of(&handle, &device.name).await.ok_or_else(|| format!("{} is gone", device.name))?;
@@ -48,30 +49,29 @@ pub(crate) async fn apply(settings: &Settings) -> Result<(), Problem> {
             let add = handle.route().add(route).replace().execute().await;
             add.map_err(|e| format!("{}: route {}/{}: {e}", device.name, network.0, network.1))?;
         }
-        if device.number == 0 {
-            by_address(&handle, settings, device, index).await?;
-        }
+        indexes.insert(device.number, (device.name.as_str(), index));
     }
-    Ok(())
+    by_address(&handle, settings, &indexes).await
 }
 
-/// The table of what goes into the tunnels by address.
+/// The table of what goes into the tunnels by address; of each device, by its number, the name and the kernel's index.
 async fn by_address(
     handle: &Handle,
     settings: &Settings,
-    device: &Device,
-    index: u32,
+    devices: &BTreeMap<u16, (&str, u32)>,
 ) -> Result<(), Problem> {
     let mut wanted = BTreeSet::new();
-    let sets = settings.by_address();
+    // Without a device of the inside, hosts are there, and route by themselves.
+    let sets = settings.by_address().into_iter();
+    let sets: Vec<_> = sets.filter_map(|(number, set)| Some((*devices.get(&number)?, set))).collect();
     let remote: BTreeSet<Network> =
-        sets.iter().flat_map(|set| &set.remote).flat_map(|s| s.addresses.networks()).collect();
-    for set in &sets {
+        sets.iter().flat_map(|(_, set)| &set.remote).flat_map(|s| s.addresses.networks()).collect();
+    for ((device, index), set) in sets {
         for network in set.remote.iter().flat_map(|s| s.addresses.networks()) {
             let source = own_address(set, network.0.is_ipv4());
             let route = route(network, source)?.output_interface(index).table_id(TABLE).build();
             let add = handle.route().add(route).replace().execute().await;
-            add.map_err(|e| format!("{}: route {}/{}: {e}", device.name, network.0, network.1))?;
+            add.map_err(|e| format!("{device}: route {}/{}: {e}", network.0, network.1))?;
             wanted.insert(network);
         }
         for network in set.local.iter().flat_map(|s| s.addresses.networks()) {

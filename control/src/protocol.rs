@@ -200,6 +200,8 @@ pub struct ChildSa {
     pub spi_o: String,
     /// Algorithms.
     pub proposal: String,
+    /// `tunnel` or `transport`.
+    pub mode: String,
     /// ESP in UDP?
     pub encapsulated: bool,
     /// Behind us.
@@ -412,6 +414,7 @@ mod tests {
             spi_i: text(),
             spi_o: text(),
             proposal: text(),
+            mode: text(),
             encapsulated: false,
             local_ts: vec![text()],
             remote_ts: vec![text()],

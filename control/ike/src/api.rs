@@ -2,7 +2,7 @@
 
 pub use crate::ticket::{OpenedTicket, TicketId, TicketKeeper};
 
-use spindle_abi::{Command, Limits, SelectorSet, Spi, Time};
+use spindle_abi::{Command, Limits, Mode, SelectorSet, Spi, Time};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -195,7 +195,7 @@ pub enum TransportMode {
     Never,
     /// If the peer agrees; else in tunnel mode.
     Preferred,
-    /// If the peer declines there is none.
+    /// If the peer declines or does not ask for it there is none.
     Required,
 }
 
@@ -633,6 +633,8 @@ pub struct ChildSaStatus {
     pub inbound_index: u32,
     /// Slot of the outbound SA.
     pub outbound_index: u32,
+    /// Its mode.
+    pub mode: Mode,
     /// The transform, in strongSwan's notation.
     pub proposal: String,
     /// Narrowed selectors.

@@ -12,9 +12,10 @@ use crate::init::{is_single, key_exchange};
 use crate::narrow::{chosen, has_first, narrow};
 use crate::resources::{Share, refusal, share_of_peers};
 use crate::sa::{ChildSa, ChildState, IkeSa};
+use crate::transport::{self, Narrowed};
 use crate::window::Request;
 use crate::wire::{Payload, Proposal, exchange, notify, protocol};
-use spindle_abi::{Selector, SelectorSet, Spi, Time};
+use spindle_abi::{Mode, Selector, SelectorSet, Spi, Time};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) struct ChildOffer {
     create: bool,
     /// Beside the first one, for this worker (RFC 9611).
     pub(crate) worker: Option<u16>,
+    /// Transport mode is asked for.
+    transport: bool,
     /// The peer rekeyed or made the same Child SA meanwhile.
     pub(crate) collision: Option<ChildCollision>,
 }
@@ -86,6 +89,7 @@ impl ChildOffer {
         trigger: Option<(Selector, Selector)>,
     ) -> ChildOffer {
         ChildOffer {
+            transport: profile.transport != TransportMode::Never,
             profile,
             inbound,
             trigger,
@@ -99,12 +103,13 @@ impl ChildOffer {
         }
     }
 
-    /// SA, Ni, KEi, TSi, TSr.
+    /// N(USE_TRANSPORT_MODE), SA, Ni, KEi, TSi, TSr.
     pub(crate) fn payloads(&self) -> Vec<Payload> {
         let spi = self.inbound.0.to_be_bytes();
         let proposals = (1..).zip(&self.profile.proposals);
         let offer = proposals.map(|(number, p)| p.to_wire(number, spi, self.create)).collect();
-        let mut payloads = vec![Payload::Sa(offer)];
+        let mut payloads: Vec<Payload> = self.transport.then(transport::wish).into_iter().collect();
+        payloads.push(Payload::Sa(offer));
         if self.create {
             payloads.push(Payload::Nonce(self.nonce.clone()));
             payloads.extend(self.key.as_ref().map(key_exchange));
@@ -198,10 +203,24 @@ impl Endpoint {
         let nonce = self.nonce();
         // RFC 7296 section 2.9.2: a rekey SHOULD NOT name a packet.
         let trigger = self.take_trigger(&profile).filter(|_| replaces.is_none() && worker.is_none());
-        let create = true;
-        let collision = None;
-        let offer =
-            ChildOffer { profile, inbound, trigger, nonce, key, replaces, lost, create, worker, collision };
+        // A rekey changes the keys alone.
+        let transport = match replaces.and_then(|id| sa.child(id)) {
+            Some(old) => old.mode == Mode::Transport,
+            None => profile.transport != TransportMode::Never,
+        };
+        let offer = ChildOffer {
+            profile,
+            inbound,
+            trigger,
+            nonce,
+            key,
+            replaces,
+            lost,
+            create: true,
+            worker,
+            transport,
+            collision: None,
+        };
         let mut payloads = Vec::new();
         if let Some(old) = replaces.filter(|_| !lost).and_then(|id| sa.child(id)) {
             // RFC 7296 section 1.3.3: the SPI is the one that we expect in inbound packets.
@@ -262,8 +281,14 @@ impl Endpoint {
             .ts_initiator
             .zip(parts.ts_responder)
             .map(|(local, remote)| SelectorSet { local: local.to_vec(), remote: remote.to_vec() });
-        let valid = selectors.and_then(|s| chosen(&s, &offer.profile.selectors)).zip(suite);
-        let agreed = valid.and_then(|(selectors, (suite, outbound))| {
+        let mode = transport::agreed(offer.profile.transport, offer.transport, transport::is_in(payloads));
+        let selectors = selectors.zip(mode).and_then(|(selectors, mode)| match mode {
+            Mode::Tunnel => chosen(&selectors, &offer.profile.selectors),
+            Mode::Transport => chosen(&transport::substitute(sa, &selectors), &offer.profile.selectors)
+                .filter(|selectors| transport::is_between_ends(sa, selectors)),
+        });
+        let valid = selectors.zip(mode).zip(suite);
+        let agreed = valid.and_then(|((selectors, mode), (suite, outbound))| {
             let shared = agree(offer.key.as_ref().filter(|_| suite.group.is_some()), parts.key)?;
             let keys = sa.keys.as_ref()?.ike.child(
                 suite.encryption,
@@ -275,6 +300,7 @@ impl Endpoint {
                 config: offer.profile.clone(),
                 inbound: offer.inbound,
                 outbound,
+                mode,
                 selectors,
                 suite: suite.encryption,
                 esn: suite.esn,
@@ -287,7 +313,13 @@ impl Endpoint {
         });
         let Some(agreed) = agreed else {
             let error = find_error(payloads);
-            tracing::warn!(connection = sa.connection.name, ?error, "no Child SA came of the exchange");
+            let mode_declined = error.is_none() && mode.is_none();
+            tracing::warn!(
+                connection = sa.connection.name,
+                ?error,
+                mode_declined,
+                "no Child SA came of the exchange"
+            );
             self.release_child_spi(offer.inbound);
             // The peer has installed what we cannot use (RFC 7296 section 2.9: its choice must be a subset).
             if error.is_none() && parts.offer.is_some() {
@@ -458,12 +490,17 @@ impl Endpoint {
         };
         // RFC 7296 section 2.9: the profile that leaves the whole wish is the best; one that leaves the initiator's first
         // choices comes before those that do not.
-        let narrowed = || profiles.iter().filter_map(|c| Some((c, narrow(&wish, &c.selectors)?)));
+        let asked = transport::is_in(payloads);
+        let narrowed = || profiles.iter().filter_map(|c| transport::narrow_for(sa, c, &wish, asked));
         let best = narrowed()
-            .find(|(_, s)| s.holds(&wish))
-            .or_else(|| narrowed().find(|(_, s)| has_first(s, &wish)))
+            .find(|n| n.selectors.holds(&n.wish))
+            .or_else(|| narrowed().find(|n| has_first(&n.selectors, &n.wish)))
             .or_else(|| narrowed().next());
-        let Some((profile, selectors)) = best else { return Err(error(notify::TS_UNACCEPTABLE)) };
+        let Some(Narrowed { profile, mode, wish, selectors }) = best else {
+            // RFC 7296 section 3.10.1: of proposals, USE_TRANSPORT_MODE included, none is acceptable; else no selectors.
+            let other_mode = profiles.iter().any(|c| narrow(&wish, &c.selectors).is_some());
+            return Err(error(if other_mode { notify::NO_PROPOSAL_CHOSEN } else { notify::TS_UNACCEPTABLE }));
+        };
         // RFC 7296 section 2.9.2: a rekey MUST NOT be narrowed below what is in use.
         let selectors = in_use.filter(|s| wish.holds(s) && !selectors.holds(s)).unwrap_or(selectors);
         let share = match terms.replaces {
@@ -491,7 +528,11 @@ impl Endpoint {
             return Err(no_more());
         };
         let answer = EspProposal::from(suite).to_wire(chosen.number, inbound.0.to_be_bytes(), terms.create);
-        let mut accepted = vec![Payload::Sa(vec![answer])];
+        let mut accepted = Vec::new();
+        if mode == Mode::Transport {
+            accepted.push(transport::wish());
+        }
+        accepted.push(Payload::Sa(vec![answer]));
         if terms.create {
             accepted.push(Payload::Nonce(nonce_r.to_vec()));
             accepted.extend(key.as_ref().map(key_exchange));
@@ -503,6 +544,7 @@ impl Endpoint {
             config: profile.clone(),
             inbound,
             outbound,
+            mode,
             selectors,
             suite: suite.encryption,
             esn: suite.esn,

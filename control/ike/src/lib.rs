@@ -31,6 +31,7 @@ mod spi;
 mod take_down;
 mod ticket;
 mod tombstone;
+mod transport;
 mod window;
 pub mod wire;
 mod wishes;

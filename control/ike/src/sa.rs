@@ -11,7 +11,7 @@ use crate::retransmit::Schedule;
 use crate::ticket::Ticket;
 use crate::tombstone::{LastResponse, MessageHash};
 use crate::wire::{OpeningKey, SealingKey};
-use spindle_abi::{SaParameters, SelectorSet, Spi, Time};
+use spindle_abi::{Mode, SaParameters, SelectorSet, Spi, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -483,6 +483,7 @@ pub(crate) struct ChildSa {
     pub(crate) outbound: Spi,
     pub(crate) inbound_index: u32,
     pub(crate) outbound_index: u32,
+    pub(crate) mode: Mode,
     pub(crate) proposal: String,
     pub(crate) selectors: SelectorSet,
     pub(crate) state: ChildState,

@@ -77,9 +77,10 @@ pub(super) fn sas(value: Value) -> Result<String> {
         );
         for child in &sa.children {
             let udp = if child.encapsulated { " in UDP" } else { "" };
+            let mode = if child.mode == "transport" { ", transport mode" } else { "" };
             let _ = write!(
                 text,
-                "  {}: #{}, {}, {} s, ESP{udp}, {}_i {}_o, {}\n    in {} packets, {} bytes; out {} packets, {} bytes\n    {} === {}\n",
+                "  {}: #{}, {}, {} s, ESP{udp}{mode}, {}_i {}_o, {}\n    in {} packets, {} bytes; out {} packets, {} bytes\n    {} === {}\n",
                 child.name,
                 child.id,
                 child.state,

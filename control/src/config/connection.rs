@@ -3,7 +3,7 @@
 use super::interfaces::of_child;
 use super::policies::Places;
 use super::read::{Section, Value};
-use super::{GatewaySettings, Result, policies, ports};
+use super::{GatewaySettings, Result, policies, ports, transport};
 use spindle_abi::{Limits, Selector, SelectorSet};
 use spindle_ike::api::{
     ChildConfig, ConnectionConfig, Identity, Lifetime, Psk, Retransmission, StartAction, TransportMode,
@@ -93,10 +93,17 @@ pub(super) fn connection(
     let mut children = Vec::new();
     let child_section = section.section("children")?;
     for (name, value) in child_section.entries() {
-        children.push(child(&name, &value, places.note(&value), gateway, interfaces)?);
+        let ends = (local_address, remote_address);
+        children.push(child(&name, &value, places.note(&value), ends, gateway, interfaces)?);
     }
     if children.is_empty() {
         return Err(child_section.error("has no child; add a section with local_ts and remote_ts"));
+    }
+    let redirect_to = redirect_to(&section, local_address, remote_address)?;
+    if !redirect_to.is_empty() && children.iter().any(|child| child.transport != TransportMode::Never) {
+        let problem = "stands beside a child with mode \"transport\", which is between two addresses alone; take it out, \
+                       or write mode = \"tunnel\" there";
+        return Err(section.error_of("redirect_to", problem));
     }
     let config = ConnectionConfig {
         name: name.into(),
@@ -113,7 +120,7 @@ pub(super) fn connection(
         rekey_time: section
             .optional("rekey_time")
             .map_or(Ok(Duration::from_secs(4 * 3600)), |v| v.duration())?,
-        redirect_to: redirect_to(&section, local_address, remote_address)?,
+        redirect_to,
         resumption: section.optional("resumption").map_or(Ok(false), |v| v.boolean())?,
         start_action,
         children,
@@ -156,6 +163,7 @@ fn child(
     name: &str,
     value: &Value<'_>,
     policy: u32,
+    ends: (IpAddr, Option<IpAddr>),
     gateway: &GatewaySettings,
     interfaces: &mut Vec<String>,
 ) -> Result<ChildConfig> {
@@ -185,6 +193,7 @@ fn child(
     };
     let interface = section.optional("interface").map(|v| of_child(&v, gateway, interfaces)).transpose()?;
     let interface = interface.unwrap_or(0);
+    let transport = transport::mode(&section, &selectors, interface, ends, gateway)?;
     // RFC 4303 section 3.3.3: where there is no replay window there should be no Extended Sequence Numbers.
     if replay_window == 0 && proposals.iter().any(|proposal| proposal.split('-').any(|word| word == "esn")) {
         let fix = "is 0, and esp_proposals has \"esn\", which needs a window; write 32 or more here, or take \"esn\" out";
@@ -197,7 +206,7 @@ fn child(
         name: name.into(),
         policy,
         interface,
-        transport: TransportMode::Never,
+        transport,
         selectors,
         proposals,
         rekey_time,

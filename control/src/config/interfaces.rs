@@ -3,6 +3,7 @@
 use super::read::{Section, Value};
 use super::{ConfigError, GatewaySettings, Result, Settings, interface};
 use spindle_abi::{MAX_INTERFACES, SelectorSet};
+use spindle_ike::api::TransportMode;
 use std::net::IpAddr;
 
 /// The TUN device of `inside = "tun"`.
@@ -63,10 +64,12 @@ impl Settings {
             .collect()
     }
 
-    /// Selectors of children that share the inside: their addresses alone say what is protected.
-    pub fn by_address(&self) -> Vec<&SelectorSet> {
+    /// Selectors whose addresses alone say what is protected, each with its device's number: of children that share the
+    /// inside, and of those in transport mode, who have but one peer's address to send to.
+    pub fn by_address(&self) -> Vec<(u16, &SelectorSet)> {
         let children = self.connections.iter().flat_map(|c| &c.children);
-        children.filter(|child| child.interface == 0).map(|child| &child.selectors).collect()
+        let chosen = children.filter(|c| c.interface == 0 || c.transport != TransportMode::Never);
+        chosen.map(|child| (child.interface, &child.selectors)).collect()
     }
 
     /// Interfaces that are set must be there, and none may be one of the machine's.

@@ -9,6 +9,7 @@ mod order;
 mod policies;
 pub(crate) mod ports;
 mod read;
+mod transport;
 
 pub use interfaces::{Device, Inside, InterfaceSettings};
 pub use read::ConfigError;
@@ -509,3 +510,5 @@ fn limits(section: &Section<'_>) -> Result<Limits> {
 mod interfaces_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transport_tests;

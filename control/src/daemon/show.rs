@@ -3,7 +3,7 @@
 use super::events::ike_spi;
 use crate::config::ports;
 use crate::protocol::{Child, ChildSa, Connection, Equation, Generation, IkeSa, Secret};
-use spindle_abi::{Selector, Time};
+use spindle_abi::{Mode, Selector, Time};
 use spindle_ike::api::{ActivityReader, ConnectionConfig, Identity, IkeSaStatus, StartAction};
 use spindle_recovery::secrets::method_name;
 use spindle_recovery::{ConnectionStatus, SecretStatus};
@@ -21,6 +21,7 @@ pub(super) fn ike_sa(sa: &IkeSaStatus, activity: &dyn ActivityReader, now: Time)
             spi_i: child.inbound.to_string(),
             spi_o: child.outbound.to_string(),
             proposal: child.proposal.clone(),
+            mode: if child.mode == Mode::Transport { "transport" } else { "tunnel" }.into(),
             encapsulated: child.encapsulated,
             local_ts: child.selectors.local.iter().map(selector).collect(),
             remote_ts: child.selectors.remote.iter().map(selector).collect(),
