@@ -145,6 +145,7 @@ const DROPS: &[&str] = &[
     "ecn_mismatch",
     "selector_mismatch",
     "fragment_without_ports",
+    "fragment_in_transport",
     "inbound_expired",
     "no_policy",
     "policy_discard",
