@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
-use spindle_abi::SelectorSet;
+use spindle_abi::{AddressRange, SelectorSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -188,8 +188,54 @@ fn own_address(set: &SelectorSet, is_ipv4: bool) -> Option<IpAddr> {
         })
         .filter(|address| address.is_ipv4() == is_ipv4 && !address.is_loopback())
         .collect();
-    let allowed = set.local.iter().filter(|selector| selector.addresses.start.is_ipv4() == is_ipv4);
-    let mut found =
-        allowed.filter_map(|selector| here.iter().find(|address| selector.addresses.contains(**address)));
+    source_among(set, &here)
+}
+
+/// A link-local address is none but where a selector is that address: nobody beyond the link could answer (RFC 4291 section
+/// 2.5.6, RFC 3927 section 2.7).
+fn source_among(set: &SelectorSet, here: &[IpAddr]) -> Option<IpAddr> {
+    let may_be = |range: &AddressRange, address: IpAddr| {
+        range.contains(address) && (!is_link_local(address) || range.start == range.end)
+    };
+    let mut found = set
+        .local
+        .iter()
+        .filter_map(|selector| here.iter().find(|address| may_be(&selector.addresses, **address)));
     found.next().copied()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spindle_abi::Selector;
+
+    fn addresses(all: &[&str]) -> Vec<IpAddr> {
+        all.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn set(all: &[(&str, &str)]) -> SelectorSet {
+        let any =
+            |(start, end): &(&str, &str)| Selector::addresses(start.parse().unwrap(), end.parse().unwrap());
+        let local = all.iter().map(any).collect();
+        SelectorSet { local, remote: Vec::new() }
+    }
+
+    #[test]
+    fn a_link_local_address_is_no_source_but_where_it_is_the_selector() {
+        let here = addresses(&["fe80::1", "169.254.7.1", "2001:db8::1", "10.1.0.1"]);
+        let own = |all: &[(&str, &str)]| source_among(&set(all), &here).map(|a| a.to_string());
+        let six = ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
+        assert_eq!(own(&[six]).as_deref(), Some("2001:db8::1"));
+        assert_eq!(own(&[("0.0.0.0", "255.255.255.255")]).as_deref(), Some("10.1.0.1"));
+        assert_eq!(own(&[("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff")]), None);
+        assert_eq!(own(&[("fe80::1", "fe80::1"), six]).as_deref(), Some("fe80::1"));
+        assert_eq!(own(&[("169.254.7.1", "169.254.7.1")]).as_deref(), Some("169.254.7.1"));
+    }
 }
