@@ -5,11 +5,11 @@
 // `outside` stands on the unprotected side: ESP for us, in UDP or not, over IPv4 or IPv6, goes to a socket: the first one
 // if its SPI has a state, the one in the background if it is unknown, so that a storm of unknown SPIs fills its own ring
 // and leaves the other's alone. To the background go also fragments of ESP, of which the later ones show no SPI, and ICMP
-// errors about ESP that we are said to have sent (over IPv4): anybody can make these. IKE and what else is for this host
+// errors about ESP that we are said to have sent: anybody can make these. IKE and what else is for this host
 // passes, and so does what no router forwards, such as neighbour discovery; what isn't for us is dropped, for the kernel
 // must not forward it, unless a policy may let it by in clear: then it goes to the background too, and the dataplane
 // decides. Of a fragmented datagram only the first fragment shows UDP's ports, so the later ones go where the first one
-// went, and before it to the kernel: IKE in fragments is the kernel's always. Over IPv6 all of these are the kernel's.
+// went, and before it to the kernel: IKE in fragments is the kernel's always.
 // `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
 // that isn't there means drop, never pass.
 // Each decision is counted; the order of the counts is known to steer.rs.
@@ -35,6 +35,7 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 #define ICMP_HEADER 8
 #define DEST_UNREACH 3       // ICMP type and code of RFC 1191 section 4
 #define FRAG_NEEDED 4
+#define TOO_BIG 2            // ICMPv6 type of RFC 4443 section 3.2
 #define DATAGRAMS 4096       // fragmented ones that are remembered
 #define SPI_UNKNOWN 0        // as spindle_abi::SpiState
 
@@ -132,10 +133,10 @@ struct {
     __type(value, __u8);
 } spi_states SEC(".maps");
 
-// Datagrams in fragments that are ESP in UDP, by their first fragments.
+// Datagrams in fragments that are ESP in UDP, by their first fragments. IPv4 as RFC 4291 section 2.5.5.2 maps it.
 struct datagram {
-    __be32 source;
-    __be32 destination;
+    __be32 source[4];
+    __be32 destination[4];
     __u32 identification;
 };
 
@@ -250,25 +251,36 @@ static __always_inline int udp(struct xdp_md *ctx, struct udphdr *udp, void *end
     return esp(ctx, marker, end);
 }
 
-// Of ESP in UDP, or of something else, which is the kernel's.
-static __always_inline int udp_fragment(struct xdp_md *ctx, struct iphdr *ip, void *end)
+// Of ESP in UDP, or of something else, which is the kernel's. `later`: not the datagram's first fragment.
+static __always_inline int udp_fragment(struct xdp_md *ctx, struct datagram *datagram, int later, struct udphdr *udp,
+                                        void *end)
 {
-    struct datagram datagram = {ip->saddr, ip->daddr, ip->id};
-    struct udphdr *udp = (void *)ip + ip->ihl * 4;
     __be32 *marker = (void *)(udp + 1);
     __u32 only = 0, *port = bpf_map_lookup_elem(&nat_port, &only);
     __u8 one = 1;
 
-    if (ip->frag_off & bpf_htons(OFFSET)) {
-        if (!bpf_map_lookup_elem(&esp_datagrams, &datagram))
+    if (later) {
+        if (!bpf_map_lookup_elem(&esp_datagrams, datagram))
             return pass(OUTSIDE);
     } else if (port && (void *)(marker + 1) <= end && udp->dest == bpf_htons(*port) && *marker != 0) {
-        bpf_map_update_elem(&esp_datagrams, &datagram, &one, BPF_ANY);
+        bpf_map_update_elem(&esp_datagrams, datagram, &one, BPF_ANY);
     } else {
-        bpf_map_delete_elem(&esp_datagrams, &datagram);
+        bpf_map_delete_elem(&esp_datagrams, datagram);
         return pass(OUTSIDE);
     }
     return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
+}
+
+static __always_inline int is_quoted_esp(__u8 protocol, void *upper, void *end)
+{
+    struct udphdr *udp = upper;
+    __be32 *spi = (void *)(udp + 1);
+    __u32 only = 0, *port = bpf_map_lookup_elem(&nat_port, &only);
+
+    if (protocol == IPPROTO_ESP)
+        return 1;
+    return protocol == IPPROTO_UDP && port && (void *)(spi + 1) <= end && udp->source == bpf_htons(*port)
+        && *spi != 0;
 }
 
 // Does an ICMP error say that ESP of ours was too big (RFC 1191 section 4)?
@@ -276,20 +288,25 @@ static __always_inline int is_about_esp(struct iphdr *ip, void *end)
 {
     __u8 *icmp = (void *)ip + ip->ihl * 4;
     struct iphdr *quoted = (void *)(icmp + ICMP_HEADER);
-    __u32 only = 0, *port = bpf_map_lookup_elem(&nat_port, &only);
-    struct udphdr *udp;
-    __be32 *spi;
 
     if ((void *)(quoted + 1) > end || quoted->version != 4 || quoted->ihl < 5)
         return 0;
     if (icmp[0] != DEST_UNREACH || icmp[1] != FRAG_NEEDED || quoted->saddr != ip->daddr)
         return 0;
-    if (quoted->protocol == IPPROTO_ESP)
-        return 1;
-    udp = (void *)quoted + quoted->ihl * 4;
-    spi = (void *)(udp + 1);
-    return quoted->protocol == IPPROTO_UDP && port && (void *)(spi + 1) <= end
-        && udp->source == bpf_htons(*port) && *spi != 0;
+    return is_quoted_esp(quoted->protocol, (void *)quoted + quoted->ihl * 4, end);
+}
+
+// The same over IPv6 (RFC 8201 section 4).
+static __always_inline int is_about_esp6(struct ipv6hdr *ip, __u8 *icmp, void *end)
+{
+    struct ipv6hdr *quoted = (void *)(icmp + ICMP_HEADER);
+
+    if ((void *)(quoted + 1) > end || quoted->version != 6 || icmp[0] != TOO_BIG)
+        return 0;
+    for (int word = 0; word < 4; word++)
+        if (quoted->saddr.s6_addr32[word] != ip->daddr.s6_addr32[word])
+            return 0;
+    return is_quoted_esp(quoted->nexthdr, quoted + 1, end);
 }
 
 // What is for an address of ours.
@@ -320,8 +337,15 @@ static __always_inline int outside4(struct xdp_md *ctx, struct ethhdr *ethernet,
         return drop(OUTSIDE, DROPPED_NOT_OURS);
     }
     fragment = ip->frag_off & bpf_htons(FRAGMENT);
-    if (ip->protocol == IPPROTO_UDP && fragment)
-        return udp_fragment(ctx, ip, end);
+    if (ip->protocol == IPPROTO_UDP && fragment) {
+        struct datagram datagram = {
+            .source = {0, 0, bpf_htonl(0xffff), ip->saddr},
+            .destination = {0, 0, bpf_htonl(0xffff), ip->daddr},
+            .identification = ip->id,
+        };
+
+        return udp_fragment(ctx, &datagram, (ip->frag_off & bpf_htons(OFFSET)) != 0, (void *)ip + ip->ihl * 4, end);
+    }
     if (ip->protocol == IPPROTO_ICMP && !fragment && is_about_esp(ip, end))
         return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
     return for_us(ctx, ip->protocol, fragment, (void *)ip + ip->ihl * 4, end);
@@ -329,17 +353,38 @@ static __always_inline int outside4(struct xdp_md *ctx, struct ethhdr *ethernet,
 
 struct extension {
     __u8 next;
-    __u8 length;   // in units of 8 octets, beyond the first
-    __be16 offset; // of a fragment header
-    __be32 rest;
+    __u8 length;           // in units of 8 octets, beyond the first
+    __be16 offset;         // of a fragment header
+    __be32 identification; // of a fragment header
 };
+
+// What is for an IPv6 address of ours. `offset`: of its fragment header, 0 if it has none or is whole all the same.
+static __always_inline int for_us6(struct xdp_md *ctx, struct ipv6hdr *ip, __u8 protocol, __be16 offset,
+                                   __u32 identification, void *upper, void *end)
+{
+    if (protocol == IPPROTO_UDP && offset) {
+        __be32 *from = ip->saddr.s6_addr32, *to = ip->daddr.s6_addr32;
+        struct datagram datagram = {
+            .source = {from[0], from[1], from[2], from[3]},
+            .destination = {to[0], to[1], to[2], to[3]},
+            .identification = identification,
+        };
+
+        return udp_fragment(ctx, &datagram, bpf_ntohs(offset) >> 3 != 0, upper, end);
+    }
+    if (protocol == IPPROTO_ICMPV6 && !offset && is_about_esp6(ip, upper, end))
+        return to_socket(ctx, OUTSIDE, &background_sockets, TO_BACKGROUND);
+    return for_us(ctx, protocol, offset != 0, upper, end);
+}
 
 // Walks the extension headers (RFC 8200 section 4) as spindle_wire::ipv6 does; what is refused there is malformed.
 static __always_inline int outside6(struct xdp_md *ctx, struct ethhdr *ethernet, void *end)
 {
     struct ipv6hdr *ip = (void *)(ethernet + 1);
     struct extension *header = (void *)(ip + 1);
-    int fragment = 0, fragment_header = 0;
+    int fragment_header = 0;
+    __be16 fragment = 0;
+    __u32 identification = 0;
     __u8 protocol;
 
     if ((void *)header > end || ip->version != 6)
@@ -356,15 +401,16 @@ static __always_inline int outside6(struct xdp_md *ctx, struct ethhdr *ethernet,
         int is_fragment = protocol == IPPROTO_FRAGMENT;
 
         if (!is_fragment && protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_ROUTING && protocol != IPPROTO_DSTOPTS)
-            return for_us(ctx, protocol, fragment, header, end);
+            return for_us6(ctx, ip, protocol, fragment, identification, header, end);
         if ((void *)(header + 1) > end || (is_fragment && fragment_header) || (protocol == IPPROTO_HOPOPTS && i))
             break;
         protocol = header->next;
         if (is_fragment) {
             fragment_header = 1;
             fragment = header->offset & bpf_htons(FRAGMENT6);
+            identification = header->identification;
             if (bpf_ntohs(header->offset) >> 3) // not the first: no more headers
-                return for_us(ctx, protocol, fragment, header + 1, end);
+                return for_us6(ctx, ip, protocol, fragment, identification, header + 1, end);
             header++;
         } else {
             header = (void *)header + (header->length + 1) * 8;

@@ -366,6 +366,105 @@ fn icmp_errors_about_esp_are_told_to_the_dataplane() {
     assert_eq!(run(too_big, US, 50, &ESP, 17), PASSED);
 }
 
+/// An IPv6 fragment: identification, and the offset in octets with the flag for more (RFC 8200 section 4.5).
+fn fragment6(
+    to: Ipv6Addr,
+    protocol: u8,
+    identification: u32,
+    (offset, more): (u16, bool),
+    payload: &[u8],
+) -> Vec<u8> {
+    let field = (offset | u16::from(more)).to_be_bytes();
+    packet6(to, 44, &[&[protocol, 0][..], &field, &identification.to_be_bytes(), payload].concat())
+}
+
+/// The same over IPv6.
+#[test]
+fn ipv6_fragments_go_where_their_first_one_belongs() {
+    let steer = &mut steer();
+    let background = socket();
+    steer.set_background(0, background.as_fd()).unwrap();
+    let mut run = |packet: &[u8]| run(steer, Side::Outside, packet);
+    let (head, tail) = ((0, true), (16, false));
+    assert_eq!(run(&fragment6(US6, 50, 1, tail, &ESP)), TO_BACKGROUND);
+    assert_eq!(run(&fragment6(US6, 50, 1, head, &ESP)), TO_BACKGROUND);
+    assert_eq!(run(&fragment6(US6, 17, 7, tail, &ESP)), PASSED);
+    assert_eq!(run(&fragment6(US6, 17, 7, head, &udp(4500, &ESP))), TO_BACKGROUND);
+    assert_eq!(run(&fragment6(US6, 17, 7, tail, &ESP)), TO_BACKGROUND);
+    assert_eq!(run(&fragment6(US6, 17, 7, (24, true), &[0; 16])), TO_BACKGROUND);
+    // Of other datagrams: another identification, in any of its octets, and another source.
+    assert_eq!(run(&fragment6(US6, 17, 0x0100_0007, tail, &ESP)), PASSED);
+    let mut other = fragment6(US6, 17, 7, tail, &ESP);
+    other[37] ^= 1;
+    assert_eq!(run(&other), PASSED);
+    for ike in [udp(500, &ESP), udp(4500, &[0; 24]), udp(4500, &[])] {
+        assert_eq!(run(&fragment6(US6, 17, 8, head, &ike)), PASSED);
+        assert_eq!(run(&fragment6(US6, 17, 8, tail, &ESP)), PASSED);
+        assert_eq!(run(&fragment6(US6, 17, 7, head, &ike)), PASSED);
+        assert_eq!(run(&fragment6(US6, 17, 7, tail, &ESP)), PASSED);
+        assert_eq!(run(&fragment6(US6, 17, 7, head, &udp(4500, &ESP))), TO_BACKGROUND);
+    }
+    assert_eq!(run(&fragment6(THEM6, 50, 1, tail, &ESP)), (XDP_DROP, "xdp_outside_dropped_not_ours"));
+    // An atomic fragment is whole (RFC 6946).
+    let unknown = fragment6(US6, 17, 7, (0, false), &udp(4500, &ESP));
+    assert_eq!(run(&unknown), TO_BACKGROUND);
+    let ike = fragment6(US6, 17, 7, (0, false), &udp(4500, &[0; 24]));
+    assert_eq!(run(&ike), PASSED);
+}
+
+/// RFC 4301 section 8.2 and RFC 8201 section 4: Packet Too Big about ESP of ours, and nothing else of ICMPv6.
+#[test]
+fn icmpv6_errors_about_esp_are_told_to_the_dataplane() {
+    let steer = &mut steer();
+    let background = socket();
+    steer.set_background(0, background.as_fd()).unwrap();
+    let mut run = |kind: u8, source: Ipv6Addr, protocol: u8, quoted: &[u8], cut: usize| {
+        let mut quote = packet6(THEM6, protocol, quoted).split_off(14);
+        quote[8..24].copy_from_slice(&source.octets());
+        let icmp = [&[kind, 0, 0, 0, 0, 0, 5, 0x14][..], &quote[..quote.len() - cut]].concat();
+        run(steer, Side::Outside, &packet6(US6, 58, &icmp))
+    };
+    let (too_big, unreachable) = (2, 1);
+    let from_4500 = |payload: &[u8]| udp(1024, payload);
+    let mut from_another = udp(4500, &ESP);
+    from_another[0] = 0x12;
+    assert_eq!(run(too_big, US6, 50, &ESP, 8), TO_BACKGROUND);
+    assert_eq!(run(too_big, US6, 17, &from_4500(&ESP), 0), TO_BACKGROUND);
+    assert_eq!(run(too_big, US6, 17, &from_4500(&ESP), 12), TO_BACKGROUND);
+    assert_eq!(run(too_big, US6, 17, &from_4500(&[0; 16]), 0), PASSED);
+    assert_eq!(run(too_big, US6, 17, &from_another, 0), PASSED);
+    assert_eq!(run(too_big, US6, 17, &from_4500(&ESP), 13), PASSED);
+    assert_eq!(run(unreachable, US6, 50, &ESP, 0), PASSED);
+    assert_eq!(run(too_big, THEM6, 50, &ESP, 0), PASSED);
+    assert_eq!(run(too_big, US6, 6, &ESP, 0), PASSED);
+    assert_eq!(run(too_big, US6, 50, &ESP, 17), PASSED);
+}
+
+/// RFC 4301 section 5.2, step 3b, for IPv6: both ends must be a BYPASS policy's own.
+#[test]
+fn what_a_bypass_policy_names_of_ipv6_goes_to_the_background() {
+    let steer = &mut steer();
+    let background = socket();
+    steer.set_background(0, background.as_fd()).unwrap();
+    let mut in_clear = steer.take_in_clear().unwrap().unwrap();
+    let network = |text: &str, length: u8| std::iter::once((text.parse().unwrap(), length));
+    let address = |text: &str| text.parse::<Ipv6Addr>().unwrap();
+    // The packets come from 2001:db8:1::1.
+    let (to, other) = (address("2001:db8:2::7"), address("2001:db8:3::7"));
+    let not_ours = (XDP_DROP, "xdp_outside_dropped_not_ours");
+    assert_eq!(run(steer, Side::Outside, &packet6(to, 58, &[128; 8])), not_ours);
+    in_clear.replace(network("2001:db8:2::", 64), network("2001:db8:1::", 127)).unwrap();
+    let let_in = (XDP_REDIRECT, "xdp_outside_in_clear");
+    assert_eq!(run(steer, Side::Outside, &packet6(to, 58, &[128; 8])), let_in);
+    assert_eq!(run(steer, Side::Outside, &packet6(other, 58, &[128; 8])), not_ours);
+    in_clear.replace(network("2001:db8:2::", 64), network("2001:db8:1::2", 127)).unwrap();
+    assert_eq!(run(steer, Side::Outside, &packet6(to, 58, &[128; 8])), not_ours);
+    // What is for us is nobody's to let by, and IPv4's addresses are none of IPv6's.
+    in_clear.replace(network("::", 0), network("::", 0)).unwrap();
+    assert_eq!(run(steer, Side::Outside, &packet6(US6, 6, &[0; 20])), PASSED);
+    assert_eq!(run(steer, Side::Outside, &packet6(other, 58, &[128; 8])), let_in);
+}
+
 #[test]
 fn local_addresses_are_replaced() {
     let steer = &mut steer();

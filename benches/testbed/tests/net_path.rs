@@ -4,7 +4,9 @@
 mod gateways;
 
 use gateways::*;
-use spindle_testbed::{Options, Settings, Side, Testbed, Verdict, craft, narrow, shred};
+use spindle_testbed::{
+    Addresses, Options, Settings, Side, Testbed, Verdict, Version, Versions, craft, narrow, shred,
+};
 use std::time::Duration;
 
 /// Of the dataplane.
@@ -127,5 +129,63 @@ fn a_tunnel_comes_up_and_works_where_the_path_fragments_everything() {
         };
         // IKE is longer than a fragment.
         assert!(longest(&wires.a) > Some(214), "{:?}", longest(&wires.a));
+    }
+}
+
+/// Hosts of one version behind gateways that speak IPv6.
+fn over_ipv6(inside: Version, encapsulated: bool) -> Options {
+    let versions = Versions { outside: Version::V6, inside };
+    let addresses = Addresses { versions, ..Addresses::default() };
+    Options { addresses, ..options(encapsulated) }
+}
+
+/// RFC 4301 section 8.2.1, RFC 8201: Packet Too Big that quotes our ESP is believed. A path below 1,280 octets is none of
+/// IPv6's, so what needs more than that leaves in fragments, and they are put together.
+#[test]
+fn over_ipv6_a_narrower_path_is_learned() {
+    for (inside, encapsulated) in [(Version::V4, true), (Version::V6, false)] {
+        let mut testbed = connected(over_ipv6(inside, encapsulated), Side::A);
+        all_arrive(&testbed, &[1, 1340, 8000]);
+        testbed.delay().set_filter(Some(Box::new(narrow(1290))));
+        for side in [Side::A, Side::B] {
+            testbed.udp_sweep(side, 1340..=1340).expect("sockets");
+        }
+        within(&testbed, "both know the path", || {
+            [Side::A, Side::B].iter().all(|side| count(&testbed, *side, "path_mtu_learned") > 0)
+        });
+        for side in [Side::A, Side::B] {
+            // And so does the host, by its next packet.
+            testbed.udp_sweep(side, 1340..=1340).expect("sockets");
+        }
+        all_arrive(&testbed, &[1, 1340, 8000]);
+        if inside == Version::V6 {
+            // 1,232 octets of data make the least packet that every IPv6 link takes, and it is never refused.
+            all_arrive(&testbed, &[1232]);
+        }
+        for side in [Side::A, Side::B] {
+            assert!(count(&testbed, side, "icmp_about_esp") > 0);
+            assert_eq!(count(&testbed, side, "icmp_unknown_sa"), 0);
+            assert_eq!(count(&testbed, side, "reassembled") > 0, inside == Version::V6);
+        }
+        every_packet_is_counted(&testbed);
+        nothing_leaked(&mut testbed);
+    }
+}
+
+/// RFC 8200 section 4.5: ESP in fragments is put together by the dataplane, in UDP or not, IKE in fragments by the kernel.
+#[test]
+fn a_tunnel_over_ipv6_comes_up_and_works_where_all_comes_in_fragments() {
+    for encapsulated in [false, true] {
+        let mut testbed = Testbed::two_gateways(over_ipv6(Version::V4, encapsulated)).expect("a testbed");
+        testbed.delay().set_filter(Some(Box::new(shred(240))));
+        testbed.start(READY).expect("both gateways ready");
+        testbed.gateway(Side::A).initiate().expect("an IKE SA");
+        all_arrive(&testbed, &[1, 1340, 8000]);
+        for side in [Side::A, Side::B] {
+            assert!(count(&testbed, side, "reassembled") > 0);
+            assert_eq!(count(&testbed, side, "fragment_invalid"), 0);
+        }
+        every_packet_is_counted(&testbed);
+        nothing_leaked(&mut testbed);
     }
 }

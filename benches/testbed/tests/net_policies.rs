@@ -4,9 +4,12 @@
 mod gateways;
 
 use gateways::*;
-use spindle_testbed::{Options, Place, Side, Testbed, craft};
+use spindle_testbed::{
+    Addresses, IPV6_PREFIX, InsideNetwork, Options, Place, Side, Testbed, Version, Versions, craft, ipv6,
+    leaks,
+};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// A host outside, in the delay box: gateway A's hosts may ask it for echoes, in clear.
@@ -140,4 +143,63 @@ fn each_packet_goes_the_way_of_its_policy() {
         assert!(ends.contains(&THIRD.octets()) && ends.contains(&[10, 1, 0, 2]), "{leak} between {ends:?}");
     }
     assert!(leaks.len() >= 16, "the echoes were seen: {}", leaks.len());
+}
+
+/// The same for IPv6: a policy lets echoes by, both ways, and nothing else comes in from outside or shows there.
+#[test]
+fn echoes_of_ipv6_pass_in_clear_where_a_policy_says_so() {
+    let versions = Versions { outside: Version::V6, inside: Version::V6 };
+    let addresses = Addresses { versions, ..Addresses::default() };
+    let (host, third) = (ipv6(addresses.host(Side::A)), ipv6(THIRD));
+    let mut options = Options { addresses, ..Options::default() };
+    options.a.more_recovery = format!(
+        "[policies.echoes]\nmode = \"pass\"\nlocal_ts = [\"{host}[icmpv6]\"]\nremote_ts = [\"{third}[icmpv6]\"]\n"
+    );
+    let mut testbed = connected(options, Side::A);
+    let marker = testbed.marker();
+    let outside = testbed.topology().delay_box();
+    let interface = Side::A.box_interface();
+    outside.ip(&format!("addr add {third}/120 dev {interface} nodad")).expect("an address");
+    let gateway = ipv6(addresses.gateway_outside(Side::A));
+    outside.ip(&format!("route add {} via {gateway}", addresses.protected(Side::A))).expect("a route");
+    let ping = |from: &spindle_testbed::Namespace, to: Ipv6Addr| {
+        from.run(&format!("ping -6 -c 3 -i 0.2 -W 2 {to}")).unwrap_or_else(|error| error.to_string())
+    };
+    let echoes = ping(testbed.topology().host(Side::A), third);
+    assert!(echoes.contains(" 3 received"), "{echoes}\n{}", testbed.gateway(Side::A).log());
+    let echoes = ping(outside, host);
+    assert!(echoes.contains(" 3 received"), "{echoes}");
+    assert_eq!(counter(&testbed, Side::A, "bypassed"), 12, "three each way, and their answers");
+    // Between the same ends another protocol; and to who no policy names.
+    assert_eq!(counter(&testbed, Side::A, "cleartext_from_outside"), 0);
+    let send = |to: Ipv6Addr| {
+        let send = || UdpSocket::bind("[::]:0").and_then(|socket| socket.send_to(&[], (to, 7)));
+        outside.enter(send).expect("a namespace").expect("the kernel sends it");
+    };
+    for _ in 0..4 {
+        send(host);
+    }
+    within(&testbed, "cleartext is counted", || counter(&testbed, Side::A, "cleartext_from_outside") == 4);
+    let not_ours = || counter(&testbed, Side::A, "xdp_outside_dropped_not_ours");
+    let before = not_ours();
+    for _ in 0..5 {
+        send(ipv6(addresses.inside_a.host(9)));
+    }
+    within(&testbed, "what no policy names is dropped", || not_ours() == before + 5);
+    assert_eq!(counter(&testbed, Side::B, "bypassed"), 0);
+    every_packet_is_counted(&testbed);
+    let wires = testbed.finish().expect("captures");
+    let inside = [addresses.inside_a, addresses.inside_b]
+        .map(|network| InsideNetwork::V6(ipv6(network.address), IPV6_PREFIX + network.prefix));
+    let found = leaks(&wires.a, &inside, marker);
+    let ends = |octets: &[u8]| [22, 38].map(|at| octets[at..at + 16].to_vec());
+    for leak in &found {
+        assert_ne!(leak.place, Place::Marker, "{leak}");
+        let octets = &wires.a[leak.frame - 1].octets;
+        let ends = ends(octets);
+        let of_third = ends.contains(&third.octets().to_vec());
+        // What came from outside to who no policy names was let in by nobody, and answered by nobody.
+        assert!(of_third, "{leak} between {ends:02x?}");
+    }
+    assert!(found.len() >= 12, "the echoes were seen: {}", found.len());
 }

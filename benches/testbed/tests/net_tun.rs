@@ -3,14 +3,20 @@
 mod gateways;
 
 use gateways::*;
-use spindle_testbed::{Gateway, Host, Marker, Options, Side, Testbed, ping, tcp_transfer};
+use spindle_testbed::{
+    Addresses, Gateway, Host, Marker, Options, Side, Testbed, Version, Versions, ping, tcp_transfer,
+};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Two gateways whose configurations are changed before they start.
 fn configured(change: impl Fn(Side, String) -> String) -> Testbed {
-    let mut testbed = Testbed::two_gateways(Options::default()).expect("a testbed");
+    configured_as(Options::default(), change)
+}
+
+fn configured_as(options: Options, change: impl Fn(Side, String) -> String) -> Testbed {
+    let mut testbed = Testbed::two_gateways(options).expect("a testbed");
     for side in [Side::A, Side::B] {
         let file = testbed.gateway(side).config();
         let text = std::fs::read_to_string(&file).expect("a configuration");
@@ -101,6 +107,31 @@ fn a_host_reaches_the_network_behind_a_gateway() {
     assert!(tcp_transfer(host, a, testbed.marker(), 1_000_000, PATIENCE).expect("TCP").is_intact());
     every_packet_is_counted(&testbed);
     nothing_leaked(&mut testbed);
+}
+
+/// The gateways' own traffic, of each version, in a tunnel over IPv6.
+#[test]
+fn the_machine_s_own_traffic_goes_through_a_tunnel_over_ipv6() {
+    for inside in [Version::V4, Version::V6] {
+        let versions = Versions { outside: Version::V6, inside };
+        let addresses = Addresses { versions, ..Addresses::default() };
+        let mut testbed = configured_as(Options { addresses, ..Options::default() }, as_host);
+        testbed.gateway(Side::A).initiate().expect("an IKE SA");
+        within(&testbed, "routes", || devices(&testbed, Side::A).contains("spindle0"));
+        let own = |side: Side| Host {
+            namespace: testbed.topology().gateway(side),
+            address: inside.of(addresses.gateway_inside(side)),
+        };
+        let (a, b) = (own(Side::A), own(Side::B));
+        pings(&testbed, a, b, "gateway to gateway");
+        pings(&testbed, b, testbed.host(Side::A), "gateway to the host behind the other");
+        let transfer = tcp_transfer(a, b, testbed.marker(), 1_000_000, PATIENCE).expect("TCP");
+        assert!(transfer.is_intact(), "{inside:?}");
+        let missing = testbed.udp_sweep(Side::A, 1340..=1350).expect("a sweep");
+        assert!(missing.is_empty(), "{missing:?}");
+        every_packet_is_counted(&testbed);
+        nothing_leaked(&mut testbed);
+    }
 }
 
 /// Two connections between the same gateways, both for everything.

@@ -222,6 +222,19 @@ fn outside6(mut add: impl FnMut(&'static str, Vec<u8>, &'static str, &'static st
         let header = [&[ESP, 0][..], &fragment.to_be_bytes(), &[0, 0, 0, 9]].concat();
         add(name, ours(44, &[header, esp(UNKNOWN)].concat()), FRAGMENT);
     }
+    let fragment = |offset: u16, payload: &[u8]| {
+        ours(44, &[&[UDP, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 9], payload].concat())
+    };
+    let in_udp = udp(PORT, PORT, &esp(UNKNOWN));
+    add("a first fragment of ESP in UDP over IPv6", fragment(1, &in_udp), FRAGMENT);
+    add("a later one of ESP in UDP over IPv6", fragment(24, &[0; 16]), FRAGMENT);
+    let about = ipv6(US6, PEER6, ESP, &esp(UNKNOWN)).split_off(14);
+    for (name, kind, steer) in
+        [("packet too big about ESP", 2, "to_background"), ("an ICMPv6 error of another kind", 1, "passed")]
+    {
+        let error = [&[kind, 0, 0, 0, 0, 0, 5, 0x14][..], &about].concat();
+        add(name, ours(ICMPV6, &error), (steer, "icmp_unknown_sa"));
+    }
 }
 
 fn inside(mut add: impl FnMut(&'static str, Vec<u8>, &'static str, &'static str)) {
