@@ -126,7 +126,7 @@ impl Engine {
                 Ok(reason) => self.discard(frame, reason, out),
                 Err(worker) => self.hand_over(worker, Origin::Outside, frame, out),
             },
-            Kind::Clear => self.clear_from_outside(frame, out),
+            Kind::Clear => self.clear_from_outside(now, frame, out),
             Kind::Drop(reason) => self.discard(frame, reason, out),
             // What was made whole is none.
             Kind::Fragment => self.discard(frame, DropReason::FragmentInvalid, out),
@@ -324,8 +324,8 @@ impl Engine {
     }
 
     /// In clear and not to us: only by a BYPASS policy (RFC 4301 section 5.2, step 3b).
-    fn clear_from_outside<F: Frame>(&mut self, mut frame: F, out: &mut impl Output<F>) {
-        match self.bypass_from_outside(frame.data_mut()) {
+    fn clear_from_outside<F: Frame>(&mut self, now: Time, mut frame: F, out: &mut impl Output<F>) {
+        match self.bypass_from_outside(now, frame.data_mut()) {
             Err(reason) => self.discard(frame, reason, out),
             Ok((length, destination)) => {
                 frame.truncate(ETHERNET + length);
@@ -335,11 +335,11 @@ impl Engine {
         }
     }
 
-    fn bypass_from_outside(&mut self, octets: &mut [u8]) -> Result<(usize, IpAddr), DropReason> {
+    fn bypass_from_outside(&mut self, now: Time, octets: &mut [u8]) -> Result<(usize, IpAddr), DropReason> {
         let (head, packet) = head(octets)?;
-        let place = self.policies.find(&Flow::of(&head, packet).reversed())?;
-        match place.map(|place| self.policies.at(place).action) {
-            Some(PolicyAction::Bypass) => {}
+        let place = self.policies.find(&self.flow(now, PortId::Outside, &head, packet))?;
+        match place.map(|place| self.policies.action(place)) {
+            Some(PolicyAction::Bypass) => self.note_passing(now, &head, packet),
             Some(PolicyAction::Discard) => return Err(DropReason::PolicyDiscard),
             Some(PolicyAction::Protect) | None => return Err(DropReason::CleartextFromOutside),
         }

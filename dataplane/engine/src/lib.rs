@@ -26,6 +26,7 @@ mod next_hops;
 mod others;
 mod outbound;
 mod outer_fragments;
+mod passing;
 mod path_mtu;
 mod policies;
 mod reassembly;
@@ -44,6 +45,7 @@ use interfaces::Interfaces;
 use next_hops::NextHops;
 use others::Others;
 use outbound::IcmpBudget;
+use passing::Passing;
 use path_mtu::PathMtus;
 use policies::{Policies, Rank};
 use reassembly::Reassembly;
@@ -105,6 +107,7 @@ pub struct Engine {
     icmp_budget: IcmpBudget,
     path_mtus: PathMtus,
     reassembly: Reassembly,
+    passing: Passing,
     provider: Provider,
     installed: usize,
     /// Where the SAs' hot state outlives this engine.
@@ -136,6 +139,7 @@ impl Engine {
             icmp_budget: IcmpBudget::new(),
             path_mtus: PathMtus::new(config.max_sas.min(spindle_abi::MAX_SAS)),
             reassembly: Reassembly::new(config.max_reassemblies),
+            passing: Passing::new(config.max_reassemblies),
             provider: config.provider,
             installed: 0,
             region: config.region,

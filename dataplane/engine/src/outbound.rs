@@ -161,7 +161,14 @@ impl Engine {
         if !(is_unicast(destination) || multicast) || !is_unicast(head.source) {
             return Err(DropReason::NotUnicast.into());
         }
-        let way = self.find_way(now, interface, &Flow::of(&head, packet), out)?;
+        let flow = match interface {
+            INSIDE => self.flow(now, PortId::Inside, &head, packet),
+            _ => Flow::of(&head, packet),
+        };
+        let way = self.find_way(now, interface, &flow, out)?;
+        if matches!(way, Way::Bypass { .. }) {
+            self.note_passing(now, &head, packet);
+        }
         let dont_fragment = head.dont_fragment && !whole;
         let (way, limit, fits) = match way {
             Way::Bypass { destination } => (way, self.path_mtu(destination), None),

@@ -181,6 +181,11 @@ impl Policies {
     }
 
     #[inline]
+    pub(crate) fn action(&self, place: usize) -> PolicyAction {
+        self.ordered[place].action
+    }
+
+    #[inline]
     pub(crate) fn at(&mut self, place: usize) -> &mut Policy {
         &mut self.ordered[place]
     }

@@ -38,6 +38,19 @@ pub(crate) struct Key {
     pub(crate) identification: u32,
 }
 
+impl Key {
+    /// Of a packet that its head says is a fragment.
+    pub(crate) fn of(head: &ip::Head, packet: &[u8]) -> Option<Key> {
+        let (protocol, identification) = if head.source.is_ipv6() {
+            let upper = ipv6::Packet::new_checked(packet).ok()?.upper().ok()?;
+            (None, upper.fragment?.identification)
+        } else {
+            (Some(head.protocol), ipv4::Packet::new_checked(packet).ok()?.identification().into())
+        };
+        Some(Key { source: head.source, destination: head.destination, protocol, identification })
+    }
+}
+
 /// One fragment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fragment<'a> {
@@ -54,14 +67,8 @@ pub(crate) struct Fragment<'a> {
 impl<'a> Fragment<'a> {
     /// Of a packet that its head says is one.
     fn of(head: &ip::Head, packet: &'a [u8]) -> Option<Fragment<'a>> {
-        let (protocol, identification) = if head.source.is_ipv6() {
-            let upper = ipv6::Packet::new_checked(packet).ok()?.upper().ok()?;
-            (None, upper.fragment?.identification)
-        } else {
-            (Some(head.protocol), ipv4::Packet::new_checked(packet).ok()?.identification().into())
-        };
         Some(Fragment {
-            key: Key { source: head.source, destination: head.destination, protocol, identification },
+            key: Key::of(head, packet)?,
             offset: usize::from(head.fragment_offset) * UNIT,
             more: head.more_fragments,
             traffic_class: head.traffic_class,

@@ -185,6 +185,49 @@ fn a_fragment_of_what_is_protected_is_never_bypassed() {
     assert_eq!(a.take_sent(PortId::Outside).len(), 1);
 }
 
+/// RFC 4301 section 7.4: a later fragment goes the way of its first one, from either side, for a while; none comes before it.
+#[test]
+fn later_fragments_pass_where_their_first_one_was_bypassed() {
+    let whole = selectors(HOST_A, HOST_B);
+    let (mut a, _) = pair_of(&whole);
+    let ports = (4000, 5000);
+    let bypass = policy(5, 5, PolicyAction::Bypass, limited(whole.clone(), protocol::UDP, ports, ports));
+    a.apply(Command::RemovePolicy { id: POLICY });
+    a.apply(bypass.clone());
+    a.hop(HOST_B, PortId::Outside);
+    for (ingress, out, from, to) in
+        [(PortId::Inside, PortId::Outside, HOST_A, HOST_B), (PortId::Outside, PortId::Inside, HOST_B, HOST_A)]
+    {
+        let [first, second] = fragments(from, to, 800);
+        let sent = |a: &mut Gateway, octets: &[u8]| {
+            a.process(ingress, [frame(octets)]);
+            a.take_sent(out).len()
+        };
+        let before = a.dropped(DropReason::FragmentWithoutPorts);
+        assert_eq!(sent(&mut a, &second), 0, "before its first one");
+        assert_eq!((sent(&mut a, &first), sent(&mut a, &second), sent(&mut a, &second)), (1, 1, 1));
+        a.now.0 += 5 * SECOND;
+        assert_eq!(sent(&mut a, &second), 0, "long after it");
+        assert_eq!(a.dropped(DropReason::FragmentWithoutPorts), before + 2);
+    }
+    // Where the rest is protected, fragments of what passes in clear pass in clear too; but not once nothing lets them by.
+    a.apply(policy(POLICY, 10, PolicyAction::Protect, whole));
+    let [first, second] = fragments(HOST_A, HOST_B, 800);
+    let protocols = |a: &mut Gateway, packets: &[&[u8]]| {
+        a.process(PortId::Inside, packets.iter().map(|octets| frame(octets)));
+        a.take_sent(PortId::Outside).iter().map(|sent| packet(sent)[9]).collect::<Vec<_>>()
+    };
+    a.hop(OUTER_B, PortId::Outside);
+    assert_eq!(protocols(&mut a, &[&first, &second]), [protocol::UDP; 2]);
+    a.apply(Command::RemovePolicy { id: 5 });
+    assert_eq!(protocols(&mut a, &[&first, &second]), [protocol::ESP; 2]);
+    // What an SA carries is no first fragment that passed in clear.
+    a.now.0 += 5 * SECOND;
+    assert_eq!(protocols(&mut a, &[&first]), [protocol::ESP]);
+    a.apply(bypass);
+    assert_eq!(protocols(&mut a, &[&second]), [protocol::ESP]);
+}
+
 /// A first fragment that is too short for its ports is no better than a later one (RFC 1858).
 #[test]
 fn a_tiny_first_fragment_shows_no_ports() {
