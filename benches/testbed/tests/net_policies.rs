@@ -159,6 +159,7 @@ fn echoes_of_ipv6_pass_in_clear_where_a_policy_says_so() {
     let marker = testbed.marker();
     let outside = testbed.topology().delay_box();
     let interface = Side::A.box_interface();
+    outside.run(&format!("sysctl -qw net.ipv6.conf.{interface}.disable_ipv6=0")).expect("IPv6");
     outside.ip(&format!("addr add {third}/120 dev {interface} nodad")).expect("an address");
     let gateway = ipv6(addresses.gateway_outside(Side::A));
     outside.ip(&format!("route add {} via {gateway}", addresses.protected(Side::A))).expect("a route");
