@@ -1,10 +1,10 @@
 //! `spindle up`: sets the guard, starts both processes, and starts again what dies.
 //!
-//! An incarnation begins with a fresh attachment, the dataplane, then control. If the dataplane dies alone it is started
-//! again with the next attachment (new rings, the regions that outlive it), and control, which goes on, is handed its
-//! side of that. If control dies, or a dataplane dies again and again as soon as it was started, both are ended and the next
-//! incarnation begins, later each time. A process that exits with code 2 has said what the operator must change: then
-//! nothing is tried again.
+//! An incarnation begins with a fresh attachment, fresh memory for what control keeps, the dataplane, then control. If one
+//! of them dies alone it is started again with the next attachment (new rings, the regions that outlive it), and the other
+//! one, which goes on, is handed its side of that; control finds in its memory what it needs to go on. If one dies again
+//! and again as soon as it was started, both are ended and the next incarnation begins, later each time. A process that
+//! exits with code 2 has said what the operator must change: then nothing is tried again.
 //!
 //! The children cannot outlive us: each is started through `spindle child`, which asks the kernel for SIGKILL at our
 //! death and then becomes the program. All are one process group, so that `kill -9 -PGID` ends everything at once.
@@ -17,7 +17,7 @@ use crate::interfaces;
 use crate::machine;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
-use spindle_ring::{AttachmentFds, Handover, Side};
+use spindle_ring::{AttachmentFds, Handover, KeptFd, Side};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -207,7 +207,12 @@ impl Plan<'_> {
         Process::spawn(dataplane)
     }
 
-    fn control(&self, attachment: &AttachmentFds, dataplane: u32) -> std::io::Result<Process> {
+    fn control(
+        &self,
+        attachment: &AttachmentFds,
+        kept: Option<&KeptFd>,
+        dataplane: u32,
+    ) -> std::io::Result<Process> {
         let mut control = self.programs.child(&self.programs.control);
         control.arg("--config").arg(&self.settings.file);
         control.args(["--dataplane-pid", &dataplane.to_string()]);
@@ -216,6 +221,9 @@ impl Plan<'_> {
             control.arg("--new-secret");
         }
         attachment.give(Side::Control, &mut control);
+        if let Some(kept) = kept {
+            kept.give(&mut control);
+        }
         Process::spawn(control)
     }
 }
@@ -224,9 +232,11 @@ impl Plan<'_> {
 struct Incarnation<'a> {
     plan: Plan<'a>,
     attachment: AttachmentFds,
+    /// Control's alone; a cluster's member has none.
+    kept: Option<KeptFd>,
     dataplane: Process,
     control: Process,
-    /// Of the dataplane, in a row.
+    /// In a row.
     short_lives: u32,
 }
 
@@ -239,11 +249,6 @@ struct Death {
 }
 
 impl Death {
-    /// Can the other process go on without it?
-    fn may_be_alone(&self) -> bool {
-        self.who == Side::Dataplane
-    }
-
     /// May it have been told to end, as we shall be?
     fn looks_told(&self) -> bool {
         let signals = [Signal::TERM, Signal::INT].map(|signal| Some(signal.as_raw()));
@@ -274,9 +279,13 @@ impl<'a> Incarnation<'a> {
     fn begin(plan: Plan<'a>, generation: u64) -> Result<Incarnation<'a>, Refused> {
         let attachment = AttachmentFds::for_workers(generation, plan.settings.gateway.workers)
             .map_err(|e| format!("no shared memory: {e}; free some"))?;
+        // While nobody looks, a cluster's address may go to another member and come back: then our SAs are lost.
+        let keeps = plan.settings.gateway.cluster.is_none();
+        let kept = keeps.then(|| KeptFd::create(records(plan.settings))).transpose();
+        let kept = kept.map_err(|e| format!("no shared memory: {e}; free some"))?;
         let dataplane = plan.dataplane(&attachment)?;
-        let control = plan.control(&attachment, dataplane.pid())?;
-        Ok(Incarnation { plan, attachment, dataplane, control, short_lives: 0 })
+        let control = plan.control(&attachment, kept.as_ref(), dataplane.pid())?;
+        Ok(Incarnation { plan, attachment, kept, dataplane, control, short_lives: 0 })
     }
 
     /// Starts again what dies alone, until it is told to end or cannot go on.
@@ -297,7 +306,8 @@ impl<'a> Incarnation<'a> {
                 return Ok(End::Refused);
             }
             self.short_lives = if death.life < SHORT_LIFE { self.short_lives + 1 } else { 0 };
-            if !death.may_be_alone() || self.short_lives > SHORT_LIVES {
+            let may_be_alone = death.who == Side::Dataplane || self.kept.is_some();
+            if !may_be_alone || self.short_lives > SHORT_LIVES {
                 self.kill().await;
                 return Ok(End::Died(death));
             }
@@ -307,7 +317,10 @@ impl<'a> Incarnation<'a> {
                 self.stop().await;
                 return Ok(End::Told);
             }
-            self.start_dataplane_again()?;
+            match death.who {
+                Side::Dataplane => self.start_dataplane_again()?,
+                Side::Control => self.start_control_again()?,
+            }
         }
     }
 
@@ -331,6 +344,19 @@ impl<'a> Incarnation<'a> {
         Ok(())
     }
 
+    fn start_control_again(&mut self) -> std::io::Result<()> {
+        self.attachment = self.attachment.successor(Side::Control)?;
+        // It was made, if it was to be.
+        self.plan.new_secret = false;
+        self.control = self.plan.control(&self.attachment, self.kept.as_ref(), self.dataplane.pid())?;
+        let handed = self.dataplane.handover.give(Side::Dataplane, &self.attachment, self.control.pid());
+        if let Err(error) = handed {
+            // It has died as well: that is noticed next.
+            tracing::error!("spindle-dataplane takes no new attachment: {error}");
+        }
+        Ok(())
+    }
+
     /// Ends both at once.
     async fn kill(&mut self) {
         let _ = tokio::join!(self.dataplane.child.kill(), self.control.child.kill());
@@ -341,6 +367,11 @@ impl<'a> Incarnation<'a> {
         self.control.stop(CONTROL_PATIENCE).await;
         self.dataplane.stop(DATAPLANE_PATIENCE).await;
     }
+}
+
+/// Records that control may keep: those of IKE SAs, with some for each connection's rekeys, removed SPIs and tombstones.
+fn records(settings: &Settings) -> usize {
+    (settings.connections.len() * 8).clamp(1 << 10, 1 << 20)
 }
 
 /// By whom we are told to end.

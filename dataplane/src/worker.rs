@@ -215,8 +215,10 @@ impl Worker {
             let Some(record) = self.commands.pop()? else { break };
             count += 1;
             let (sequence, command) = record.decode();
-            policies_changed |=
-                matches!(command, Ok(Command::SetPolicy { .. } | Command::RemovePolicy { .. }));
+            policies_changed |= matches!(
+                command,
+                Ok(Command::SetPolicy { .. } | Command::RemovePolicy { .. } | Command::Sweep)
+            );
             let done = match command {
                 Ok(command) => self.carry_out(now, sequence, command),
                 Err(error) => {
@@ -262,6 +264,10 @@ impl Worker {
             }
             Command::SetFormer { spis } => {
                 many = spis.clone();
+                &many
+            }
+            Command::Sweep => {
+                many = self.engine.spis_in_doubt().collect();
                 &many
             }
             _ => &[],

@@ -135,7 +135,11 @@ impl Herd {
                     self.apply(command);
                     self.gateway.handle(now, Input::Event(Event::Acknowledged { sequence, done: true }));
                 }
-                Output::Journal(_) | Output::Secrets { .. } | Output::Persist(_) | Output::Report(_) => {}
+                Output::Journal(_)
+                | Output::Secrets { .. }
+                | Output::Persist(_)
+                | Output::Keep(_)
+                | Output::Report(_) => {}
             }
         }
         None

@@ -224,6 +224,7 @@ impl Server {
                 }
                 Output::Journal(write) => self.journal.push(write),
                 Output::Persist(used) => round.used.extend(used),
+                Output::Keep(_) => {}
                 Output::Report(report) => round.reports.push(report),
                 Output::Secrets { .. } => {
                     anyhow::bail!("the secret is to be rotated, which nobody asked for")

@@ -27,7 +27,7 @@ pub(crate) struct HalfOpen {
 
 impl HalfOpen {
     /// One more.
-    fn enter(&mut self, address: IpAddr) {
+    pub(crate) fn enter(&mut self, address: IpAddr) {
         self.count += 1;
         *self.by_address.entry(address).or_default() += 1;
     }

@@ -1,7 +1,9 @@
 //! What the rest of the control plane sees of IKEv2: configuration, identities of SAs, what comes out.
 
+pub use crate::kept::{Adopted, Change, Key};
 pub use crate::ticket::{OpenedTicket, TicketId, TicketKeeper};
 
+use crate::kept::field::variants;
 use spindle_abi::{Command, Limits, Mode, SelectorSet, Spi, Time};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -51,6 +53,8 @@ pub enum Identity {
     /// ID_KEY_ID.
     KeyId(Vec<u8>),
 }
+
+variants!(Identity { 0 = Address(address), 1 = Fqdn(name), 2 = Email(name), 3 = KeyId(octets) });
 
 impl Identity {
     /// What all identities that are the same have in common: domain names and mail addresses in lower case.

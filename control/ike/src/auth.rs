@@ -8,6 +8,7 @@ use crate::create_child::{ChildOffer, Terms};
 use crate::crypto::{equal, psk_authentication, select_ike};
 use crate::endpoint::{Endpoint, NAT_PORT, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
+use crate::kept::field::fields;
 use crate::sa::{IkeSa, State, jittered};
 use crate::window::Request;
 use crate::wire::{Id, Payload, authentication, exchange, notify};
@@ -19,6 +20,8 @@ use std::time::Duration;
 pub(crate) struct Authenticating {
     pub(crate) child: ChildOffer,
 }
+
+fields!(Authenticating { child });
 
 /// How often a NAT's mapping is kept alive (RFC 3948 section 4: 20 seconds by default).
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(20);

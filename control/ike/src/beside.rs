@@ -93,6 +93,9 @@ impl Endpoint {
         for id in &self.connections[old.connection.number].sas {
             if let Some(beside) = self.sas.get_mut(id).filter(|beside| beside.supersedes == Some(old.id)) {
                 beside.supersedes = Some(new.id);
+                if let Some(kept) = &mut self.kept {
+                    kept.changed(*id);
+                }
             }
         }
     }

@@ -102,11 +102,12 @@ impl Endpoint {
         };
         let soft = soft_limits(agreed.config.lifetime.rekey, agreed.esn, self.random_u32());
         let outbound = parameters(agreed.outbound, outbound_index, agreed.outbound_keys, soft);
-        self.dataplane(Command::InstallInbound {
+        let inbound = Command::InstallInbound {
             sa: parameters(agreed.inbound, inbound_index, agreed.inbound_keys, soft),
             replay_window: agreed.config.replay_window,
             report_first: sends == Sends::OnceUsed,
-        });
+        };
+        self.dataplane(inbound.clone());
         self.child_spis.install(agreed.inbound, id);
         sa.backoff.remove(&agreed.config.name);
         let rekey_at = jittered(now, agreed.config.rekey_time, self.random_u32());
@@ -125,7 +126,9 @@ impl Endpoint {
             rekey_at,
             expires: Some(agreed.config.lifetime.life_time).filter(|t| !t.is_zero()).map(|t| now.after(t)),
             encapsulated,
-            pending_outbound: (sends != Sends::Never).then(|| Box::new(outbound)),
+            inbound_command: Box::new(inbound),
+            outbound_sa: Box::new(outbound),
+            outbound_waits: sends != Sends::Never,
             outbound_installed: false,
             inbound_installed: true,
             replaces: agreed.replaces,
@@ -159,8 +162,8 @@ impl Endpoint {
 
     /// Installs the outbound SA, if it waits.
     fn begin_to_send(&mut self, child: &mut ChildSa) {
-        if let Some(outbound) = child.pending_outbound.take() {
-            self.dataplane(Command::InstallOutbound { sa: *outbound });
+        if std::mem::take(&mut child.outbound_waits) {
+            self.dataplane(Command::InstallOutbound { sa: (*child.outbound_sa).clone() });
             child.outbound_installed = true;
         }
     }
@@ -177,7 +180,7 @@ impl Endpoint {
 
     /// Removes the outbound SA, if it is installed.
     pub(crate) fn stop_sending(&mut self, child: &mut ChildSa) {
-        child.pending_outbound = None;
+        child.outbound_waits = false;
         if std::mem::take(&mut child.outbound_installed) {
             self.dataplane(Command::RemoveOutbound { index: child.outbound_index });
         }
@@ -194,12 +197,8 @@ impl Endpoint {
     /// their way), and its SPI is retired afterwards. Successors that waited for this begin to send.
     pub(crate) fn remove_child(&mut self, now: Time, sa: &mut IkeSa, id: ChildSaId, linger: bool) {
         let Some(position) = sa.children.iter().position(|c| c.id == id) else { return };
-        let waiting: Vec<ChildSaId> = sa
-            .children
-            .iter()
-            .filter(|c| c.replaces == Some(id) && c.pending_outbound.is_some())
-            .map(|c| c.id)
-            .collect();
+        let waiting: Vec<ChildSaId> =
+            sa.children.iter().filter(|c| c.replaces == Some(id) && c.outbound_waits).map(|c| c.id).collect();
         for successor in waiting {
             self.switch_outbound(sa, successor);
         }
@@ -218,6 +217,7 @@ impl Endpoint {
     /// An SPI that was retired becomes unknown at once, here and in the dataplane.
     pub(crate) fn forget_child_spi(&mut self, spi: Spi) {
         self.child_spis.unretire(spi);
+        self.keep_spi_no_more(spi);
         self.dataplane(Command::SetSpiState { spi, state: SpiState::Unknown });
     }
 
@@ -232,7 +232,9 @@ impl Endpoint {
             outbound: child.outbound,
         });
         if linger && child.inbound_installed {
-            self.lingering.push_back((now.after(self.config.linger), child.inbound, child.inbound_index));
+            let until = now.after(self.config.linger);
+            self.lingering.push_back((until, child.inbound, child.inbound_index));
+            self.keep_spi(child.inbound, until, Some(child.inbound_index));
         } else {
             self.stop_receiving(&mut child);
             self.retire_inbound(now, child.inbound, child.inbound_index);
@@ -242,7 +244,9 @@ impl Endpoint {
     /// The SPI and the slot of an inbound SA that the dataplane has no more.
     fn retire_inbound(&mut self, now: Time, spi: Spi, index: u32) {
         self.indices.release(index);
-        self.child_spis.retire(spi, now.after(self.config.retired_lifetime));
+        let until = now.after(self.config.retired_lifetime);
+        self.child_spis.retire(spi, until);
+        self.keep_spi(spi, until, None);
     }
 
     /// What is due of removed Child SAs.
@@ -254,6 +258,7 @@ impl Endpoint {
             }
         }
         while let Some(spi) = self.child_spis.expire(now) {
+            self.keep_spi_no_more(spi);
             self.dataplane(Command::SetSpiState { spi, state: SpiState::Unknown });
         }
         while self.recent_outbound.front().is_some_and(|(at, ..)| *at <= now) {
@@ -302,8 +307,9 @@ impl Endpoint {
             if child.outbound_installed {
                 self.dataplane(Command::Readdress { index: child.outbound_index, local, remote });
             }
-            if let Some(pending) = &mut child.pending_outbound {
-                (pending.local, pending.remote) = (local, remote);
+            (child.outbound_sa.local, child.outbound_sa.remote) = (local, remote);
+            if let Command::InstallInbound { sa, .. } = &mut *child.inbound_command {
+                (sa.local, sa.remote) = (local, remote);
             }
         }
     }

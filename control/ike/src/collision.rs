@@ -23,6 +23,7 @@ use crate::child::Sends;
 use crate::create_child::ChildOffer;
 use crate::endpoint::Endpoint;
 use crate::exchange::{Purpose, Task};
+use crate::kept::field::fields;
 use crate::sa::{ChildState, IkeSa, State};
 use crate::wire::Payload;
 use spindle_abi::Time;
@@ -36,6 +37,8 @@ pub(crate) struct ChildCollision {
     pub(crate) lowest: Vec<u8>,
 }
 
+fields!(ChildCollision { theirs, lowest });
+
 /// An IKE rekey by the peer that crossed our own, and that we have answered.
 pub(crate) struct IkeCollision {
     /// The IKE SA that the peer created.
@@ -43,6 +46,8 @@ pub(crate) struct IkeCollision {
     /// The lower nonce of that exchange.
     pub(crate) lowest: Vec<u8>,
 }
+
+fields!(IkeCollision { theirs, lowest });
 
 /// An SA that its peer should delete is deleted by us after this long.
 pub(crate) const ABANDONED: Duration = Duration::from_secs(30);

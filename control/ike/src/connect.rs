@@ -254,7 +254,7 @@ impl Endpoint {
         let Some((number, name)) = self.policies.get(&policy).cloned() else { return };
         let serves = |sa: &IkeSa| {
             let mut children = sa.children.iter().filter(|c| c.state == ChildState::Installed);
-            children.any(|c| c.config.name == name && (c.outbound_installed || c.pending_outbound.is_some()))
+            children.any(|c| c.config.name == name && (c.outbound_installed || c.outbound_waits))
         };
         let connection = &mut self.connections[number];
         if connection.sas.iter().any(|id| self.sas.get(id).is_some_and(serves)) {
@@ -431,7 +431,10 @@ impl Endpoint {
         self.forget_spi(&sa.own_spi());
         if ending.exchanged {
             let (last, until) = (sa.last_response.take(), now.after(self.config.tombstone_lifetime));
-            self.tombstones.insert(sa.own_spi(), sa.spis, last, until, self.config.max_tombstones);
+            self.keep_tombstone(sa.own_spi(), sa.spis, &last, until);
+            let pushed_out =
+                self.tombstones.insert(sa.own_spi(), sa.spis, last, until, self.config.max_tombstones);
+            pushed_out.into_iter().for_each(|own| self.keep_tombstone_no_more(own));
         }
         let (number, connection) = (sa.connection.number, sa.connection.name.clone());
         if sa.established.is_some() {

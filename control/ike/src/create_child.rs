@@ -9,6 +9,7 @@ use crate::crypto::{EspProposal, Group, PrivateKey, Secret, select_esp};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::init::{is_single, key_exchange};
+use crate::kept::field::fields;
 use crate::narrow::{chosen, has_first, narrow};
 use crate::resources::{Share, refusal, share_of_peers};
 use crate::sa::{ChildSa, ChildState, IkeSa};
@@ -40,6 +41,20 @@ pub(crate) struct ChildOffer {
     /// The peer rekeyed or made the same Child SA meanwhile.
     pub(crate) collision: Option<ChildCollision>,
 }
+
+fields!(ChildOffer {
+    profile,
+    inbound,
+    trigger,
+    nonce,
+    key,
+    replaces,
+    lost,
+    create,
+    worker,
+    transport,
+    collision
+});
 
 /// A Child SA that we ask for.
 pub(crate) struct Wish {
@@ -187,7 +202,7 @@ impl Endpoint {
         let Some(child) = sa.child(id).filter(|c| c.state == ChildState::Installed) else { return };
         // A Child SA of the peer's rekey that it hasn't used yet: the peer may not know of it, our answer on its way.
         let unseen = child.confirmed_by == Some(receive_id) && now.since(child.installed) < UNSEEN;
-        let (pending, index) = (child.pending_outbound.is_some(), child.inbound_index);
+        let (pending, index) = (child.outbound_waits, child.inbound_index);
         if pending || unseen && self.activity.activity(index).packets == 0 {
             return sa.enqueue(now.after(UNCONFIRMED), Task::RekeyChild(id));
         }

@@ -10,6 +10,7 @@ use crate::api::*;
 use crate::auth::peer;
 use crate::connect::Connection;
 use crate::cookie::CookieSecrets;
+use crate::kept::Kept;
 use crate::random::Random;
 use crate::sa::{IkeSa, IkeSas, State};
 use crate::spi::{ChildSpis, Indices};
@@ -46,7 +47,7 @@ pub struct Endpoint {
     pub(crate) activity: Box<dyn ActivityReader>,
     pub(crate) random: Box<dyn Random>,
     outputs: VecDeque<Output>,
-    next_id: u64,
+    pub(crate) next_id: u64,
     pub(crate) sas: IkeSas,
     /// By our own SPI, in whichever position it is.
     by_spi: BTreeMap<IkeSpi, IkeSaId>,
@@ -74,6 +75,8 @@ pub struct Endpoint {
     pub(crate) absent: BTreeSet<IpAddr>,
     pub(crate) shutting_down: bool,
     pub(crate) taken_down: Option<TakenDown>,
+    /// What of all this outlives the process, where it is kept.
+    pub(crate) kept: Option<Kept>,
 }
 
 impl Endpoint {
@@ -135,6 +138,7 @@ impl Endpoint {
             absent: BTreeSet::new(),
             shutting_down: false,
             taken_down: None,
+            kept: None,
         }
     }
 
@@ -234,7 +238,9 @@ impl Endpoint {
             self.with_sa(now, id, |e, sa| e.tick_sa(now, sa));
         }
         self.tick_removed(now);
-        self.tombstones.expire(now);
+        while let Some(own) = self.tombstones.expire(now) {
+            self.keep_tombstone_no_more(own);
+        }
         self.tick_connections(now);
     }
 
@@ -300,6 +306,7 @@ impl Endpoint {
         handler: impl FnOnce(&mut Endpoint, &mut IkeSa) -> R,
     ) -> Option<R> {
         let mut sa = self.sas.remove(&id)?;
+        self.note_changed(id);
         let result = handler(self, &mut sa);
         self.insert_sa(now, sa);
         Some(result)
@@ -307,6 +314,7 @@ impl Endpoint {
 
     /// Puts an IKE SA, new or taken out, into the table: starts its next exchange, or buries it.
     pub(crate) fn insert_sa(&mut self, now: Time, mut sa: Box<IkeSa>) {
+        self.note_changed(sa.id);
         self.start_next(now, &mut sa);
         if let Some(at) = sa.scheduled.take() {
             self.timers.remove(&(at, sa.id));

@@ -6,6 +6,7 @@ use crate::auth::Authenticating;
 use crate::create_child::ChildOffer;
 use crate::endpoint::Endpoint;
 use crate::init::Initiation;
+use crate::kept::field::{fields, variants};
 use crate::rekey_ike::IkeOffer;
 use crate::resume::Resumption;
 use crate::retransmit::{Due, Schedule};
@@ -43,6 +44,22 @@ pub(crate) enum Task {
     Redirect,
 }
 
+variants!(Task {
+    0 = CreateChild(name),
+    1 = RekeyChild(child),
+    2 = ReplaceChild(child),
+    3 = DeleteChild(child),
+    4 = DeleteSpi(spi),
+    5 = TellInvalidSpi(spi),
+    6 = RekeyIke,
+    7 = DeleteIke,
+    8 = Liveness,
+    9 = SendToken,
+    10 = RequestTicket,
+    11 = Redirect,
+    12 = CreateForWorkers(name),
+});
+
 /// What an outstanding request is for, and what its response needs.
 pub(crate) enum Purpose {
     Init(Box<Initiation>),
@@ -62,6 +79,19 @@ pub(crate) enum Purpose {
     RefuseResponder,
 }
 
+// An IKE SA in its first exchange has no keys yet, and is not kept.
+variants!(Purpose {
+    0 = Auth(auth),
+    1 = CreateChild(offer),
+    2 = RekeyIke(offer),
+    3 = DeleteChildren(children),
+    4 = DeleteIke,
+    5 = Informational,
+    6 = Token,
+    7 = Redirect(to),
+    8 = RefuseResponder,
+} else Purpose::Init(_) | Purpose::Resume(_));
+
 impl Purpose {
     /// The first exchange of an IKE SA: nothing of it is authenticated, nothing of it lasts at the peer.
     pub(crate) fn is_first(&self) -> bool {
@@ -77,6 +107,8 @@ pub(crate) struct Outstanding {
     pub(crate) purpose: Purpose,
     pub(crate) schedule: Schedule,
 }
+
+fields!(Outstanding { message_id, octets, purpose, schedule });
 
 /// RFC 7296 section 2.25: not at once, and after several minutes of it the IKE SA is closed.
 const TEMPORARY: Duration = Duration::from_secs(180);

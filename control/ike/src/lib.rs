@@ -19,6 +19,7 @@ mod endpoint;
 mod exchange;
 mod informational;
 mod init;
+mod kept;
 mod narrow;
 pub mod random;
 mod redirect;
@@ -38,3 +39,4 @@ mod wishes;
 
 pub use beside::SirPeer;
 pub use endpoint::Endpoint;
+pub use kept::LAYOUT;

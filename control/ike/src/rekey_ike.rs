@@ -8,6 +8,7 @@ use crate::crypto::{Group, IkeProposal, PrivateKey, select_ike};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Purpose, Task};
 use crate::init::{chosen_ike, key_exchange, wanted_group};
+use crate::kept::field::fields;
 use crate::sa::{IkeSa, SaKeys, State, again};
 use crate::window::Request;
 use crate::wire::{Payload, exchange, notify};
@@ -22,6 +23,8 @@ pub(crate) struct IkeOffer {
     /// The peer rekeyed the IKE SA meanwhile.
     pub(crate) collision: Option<IkeCollision>,
 }
+
+fields!(IkeOffer { spi, nonce, key, collision });
 
 impl Endpoint {
     /// Starts the rekey of an IKE SA.

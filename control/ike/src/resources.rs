@@ -8,6 +8,7 @@ use crate::connect::ChildProfile;
 use crate::create_child::{ChildOffer, Wish};
 use crate::endpoint::{Endpoint, find_notify, notification};
 use crate::exchange::Task;
+use crate::kept::field::variants;
 use crate::sa::{ChildSa, ChildState, IkeSa};
 use crate::wire::{Payload, notify};
 use spindle_abi::{Resource, SelectorSet, Spi, Time};
@@ -29,6 +30,8 @@ pub(crate) enum Share {
     /// For this worker.
     Worker(u16),
 }
+
+variants!(Share { 0 = Alone, 1 = First, 2 = Worker(worker) });
 
 impl Share {
     /// Inbound SPIs are random, so what is for all workers is spread among them. Both SAs of a pair belong to one.

@@ -18,6 +18,7 @@ use crate::crypto::{IkeKeys, equal};
 use crate::endpoint::{Endpoint, find_error, find_notify, notification};
 use crate::exchange::{Outstanding, Purpose};
 use crate::init::{Agreed, HalfOpen, MAX_RESTARTS, usable_cookie};
+use crate::kept::field::fields;
 use crate::retransmit::Schedule;
 use crate::sa::IkeSa;
 use crate::ticket::{Held, TicketId};
@@ -42,6 +43,8 @@ pub(crate) struct Resumed {
     /// As gateway: the ticket, used once the client is authenticated.
     pub(crate) ticket: Option<TicketId>,
 }
+
+fields!(Resumed { old, ticket });
 
 /// Retransmissions of a request on schedule before the regular exchange takes its place: a peer may know no tickets any more.
 const TRIES: u32 = 1;

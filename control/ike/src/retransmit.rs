@@ -1,6 +1,7 @@
 //! When a request is sent again (RFC 7296 section 2.1, 2.4).
 
 use crate::api::Retransmission;
+use crate::kept::field::{Field, Reader, Writer};
 use spindle_abi::Time;
 use std::time::Duration;
 
@@ -34,6 +35,25 @@ pub(crate) enum Due {
     },
     /// The last interval has passed.
     Failed,
+}
+
+/// The settings are the connection's.
+impl Field for Schedule {
+    fn put(&self, out: &mut Writer) {
+        let Schedule { settings: _, tries, sent, next, repeated, began, hurried, asked } = self;
+        tries.put(out);
+        (*sent, *next).put(out);
+        (*repeated, *began).put(out);
+        (*hurried, *asked).put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Option<Schedule> {
+        let tries = Field::take(from)?;
+        let (sent, next) = Field::take(from)?;
+        let (repeated, began) = Field::take(from)?;
+        let (hurried, asked) = Field::take(from)?;
+        let settings = from.retransmission()?;
+        Some(Schedule { settings, tries, sent, next, repeated, began, hurried, asked })
+    }
 }
 
 impl Schedule {
@@ -129,6 +149,14 @@ impl Schedule {
     /// How long the answer that came now took, if it is known which transmission it answers.
     pub(crate) fn round_trip(&self, now: Time) -> Option<Duration> {
         (!self.repeated).then(|| now.since(self.sent))
+    }
+
+    /// Nobody listened for a while until now: what was given up meanwhile may have been answered. It is sent once more.
+    pub(crate) fn missed(&mut self, now: Time) {
+        if self.next <= now {
+            self.next = now;
+            self.tries = self.tries.min(self.settings.tries.saturating_sub(1));
+        }
     }
 
     /// At most so many retransmissions more.

@@ -5,13 +5,14 @@ use crate::api::*;
 use crate::connect::{ChildProfile, Profile};
 use crate::crypto::IkeKeys;
 use crate::exchange::{Outstanding, Purpose, Task};
+use crate::kept::field::{Field, Reader, Writer, fields, variants};
 use crate::resources::Share;
 use crate::resume::Resumed;
 use crate::retransmit::Schedule;
 use crate::ticket::Ticket;
 use crate::tombstone::{LastResponse, MessageHash};
 use crate::wire::{OpeningKey, SealingKey};
-use spindle_abi::{Mode, SaParameters, SelectorSet, Spi, Time};
+use spindle_abi::{Command, Mode, SaParameters, SelectorSet, Spi, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -34,6 +35,8 @@ pub(crate) enum State {
     Deleting(Authority),
 }
 
+variants!(State { 0 = Connecting, 1 = Refused, 2 = Established, 3 = Rekeyed, 4 = Deleting(authority) });
+
 /// Why and how an IKE SA ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Ending {
@@ -50,6 +53,8 @@ pub(crate) struct Nat {
     /// The peer is behind a NAT.
     pub(crate) there: bool,
 }
+
+fields!(Nat { here, there });
 
 impl Nat {
     /// ESP goes in UDP, IKE to port 4500.
@@ -69,9 +74,13 @@ pub(crate) struct Setup {
     pub(crate) nonce_r: Vec<u8>,
 }
 
+fields!(Setup { request, response, nonce_i, nonce_r });
+
 /// The keys of an IKE SA, ready for use in our role.
 pub(crate) struct SaKeys {
     pub(crate) ike: IkeKeys,
+    /// We are the IKE SA's original initiator.
+    initiator: bool,
     pub(crate) sealing: SealingKey,
     pub(crate) opening: OpeningKey,
 }
@@ -79,7 +88,21 @@ pub(crate) struct SaKeys {
 impl SaKeys {
     /// `initiator`: we are the IKE SA's original initiator.
     pub(crate) fn new(ike: IkeKeys, initiator: bool) -> SaKeys {
-        SaKeys { sealing: ike.sealing(initiator), opening: ike.opening(initiator), ike }
+        SaKeys { initiator, sealing: ike.sealing(initiator), opening: ike.opening(initiator), ike }
+    }
+}
+
+/// No IV is used twice: those of messages that left are passed over.
+impl Field for SaKeys {
+    fn put(&self, out: &mut Writer) {
+        self.ike.put(out);
+        self.initiator.put(out);
+        self.sealing.next_iv().put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Option<SaKeys> {
+        let mut keys = SaKeys::new(Field::take(from)?, Field::take(from)?);
+        keys.sealing.skip_to(Field::take(from)?);
+        Some(keys)
     }
 }
 
@@ -91,6 +114,8 @@ pub(crate) struct Origin {
     /// The lower of its nonces.
     pub(crate) lowest_nonce: Vec<u8>,
 }
+
+fields!(Origin { ours, lowest_nonce });
 
 /// One IKE SA.
 pub(crate) struct IkeSa {
@@ -187,6 +212,16 @@ pub(crate) struct IkeSa {
     /// Its timer, as the endpoint has it.
     pub(crate) scheduled: Option<Time>,
 }
+
+fields!(IkeSa {
+    id, connection, spis, initiator, local, remote, elsewhere, nat, state, keys, setup, init_hash, half_open,
+    lowest_nonce, sir, redirectable, redirected_from, redirected, leave_at, round_trip, supersedes, check, origin,
+    predecessor, created, established, remote_id, send_id, receive_id, outstanding, last_response, queue, wanted,
+    awaited, initial_contact, children, recent_outbound, tokens, ticket, ticket_at, resumed, heard, dpd_at, rekey_at,
+    expires, keepalive_at, refused, backoff, ke_retries, surplus;
+    // One that has ended is kept no more; the others are the endpoint's notes.
+    ended: None, refusal: None, noted_remote: None, scheduled: None,
+});
 
 /// While packets wait a request of the initial exchanges is first sent again after four round trips, at least the first
 /// of these; where none was measured, after the second.
@@ -475,6 +510,8 @@ pub(crate) enum ChildState {
     Deleting,
 }
 
+variants!(ChildState { 0 = Installed, 1 = Rekeyed, 2 = Deleting });
+
 /// One Child SA: an inbound and an outbound ESP SA.
 pub(crate) struct ChildSa {
     pub(crate) id: ChildSaId,
@@ -493,8 +530,11 @@ pub(crate) struct ChildSa {
     /// The end of its life.
     pub(crate) expires: Option<Time>,
     pub(crate) encapsulated: bool,
-    /// The outbound SA where it waits for the peer to use the new SA first.
-    pub(crate) pending_outbound: Option<Box<SaParameters>>,
+    /// How the inbound SA was installed.
+    pub(crate) inbound_command: Box<Command>,
+    pub(crate) outbound_sa: Box<SaParameters>,
+    /// The outbound SA waits for the peer to use the new SA first.
+    pub(crate) outbound_waits: bool,
     pub(crate) outbound_installed: bool,
     /// Not any more once its life is over, though the peer has not heard of that yet.
     pub(crate) inbound_installed: bool,
@@ -506,6 +546,32 @@ pub(crate) struct ChildSa {
     /// have seen our answer.
     pub(crate) confirmed_by: Option<u32>,
 }
+
+fields!(ChildSa {
+    id,
+    config,
+    inbound,
+    outbound,
+    inbound_index,
+    outbound_index,
+    proposal,
+    mode,
+    selectors,
+    state,
+    installed,
+    rekey_at,
+    expires,
+    encapsulated,
+    inbound_command,
+    outbound_sa,
+    outbound_waits,
+    outbound_installed,
+    inbound_installed,
+    share,
+    replaces,
+    lowest_nonce,
+    confirmed_by,
+});
 
 /// When an SA whose rekey was refused is rekeyed again: well before its end.
 pub(crate) fn again(lifetime: Duration) -> Duration {

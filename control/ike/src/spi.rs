@@ -57,6 +57,11 @@ impl ChildSpis {
         None
     }
 
+    /// A larval one of an earlier process's.
+    pub(crate) fn reserve(&mut self, spi: Spi) {
+        self.uses.insert(spi, Use::Larval);
+    }
+
     /// Its inbound SA is installed.
     pub(crate) fn install(&mut self, spi: Spi, child: ChildSaId) {
         self.uses.insert(spi, Use::Current(child));
@@ -154,6 +159,17 @@ impl Indices {
         };
         self.used.insert(index, child);
         Some(index)
+    }
+
+    /// An earlier process gave this slot to a Child SA.
+    pub(crate) fn occupy(&mut self, index: u32, child: ChildSaId) {
+        self.next = self.next.max(index.saturating_add(1));
+        self.used.insert(index, child);
+    }
+
+    /// After all of these: the others are free.
+    pub(crate) fn free_others(&mut self) {
+        self.free = (0..self.next).filter(|index| !self.used.contains_key(index)).collect();
     }
 
     /// The slot is free.

@@ -35,6 +35,7 @@ impl Endpoint {
     /// IKE_AUTH is under way are dismissed as soon as they stand. Said again, it only changes where peers go.
     pub fn take_down(&mut self, now: Time, to: Option<IpAddr>, grace: Duration) {
         self.taken_down = Some(TakenDown { to, grace });
+        self.keep_taken_down(to, grace);
         let all: Vec<IkeSaId> = self.sas.keys().copied().collect();
         for id in all {
             self.with_sa(now, id, |_, sa| {

@@ -9,9 +9,10 @@
 
 use crate::api::*;
 use crate::connect::Profile;
-use crate::crypto::{IkeSuite, Prf, Secret, equal, parse_ike};
+use crate::crypto::{IkeSuite, Prf, Secret, equal};
 use crate::endpoint::{Endpoint, find_notify, notification};
 use crate::exchange::{Purpose, Task};
+use crate::kept::field::{Field, Reader, Writer, fields};
 use crate::random::Random;
 use crate::sa::{IkeSa, State};
 use crate::wire::{Id, Payload, authentication, notify};
@@ -30,6 +31,15 @@ pub struct OpenedTicket {
     pub id: TicketId,
     /// The state that was sealed.
     pub state: Zeroizing<Vec<u8>>,
+}
+
+impl Field for TicketId {
+    fn put(&self, out: &mut Writer) {
+        self.0.put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Option<TicketId> {
+        Some(TicketId(Field::take(from)?))
+    }
 }
 
 /// Seals and opens this gateway's tickets; implemented by recovery. RFC 5723 section 6.1: encrypted, authenticated,
@@ -69,6 +79,8 @@ pub(crate) struct Ticket {
     octets: Vec<u8>,
     expires: Time,
 }
+
+fields!(Ticket { octets, expires });
 
 /// A ticket whose IKE SA the peer lost, with what RFC 5723 section 5 marks "from the ticket": a client cannot look
 /// into it. The identities and the authentication method are the connection's.
@@ -147,16 +159,12 @@ impl TicketState {
             rest = after;
             Some(part)
         };
-        let suite = parse_ike(std::str::from_utf8(part()?).ok()?).ok()?;
+        let suite = IkeSuite::parse(std::str::from_utf8(part()?).ok()?)?;
         let (id_initiator, id_responder) = (part()?.to_vec(), part()?.to_vec());
         let (sk_d, credential) = (Zeroizing::new(part()?.to_vec()), Zeroizing::new(part()?.to_vec()));
-        let whole = rest.is_empty() && sk_d.len() == suite.prf.first()?.length();
+        let whole = rest.is_empty() && sk_d.len() == suite.prf.length();
         whole.then_some(TicketState {
-            suite: IkeSuite {
-                encryption: *suite.encryption.first()?,
-                prf: *suite.prf.first()?,
-                group: *suite.groups.first()?,
-            },
+            suite,
             method: *method,
             id_initiator,
             id_responder,

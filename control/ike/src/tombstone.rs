@@ -2,6 +2,7 @@
 //! our answer was lost, and to keep a late request from looking like one on an SA that a crash took.
 
 use crate::api::{IkeSpi, IkeSpis};
+use crate::kept::field::fields;
 use sha2::{Digest, Sha256};
 use spindle_abi::Time;
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +26,8 @@ pub(crate) struct LastResponse {
     pub(crate) response: Vec<u8>,
 }
 
+fields!(LastResponse { message_id, request, response });
+
 struct Tombstone {
     spis: IkeSpis,
     last: Option<LastResponse>,
@@ -38,7 +41,7 @@ pub(crate) struct Tombstones {
 }
 
 impl Tombstones {
-    /// Sets one up until `until` (which never decreases); the oldest goes if there would be more than `most`.
+    /// Sets one up until `until` (which never decreases); the oldest go if there would be more than `most`, and are said.
     pub(crate) fn insert(
         &mut self,
         own: IkeSpi,
@@ -46,14 +49,17 @@ impl Tombstones {
         last: Option<LastResponse>,
         until: Time,
         most: usize,
-    ) {
+    ) -> Vec<IkeSpi> {
+        let mut pushed_out = Vec::new();
         while self.expiries.len() >= most.max(1) {
             if let Some((_, oldest)) = self.expiries.pop_front() {
                 self.by_own_spi.remove(&oldest);
+                pushed_out.push(oldest);
             }
         }
         self.by_own_spi.insert(own, Tombstone { spis, last });
         self.expiries.push_back((until, own));
+        pushed_out
     }
 
     /// Does one stand for this pair, in whichever position our own SPI is?
@@ -69,13 +75,11 @@ impl Tombstones {
         (last.message_id == message_id && last.request == message_hash(request)).then_some(&last.response[..])
     }
 
-    /// Removes those whose time is over.
-    pub(crate) fn expire(&mut self, now: Time) {
-        while self.expiries.front().is_some_and(|(until, _)| *until <= now) {
-            if let Some((_, own)) = self.expiries.pop_front() {
-                self.by_own_spi.remove(&own);
-            }
-        }
+    /// Removes one whose time is over.
+    pub(crate) fn expire(&mut self, now: Time) -> Option<IkeSpi> {
+        let (_, own) = self.expiries.pop_front_if(|(until, _)| *until <= now)?;
+        self.by_own_spi.remove(&own);
+        Some(own)
     }
 
     /// When the next one goes.
@@ -100,7 +104,7 @@ mod tests {
         assert_eq!(stones.replay([4; 8], 3, &[4]), Some(&[4][..]));
         assert_eq!(stones.replay([4; 8], 3, &[5]), None);
         assert_eq!(stones.replay([4; 8], 2, &[4]), None);
-        stones.expire(Time(3));
+        while stones.expire(Time(3)).is_some() {}
         assert!(!stones.stands(pair(3)) && stones.stands(pair(4)));
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum UnknownAnswer {
 /// Answers for one gateway in one incarnation.
 pub(crate) struct Answers {
     tokens: Rc<Tokens>,
+    /// Does this process know of all SAs that live here?
+    control: Control,
     anchor_matches: bool,
     incarnation: u64,
     /// The address that serves each connection.
@@ -66,6 +68,7 @@ impl Answers {
         let pairs = boot.former.iter().flat_map(pairs).flatten();
         Answers {
             tokens,
+            control: Control::Authoritative,
             anchor_matches: boot.anchor_matches,
             incarnation: boot.incarnation,
             serving: config.connections.iter().map(|c| (c.name.clone(), c.local)).collect(),
@@ -81,6 +84,16 @@ impl Answers {
             former_other: Budget::new(limits.former_other_per_source, limits.former_other_total),
             limits,
         }
+    }
+
+    /// While what lives is adopted it is not known.
+    pub(crate) fn set_control(&mut self, control: Control) {
+        self.control = control;
+    }
+
+    /// Does the state directory match its anchor?
+    pub(crate) fn anchor_matches(&self) -> bool {
+        self.anchor_matches
     }
 
     /// Whose budget a question about an IKE SA spends, and is it a peer that we know?
@@ -133,7 +146,7 @@ impl Answers {
         };
         let permit = may_present(&Conditions {
             maker: self.tokens.is_maker(),
-            control: Control::Authoritative,
+            control: self.control,
             trigger: Trigger::Message { exchange: header.exchange, response: header.response, tombstone },
             spis: header.spis,
             in_use,
@@ -259,7 +272,7 @@ impl Answers {
         for spis in [Some(record.parent), record.earlier_parent].into_iter().flatten() {
             let permit = may_present(&Conditions {
                 maker: self.tokens.is_maker(),
-                control: Control::Authoritative,
+                control: self.control,
                 trigger,
                 spis,
                 in_use,

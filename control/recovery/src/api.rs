@@ -2,7 +2,7 @@
 //! dataplane's events, and gives datagrams, dataplane commands, journal writes and reports.
 
 use spindle_abi::{Command, Event, PolicyAction, SelectorSet, Spi, Time};
-use spindle_ike::api::{ConnectionConfig, Datagram, IkeSpis};
+use spindle_ike::api::{Change, ConnectionConfig, Datagram, IkeSpis};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
@@ -363,11 +363,14 @@ pub enum Output {
     /// Tickets that are used from here on: to be on disk before anything that comes after this leaves. Should the disk
     /// fail, say so by [`Gateway::cannot_remember`](crate::Gateway::cannot_remember).
     Persist(Vec<UsedTicket>),
+    /// What is to outlive this process, where it is kept: written as a whole before anything that comes after this is
+    /// carried out.
+    Keep(Vec<Change>),
     /// For the log and `spindle events`.
     Report(Report),
 }
 
-/// One thing that happened, for people and for timelines. `name` is one of: `ready`, `hint`, `probe`, `proof`,
+/// One thing that happened, for people and for timelines. `name` is one of: `ready`, `adopted`, `hint`, `probe`, `proof`,
 /// `token-sent`, `token-failed`, `ike-established`, `ike-rekeyed`, `ike-deleted`, `installed`, `child-deleted`,
 /// `initiating`, `initiation-failed`, `suspected`, `redirected`, `redirect-followed`, `redirect-refused`, `taken-down`,
 /// `secret-rotated`, `maker-off`, of SIR `query`, `ack`, `nack`,

@@ -14,11 +14,13 @@ use crate::reconnect::Reconnect;
 use crate::rotation::Rotation;
 use crate::stats::{Counter, Stats};
 use crate::tickets::{SharedTickets, Tickets};
+pub use adopt::{Left, Records};
 use dataplane::{Awaited, Dataplane};
 use spindle_abi::{Command, MAX_FORMER_AT_ONCE, Spi, SpiReport, SpiState, Time};
 use spindle_ike::Endpoint;
 use spindle_ike::api::{
-    ActivityReader, Authority, ConnectionConfig, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis, Refused,
+    ActivityReader, Authority, Change, ConnectionConfig, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis,
+    Refused,
 };
 use spindle_ike::random::Random;
 use std::cell::RefCell;
@@ -93,12 +95,61 @@ pub struct Gateway {
     ready: bool,
     taking_down: Option<TakingDown>,
     stopping: bool,
+    /// Of which life what is kept is: to be kept as well.
+    life: Option<Change>,
+    /// An earlier process of this incarnation has done what is done at the start.
+    has_adopted: bool,
 }
 
 impl Gateway {
     /// After [`Store::boot`](crate::store::Store::boot). Control is authoritative from here on: the journal is
     /// read, and nothing lives from before.
     pub fn new(
+        config: Config,
+        boot: Boot,
+        activity: Box<dyn ActivityReader>,
+        random: Box<dyn Random>,
+        now: Time,
+    ) -> Gateway {
+        Gateway::make(config, boot, activity, random, now).begin(now)
+    }
+
+    /// The same, where what it needs to go on after its death is kept ([`Output::Keep`]).
+    pub fn keeping(
+        config: Config,
+        boot: Boot,
+        activity: Box<dyn ActivityReader>,
+        random: Box<dyn Random>,
+        now: Time,
+    ) -> Gateway {
+        let mut gateway = Gateway::make(config, boot, activity, random, now);
+        gateway.keep();
+        // The dataplane may have outlived a control process whose memory is lost.
+        gateway.say_all_again();
+        gateway.begin(now)
+    }
+
+    /// After [`Store::resume`](crate::store::Store::resume): another process of this incarnation died and left this. Keeps
+    /// as well.
+    pub fn adopting(
+        config: Config,
+        mut boot: Boot,
+        left: Left,
+        activity: Box<dyn ActivityReader>,
+        random: Box<dyn Random>,
+        now: Time,
+    ) -> Gateway {
+        adopt::as_begun(&mut boot, &left);
+        let mut gateway = Gateway::make(config, boot, activity, random, now);
+        gateway.keep();
+        gateway.begin_adoption();
+        gateway.bind_policies();
+        gateway.adopt(now, left);
+        gateway.set_policies();
+        gateway
+    }
+
+    fn make(
         config: Config,
         boot: Boot,
         activity: Box<dyn ActivityReader>,
@@ -138,7 +189,7 @@ impl Gateway {
         let policies = config.connections.iter().flat_map(|connection| {
             connection.children.iter().map(|child| (child.policy, connection.name.clone()))
         });
-        let mut gateway = Gateway {
+        Gateway {
             incarnation: boot.incarnation,
             wall_clock: boot.wall_clock,
             endpoint,
@@ -174,11 +225,16 @@ impl Gateway {
             ready: false,
             taking_down: None,
             stopping: false,
+            life: None,
+            has_adopted: false,
             config,
-        };
-        gateway.set_up();
-        gateway.drain(now);
-        gateway
+        }
+    }
+
+    fn begin(mut self, now: Time) -> Gateway {
+        self.set_up();
+        self.drain(now);
+        self
     }
 
     /// Takes a datagram or an event.
@@ -218,11 +274,17 @@ impl Gateway {
         if !used.is_empty() {
             return Some(Output::Persist(used));
         }
+        // Before anybody sees what has changed.
+        let mut changes = self.endpoint.take_changes();
+        changes.extend(self.life.take());
+        if !changes.is_empty() {
+            return Some(Output::Keep(changes));
+        }
         if let Some(output) = self.output.pop_front() {
             return Some(output);
         }
         if self.untold.as_slice().is_empty() {
-            return None;
+            return self.sweep_doubts();
         }
         let spis = self.untold.by_ref().take(MAX_FORMER_AT_ONCE);
         // One may have expired before its turn came.
@@ -539,6 +601,7 @@ fn reason(authority: &Authority) -> String {
 }
 
 mod addresses;
+mod adopt;
 mod contact;
 mod dataplane;
 mod heard;

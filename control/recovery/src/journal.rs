@@ -7,7 +7,7 @@
 
 use crate::api::{Config, JournalRecord, JournalWrite};
 use spindle_abi::{Spi, Time};
-use spindle_ike::api::{ChildSaId, ConnectionConfig, IkeSaId, IkeSpis};
+use spindle_ike::api::{ChildSaId, ConnectionConfig, IkeSaId, IkeSaStatus, IkeSpis};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::net::SocketAddr;
@@ -85,6 +85,41 @@ impl Journal {
             gone: Vec::new(),
             timed_out: Vec::new(),
             writes: Vec::new(),
+        }
+    }
+
+    /// The SAs of an earlier process of this incarnation, and what came to the disk of them. `now`: seconds since 1970.
+    pub(crate) fn adopt(&mut self, now: u64, sas: &[IkeSaStatus], on_disk: &[JournalRecord]) {
+        let on_disk: HashMap<Spi, &JournalRecord> =
+            on_disk.iter().map(|record| (record.spi, record)).collect();
+        for sa in sas.iter().filter(|sa| sa.established.is_some()) {
+            self.ike_established(sa.id, sa.spis, &sa.connection, sa.initiator);
+            for child in &sa.children {
+                let installed = Installed {
+                    ike: sa.id,
+                    child: child.id,
+                    connection: &sa.connection,
+                    name: &child.name,
+                    inbound: child.inbound,
+                    local: sa.local,
+                    remote: sa.remote,
+                    encapsulated: child.encapsulated,
+                };
+                self.child_installed(now, installed);
+                let Some(row) = self.children.get_mut(&child.id) else { continue };
+                let before = on_disk.get(&child.inbound).filter(|before| before.child == row.record.child);
+                let Some(before) = before else { continue };
+                row.record.hard_expiry = before.hard_expiry;
+                // A rekey whose write was lost has made another parent of it.
+                row.record.earlier_parent = match before.parent == row.record.parent {
+                    true => before.earlier_parent,
+                    false => Some(before.parent),
+                };
+                self.writes.pop();
+                if row.record != **before {
+                    self.writes.push(JournalWrite::Put(row.record.clone()));
+                }
+            }
         }
     }
 

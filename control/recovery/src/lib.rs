@@ -23,5 +23,5 @@ mod taker;
 mod testing;
 mod tickets;
 
-pub use gateway::{ConnectionStatus, Gateway, TakeDownRefused, TakeDownStatus};
+pub use gateway::{ConnectionStatus, Gateway, Left, Records, TakeDownRefused, TakeDownStatus};
 pub use rotation::{GenerationStatus, Refused as RotationRefused, SecretStatus};

@@ -76,6 +76,11 @@ impl Tokens {
         self.maker.get() && !self.keys.borrow().is_empty()
     }
 
+    /// Is the role off?
+    pub(crate) fn is_switched_off(&self) -> bool {
+        !self.maker.get()
+    }
+
     /// Makes no token any more.
     pub(crate) fn switch_off(&self) {
         self.maker.set(false);

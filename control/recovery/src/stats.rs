@@ -14,6 +14,10 @@ macro_rules! counters {
 counters! {
     /// Tokens that left in clear.
     TokensSent = "tokens-sent",
+    /// IKE SAs taken over from a control process that died alone.
+    Adopted = "ike-sas-adopted",
+    /// What such a process left and could not be read.
+    AdoptionLost = "adoption-records-lost",
     /// INVALID_IKE_SPI sent, with a token or without.
     InvalidIkeSpiSent = "invalid-ike-spi-sent",
     /// INVALID_SPI sent, with a token or without.

@@ -160,6 +160,15 @@ pub struct Booted {
     pub skipped: u64,
 }
 
+/// What [`Store::resume`] found.
+#[derive(Debug)]
+pub struct Resumed {
+    /// As from [`Store::boot`], of the incarnation that goes on.
+    pub booted: Booted,
+    /// The journal records of this incarnation.
+    pub current: Vec<JournalRecord>,
+}
+
 /// The database and its rules.
 pub struct Store {
     database: Database,
@@ -262,6 +271,38 @@ impl Store {
             wall_clock,
         };
         Ok(Booted { boot, anchor: verdict, skipped })
+    }
+
+    /// Goes on with the incarnation that stands on disk, whose control process died alone; nothing is written. `None` if it
+    /// is not this one, or the disk is not as it was left: then what lives is not to be adopted.
+    pub fn resume(
+        &mut self,
+        files: &mut dyn SmallFiles,
+        wall_clock: (u64, Time),
+        incarnation: u64,
+    ) -> Result<Option<Resumed>, StoreError> {
+        let state = self.state()?.filter(|state| state.incarnation == incarnation);
+        let mut read = |file| files.read(file).map_err(|e| StoreError::File(file, e));
+        let anchor = read(SmallFile::Anchor)?.and_then(|octets| Anchor::decode(&octets).ok());
+        let Some(state) = state.filter(|state| anchor == Some(*state)) else { return Ok(None) };
+        let secrets = read(SmallFile::Secret)?.ok_or(StoreError::SecretMissing)?;
+        let secrets = decode_secrets(&secrets).map_err(StoreError::SecretMalformed)?;
+        let (mut records, skipped) = self.try_journal()?;
+        records.retain(|record| record.hard_expiry > wall_clock.0);
+        let (current, mut former): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| record.incarnation == incarnation);
+        former.truncate(MAX_FORMER);
+        let boot = Boot {
+            incarnation,
+            maker_id: state.id.to_vec(),
+            secrets,
+            former,
+            tickets: self.tickets()?,
+            anchor_matches: true,
+            wall_clock,
+        };
+        let booted = Booted { boot, anchor: AnchorVerdict::Matches, skipped };
+        Ok(Some(Resumed { booted, current }))
     }
 
     /// Carries out writes to the journal, durable when this returns: one transaction for all of them.

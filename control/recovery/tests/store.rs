@@ -73,6 +73,36 @@ fn journal_records_come_back_until_they_expire_or_are_removed() {
     assert_eq!(store.journal().unwrap().0.len(), 2, "the expired record is still on disk");
 }
 
+/// A control process that died alone begins no incarnation: what is on disk is read, and nothing is written.
+#[test]
+fn an_incarnation_is_resumed_as_it_stands_or_not_at_all() {
+    let (disk, mut random) = (Disk::default(), Seeded::new(4));
+    let (mut store, _) = boot(&disk, &mut random).unwrap();
+    store.commit(&[JournalWrite::Put(record(1, NOW.0 + 9))]).unwrap();
+    drop(store);
+    let (mut store, second) = boot(&disk, &mut random).unwrap();
+    let current = JournalRecord { incarnation: 2, ..record(2, NOW.0 + 9) };
+    store.commit(&[JournalWrite::Put(current.clone())]).unwrap();
+    drop(store);
+    let resume = |incarnation| {
+        let mut store = Store::open(disk.clone()).unwrap();
+        store.resume(&mut disk.clone(), NOW, incarnation).unwrap()
+    };
+    for _ in 0..2 {
+        let resumed = resume(2).expect("the incarnation that stands");
+        let boot = &resumed.booted.boot;
+        assert_eq!((boot.incarnation, &boot.maker_id), (2, &second.boot.maker_id));
+        assert_eq!(secrets(&resumed.booted), secrets(&second));
+        assert_eq!(boot.former, [record(1, NOW.0 + 9)]);
+        assert_eq!(resumed.current, std::slice::from_ref(&current));
+        let keys = |booted: &Booted| booted.boot.tickets.keys.iter().map(|key| key.id).collect::<Vec<_>>();
+        assert_eq!(keys(&resumed.booted), keys(&second));
+    }
+    assert!(resume(1).is_none() && resume(3).is_none(), "another one than the memory's");
+    disk.set_file(SmallFile::Anchor, None);
+    assert!(resume(2).is_none(), "the disk is not as it was");
+}
+
 /// RFC 6290 section 5.1: a maker that cannot make its old tokens must not look like one.
 #[test]
 fn a_missing_or_damaged_secret_is_a_refusal_until_a_new_one_is_asked_for() {

@@ -44,6 +44,10 @@ pub struct Summary {
     pub boots: u64,
     /// Their deaths.
     pub crashes: u64,
+    /// Deaths of control alone.
+    pub control_deaths: u64,
+    /// Starts of control beside a dataplane that had gone on.
+    pub adoptions: u64,
     /// IKE SAs authenticated, counted at both ends.
     pub established: u64,
     /// Of these, by a ticket.
@@ -105,6 +109,8 @@ impl Summary {
         self.steps += other.steps;
         self.boots += other.boots;
         self.crashes += other.crashes;
+        self.control_deaths += other.control_deaths;
+        self.adoptions += other.adoptions;
         self.established += other.established;
         self.resumed += other.resumed;
         self.ike_rekeys += other.ike_rekeys;

@@ -1,19 +1,23 @@
-//! One machine: its disk, and while it is up the gateway's control plane and dataplane on it.
+//! One machine: its disk, and while it is up the gateway's dataplane and its control plane on it, and the memory that
+//! outlives the latter.
 
 use crate::disk::{Disk, Handle};
 use crate::network::{ipv4, udp};
 use crate::random::{Dice, GatewayRandom};
-use spindle_abi::{Command, Event, SaActivity, Spi, SpiState, Time};
+use spindle_abi::{Command, Event, KeyMaterial, SaActivity, Spi, SpiState, Time};
 use spindle_engine::{
     ArrayVec, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig, PortId,
 };
-use spindle_ike::api::ActivityReader;
-use spindle_recovery::Gateway;
+use spindle_ike::api::{ActivityReader, Change, Key};
 use spindle_recovery::api::{Boot, Config, Generation, JournalWrite, TokenMethod, UsedTicket};
 use spindle_recovery::store::{Store, StoreError, write_secrets};
+use spindle_recovery::{Gateway, Left, Records};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
+use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Stands in every inside packet, so that it would be seen in clear outside.
 pub(crate) const MARKER: &[u8; 16] = b"!inside packets!";
@@ -32,16 +36,30 @@ pub(crate) struct Machine {
     pub(crate) config: Config,
     /// Is it a member of the cluster?
     member: bool,
+    /// The control process.
     pub(crate) running: Option<Running>,
-    /// Counts the starts; what was under way within an earlier life never arrives in a later one.
+    pub(crate) dataplane: Option<Dataplane>,
+    /// Counts the starts of control; what was under way to an earlier one never arrives at a later one.
     pub(crate) life: u64,
+    /// Counts the starts of both together.
+    pub(crate) whole_life: u64,
+    /// Control dies before this many outputs more are carried out, and is away so long.
+    pub(crate) fuse: Option<(u32, Duration)>,
+    /// What outlives control.
+    region: BTreeMap<Key, Zeroizing<Vec<u8>>>,
     random: Dice,
 }
 
-/// What a process's death ends.
+/// The dataplane's process.
+pub(crate) struct Dataplane {
+    engine: Rc<RefCell<Engine>>,
+    /// Of the latest outbound SA on each SPI; peers draw the same ones again.
+    keys: BTreeMap<Spi, KeyMaterial>,
+}
+
+/// What the control process's death ends.
 pub(crate) struct Running {
     pub(crate) gateway: Gateway,
-    pub(crate) engine: Rc<RefCell<Engine>>,
     store: Store,
     handle: Handle,
     /// For new secrets.
@@ -96,7 +114,19 @@ impl ActivityReader for Activity {
 
 impl Machine {
     pub(crate) fn new(outside: Ipv4Addr, config: Config, random: Dice) -> Machine {
-        Machine { outside, disk: Disk::default(), config, member: false, running: None, life: 0, random }
+        Machine {
+            outside,
+            disk: Disk::default(),
+            config,
+            member: false,
+            running: None,
+            dataplane: None,
+            life: 0,
+            whole_life: 0,
+            fuse: None,
+            region: BTreeMap::new(),
+            random,
+        }
     }
 
     /// Makes it a member of the cluster, with the secret that all members draw from the same dice.
@@ -111,10 +141,9 @@ impl Machine {
     /// Starts the gateway from what is on disk. The boot record is for the oracle.
     pub(crate) fn boot(&mut self, now: Time, wall_clock: u64) -> Result<Boot, StoreError> {
         self.life += 1;
+        self.whole_life += 1;
         let handle = self.disk.attach();
-        // Every life draws from another part of the machine's stream.
-        let mut random = GatewayRandom(self.random.clone());
-        self.random = Dice::new(u64::from(self.random.number()), self.life);
+        let (mut random, secrets) = self.draw();
         let mut store = Store::open(handle.clone())?;
         store.set_ticket_lifetime(self.config.ticket_lifetime);
         if self.member {
@@ -132,11 +161,55 @@ impl Machine {
         }
         let engine = Rc::new(RefCell::new(self.engine()));
         let activity = Box::new(Activity(Rc::clone(&engine)));
-        // Secrets come from yet another part.
-        let secrets = GatewayRandom(Dice::new(u64::from(self.random.clone().number()), self.life));
-        let gateway = Gateway::new(self.config.clone(), booted.boot.clone(), activity, Box::new(random), now);
-        self.running = Some(Running { gateway, engine, store, handle, random: secrets, pending: Vec::new() });
+        let config = self.config.clone();
+        let gateway = Gateway::keeping(config, booted.boot.clone(), activity, Box::new(random), now);
+        self.region.clear();
+        self.dataplane = Some(Dataplane { engine, keys: BTreeMap::new() });
+        self.running = Some(Running { gateway, store, handle, random: secrets, pending: Vec::new() });
         Ok(booted.boot)
+    }
+
+    /// Starts control alone, from what it left in memory. What was not adopted?
+    pub(crate) fn resume(&mut self, now: Time, wall_clock: u64) -> Result<Result<(), String>, StoreError> {
+        let Some(Dataplane { engine, .. }) = &self.dataplane else { return Ok(Ok(())) };
+        let activity = Box::new(Activity(Rc::clone(engine)));
+        self.life += 1;
+        let handle = self.disk.attach();
+        let (random, secrets) = self.draw();
+        let mut store = Store::open(handle.clone())?;
+        store.set_ticket_lifetime(self.config.ticket_lifetime);
+        let records = Records(self.region.clone().into_iter().collect());
+        let Some(incarnation) = records.incarnation() else { return Ok(Err("nothing was kept".into())) };
+        let Some(resumed) = store.resume(&mut handle.clone(), (wall_clock, now), incarnation)? else {
+            return Ok(Err("the disk is of another incarnation than the memory".into()));
+        };
+        let left = Left { records, journal: resumed.current };
+        let (config, boot) = (self.config.clone(), resumed.booted.boot);
+        let gateway = Gateway::adopting(config, boot, left, activity, Box::new(random), now);
+        let lost = gateway.stats().into_iter().find(|(name, _)| *name == "adoption-records-lost");
+        self.running = Some(Running { gateway, store, handle, random: secrets, pending: Vec::new() });
+        Ok(match lost {
+            Some((_, 0)) => Ok(()),
+            other => Err(format!("does not adopt all: {other:?}")),
+        })
+    }
+
+    /// Randomness of a life, each from another part of the machine's stream; and for its secrets from yet another part.
+    fn draw(&mut self) -> (GatewayRandom, GatewayRandom) {
+        let random = GatewayRandom(self.random.clone());
+        self.random = Dice::new(u64::from(self.random.number()), self.life);
+        let secrets = GatewayRandom(Dice::new(u64::from(self.random.clone().number()), self.life));
+        (random, secrets)
+    }
+
+    /// Writes what is to outlive control: all of it, or control died before.
+    pub(crate) fn keep(&mut self, changes: Vec<Change>) {
+        for Change { key, record } in changes {
+            match record {
+                Some(record) => self.region.insert(key, record),
+                None => self.region.remove(&key),
+            };
+        }
     }
 
     fn engine(&self) -> Engine {
@@ -152,14 +225,23 @@ impl Machine {
 
     /// `kill -9` of the whole gateway.
     pub(crate) fn kill(&mut self) {
+        self.kill_control();
+        self.dataplane = None;
+    }
+
+    /// `kill -9` of control alone.
+    pub(crate) fn kill_control(&mut self) {
         self.disk.kill();
         self.running = None;
+        self.fuse = None;
     }
 
     /// The machine loses power.
     pub(crate) fn lose_power(&mut self, dice: &mut Dice) {
         self.disk.cut_power(dice);
         self.running = None;
+        self.dataplane = None;
+        self.fuse = None;
     }
 }
 
@@ -183,10 +265,20 @@ impl Running {
     pub(crate) fn remember(&mut self, used: &[UsedTicket], wall_clock: u64) -> bool {
         self.store.remember(used, wall_clock).is_ok()
     }
+}
 
+impl Dataplane {
     /// Carries a command out; was it done?
     pub(crate) fn apply(&mut self, now: Time, command: Command) -> bool {
+        if let Command::InstallOutbound { sa } = &command {
+            self.keys.insert(sa.spi, sa.keymat.clone());
+        }
         self.engine.borrow_mut().apply(now, command).is_ok()
+    }
+
+    /// The key under which it sends on an SPI.
+    pub(crate) fn key(&self, spi: Spi) -> Option<&KeyMaterial> {
+        self.keys.get(&spi)
     }
 
     /// Hands an IPv4 packet to the dataplane.

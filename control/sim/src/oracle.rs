@@ -1,18 +1,19 @@
 //! What must hold after every step. The oracle knows the gateways' secrets and sees all that is sent.
 
 use crate::attacker::ELSEWHERE;
-use crate::machine::{MARKER, Machine, inside_number};
+use crate::machine::{Dataplane, MARKER, Machine, inside_number};
 use crate::nat;
 use crate::network::Packet;
 use crate::scenario::OUTSIDE;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use spindle_abi::{Command, Spi, SpiState, Time};
-use spindle_ike::api::{Datagram, IkeSaId, IkeSaStatus, IkeSpis};
+use spindle_ike::api::{Datagram, Header, IkeSaId, IkeSaStatus, IkeSpis};
 use spindle_ike::wire::Payload;
 use spindle_ike::wire::{Message, View, notify};
 use spindle_recovery::api::{Boot, Generation, JournalRecord, JournalWrite, TokenMethod, UsedTicket};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// IKE SAs that one gateway may hold here at most: one peer, rekeys, exchanges under way, COOKIE-less half-open ones.
@@ -57,6 +58,11 @@ struct Known {
     authentic: Option<Vec<u8>>,
     /// Those by which it has.
     followed: BTreeSet<(Vec<u8>, IkeSaId)>,
+    /// ESP packets that left: the key, and the sequence number, which is the nonce.
+    esp: HashSet<(Vec<u8>, u32)>,
+    /// Protected IKE messages that left, as hashes: by Message ID, and by IV.
+    messages: HashMap<(Key, bool, u32), u64>,
+    ivs: HashMap<(Key, [u8; 8]), u64>,
     /// IKE SAs whose loss at the peer was confirmed in this step, which no more than begins another one.
     confirmed: Vec<IkeSpis>,
 }
@@ -73,6 +79,28 @@ impl Known {
         }
     }
 }
+
+impl Known {
+    /// RFC 7296 section 2.1, 2.2: a Message ID is of one request and one response; RFC 5282 section 3.1: an IV is of one
+    /// message.
+    fn sent_sealed(&mut self, header: &Header, octets: &[u8]) -> Result<(), String> {
+        let mut hasher = DefaultHasher::new();
+        octets.hash(&mut hasher);
+        let (hash, key) = (hasher.finish(), (header.spis, header.initiator));
+        let id = (key, header.response, header.message_id);
+        if *self.messages.entry(id).or_insert(hash) != hash {
+            return Err(format!("sends another message with the Message ID of an earlier one: {id:?}"));
+        }
+        let iv = octets.get(32..40).and_then(|iv| iv.try_into().ok()).ok_or("sends a message without IV")?;
+        match *self.ivs.entry((key, iv)).or_insert(hash) == hash {
+            true => Ok(()),
+            false => Err(format!("uses an IV of {key:?} twice")),
+        }
+    }
+}
+
+/// IKE keys: whose, and in which role. Who is made to talk to itself has both.
+type Key = (IkeSpis, bool);
 
 /// The judge.
 pub(crate) struct Oracle {
@@ -439,6 +467,7 @@ impl Oracle {
         }
         if view.protection().is_some() {
             self.known[side].sent.insert(octets.to_vec());
+            self.known[side].sent_sealed(&view.header(), octets)?;
             return Ok(BTreeSet::new());
         }
         let message: Message =
@@ -488,7 +517,10 @@ impl Oracle {
     pub(crate) fn stepped(&mut self, side: usize, machine: &Machine) -> Result<(), String> {
         let Some(running) = &machine.running else {
             self.known[side].confirmed.clear();
-            self.known[side].held.clear();
+            // What control held the dataplane still holds, and another control will.
+            if machine.dataplane.is_none() {
+                self.known[side].held.clear();
+            }
             return Ok(());
         };
         let sas = running.gateway.sas();
@@ -547,17 +579,28 @@ impl Oracle {
     }
 
     /// A dataplane sends outside: ESP, and nothing of the inside in clear.
-    pub(crate) fn sent_outside(&self, packet: &[u8]) -> Result<(), String> {
+    pub(crate) fn sent_outside(
+        &mut self,
+        side: usize,
+        packet: &[u8],
+        dataplane: &Dataplane,
+    ) -> Result<(), String> {
         if packet.windows(MARKER.len()).any(|window| window == MARKER) {
             return Err("sends an inside packet in clear".into());
         }
         if packet[12] == 10 || packet[16] == 10 {
             return Err("shows an inside address outside".into());
         }
-        match packet[9] {
-            50 => Ok(()),
-            17 if packet[20..22] == 4500u16.to_be_bytes() => Ok(()),
-            protocol => Err(format!("sends IP protocol {protocol} outside")),
+        let esp = match packet[9] {
+            50 => &packet[20..],
+            17 if packet[20..22] == 4500u16.to_be_bytes() => &packet[28..],
+            protocol => return Err(format!("sends IP protocol {protocol} outside")),
+        };
+        let number = |at: usize| u32::from_be_bytes([esp[at], esp[at + 1], esp[at + 2], esp[at + 3]]);
+        let key = dataplane.key(Spi(number(0))).ok_or("sends on an SPI that it was not told")?;
+        match self.known[side].esp.insert((key.as_bytes().to_vec(), number(4))) {
+            true => Ok(()),
+            false => Err(format!("sends sequence number {} on {:08x} twice", number(4), number(0))),
         }
     }
 }

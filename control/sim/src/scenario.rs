@@ -66,6 +66,8 @@ pub(crate) enum Action {
     MoveMapping,
     /// A gateway loses its Child SA, or its IKE SA with that, and nothing else.
     Forget { side: usize, child: bool },
+    /// Control dies alone, after so many outputs more, and starts again after a while.
+    ControlDies { side: usize, after: u32, down: Duration },
     /// Nothing reaches a gateway for a while.
     CutOff { side: usize, for_: Duration },
 }
@@ -109,6 +111,7 @@ impl Scenario {
         scenario.draw_nat(&mut Dice::new(seed, 8));
         scenario.draw_cluster(&mut Dice::new(seed, 14));
         scenario.draw_forgotten(&mut Dice::new(seed, 17));
+        scenario.draw_control_deaths(&mut Dice::new(seed, 18));
         scenario
     }
 
@@ -211,6 +214,22 @@ impl Scenario {
                 let (death, down) = (Death::Kill, milliseconds(dice.one(&[0, 300, 2000])));
                 self.actions.push((at, Action::TakeDown { side }));
                 self.actions.push((dies, Action::Crash { side, death, down, again: None }));
+            }
+        }
+        self.actions.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Deaths of control alone, some in the middle of a rekey; drawn from dice of their own too.
+    fn draw_control_deaths(&mut self, dice: &mut Dice) {
+        for _ in 0..dice.one(&[0, 0, 0, 1, 1, 2, 3]) {
+            let side = dice.below(2);
+            let at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
+            let after = dice.one(&[0, 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 20]);
+            let down = milliseconds(dice.one(&[5, 5, 50, 300, 2000]));
+            self.actions.push((at, Action::ControlDies { side, after, down }));
+            if dice.percent(60) {
+                let (by, ike) = (dice.below(2), dice.percent(50));
+                self.actions.push((at.after(Duration::from_micros(1)), Action::Rekey { side: by, ike }));
             }
         }
         self.actions.sort_by_key(|(at, _)| *at);

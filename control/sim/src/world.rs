@@ -66,6 +66,11 @@ enum Due {
         life: u64,
     },
     Boot(usize),
+    /// Control alone.
+    Resume {
+        side: usize,
+        life: u64,
+    },
     PowerGone {
         side: usize,
         life: u64,
@@ -294,8 +299,8 @@ impl World {
             return Some("no Child SA".into());
         }
         for (side, sa) in [ours, theirs].into_iter().enumerate() {
-            let running = self.machines[self.active[side]?].running.as_ref()?;
-            let lacking = |c: &&ChildSaStatus| running.spi_state(c.inbound) != SpiState::Current;
+            let dataplane = self.machines[self.active[side]?].dataplane.as_ref()?;
+            let lacking = |c: &&ChildSaStatus| dataplane.spi_state(c.inbound) != SpiState::Current;
             if let Some(child) = sa.children.iter().find(lacking) {
                 return Some(format!("{side} has {} and its dataplane has not", child.inbound));
             }
@@ -315,7 +320,10 @@ impl World {
         self.trace(|| "calm".into());
         self.network.heal();
         self.traps.clear();
-        self.machines.iter_mut().for_each(|machine| machine.disk.put_fuse_out());
+        for machine in &mut self.machines {
+            machine.disk.put_fuse_out();
+            machine.fuse = None;
+        }
         self.calm = true;
         // Both hosts send now, so that a tunnel that is to be trapped comes up.
         for side in 0..2 {
@@ -388,12 +396,18 @@ impl World {
         self.machines[side].running.is_some() && self.machines[side].life == life
     }
 
+    /// Is the dataplane that this was meant for still there?
+    fn is_whole(&self, side: usize, whole_life: u64) -> bool {
+        self.machines[side].dataplane.is_some() && self.machines[side].whole_life == whole_life
+    }
+
     fn happen(&mut self, due: Due) -> Result<(), String> {
         match due {
             Due::Arrive(side, packet) => self.arrive(side, packet),
-            Due::Command { side, life, sequence, command } if self.alive(side, life) => {
-                let running = self.machines[side].running.as_mut().expect("alive");
-                let done = running.apply(self.now, *command);
+            // The rings of a control process that died are read until there is another one.
+            Due::Command { side, life, sequence, command } if self.machines[side].life == life => {
+                let Some(dataplane) = self.machines[side].dataplane.as_mut() else { return Ok(()) };
+                let done = dataplane.apply(self.now, *command);
                 self.tell(side, Event::Acknowledged { sequence, done });
                 Ok(())
             }
@@ -412,8 +426,8 @@ impl World {
             Due::Secrets { side, life, new, keep } if self.alive(side, life) => {
                 self.write_secrets(side, new, keep)
             }
-            Due::Sweep { side, life } if self.alive(side, life) => {
-                let verdicts = self.machines[side].running.as_mut().expect("alive").sweep(self.now);
+            Due::Sweep { side, life } if self.is_whole(side, life) => {
+                let verdicts = self.machines[side].dataplane.as_mut().expect("alive").sweep(self.now);
                 self.carry_out(side, verdicts)?;
                 if self.now < self.sweep_until[side] {
                     self.schedule(SWEEP, Due::Sweep { side, life });
@@ -423,7 +437,8 @@ impl World {
                 Ok(())
             }
             Due::Boot(side) => self.boot(side),
-            Due::PowerGone { side, life } if self.alive(side, life) => {
+            Due::Resume { side, life } if self.is_whole(side, life) => self.resume(side),
+            Due::PowerGone { side, life } if self.is_whole(side, life) => {
                 // The fuse of a machine that wrote nothing burns down all the same.
                 self.die(side, Death::Power);
                 Ok(())
@@ -459,8 +474,40 @@ impl World {
         }
     }
 
-    fn boot(&mut self, side: usize) -> Result<(), String> {
+    /// Control starts beside a dataplane that has gone on.
+    fn resume(&mut self, side: usize) -> Result<(), String> {
         if self.machines[side].running.is_some() {
+            return Ok(());
+        }
+        let wall_clock = EPOCH + self.now.0 / 1_000_000_000;
+        match self.machines[side].resume(self.now, wall_clock) {
+            Ok(adopted) => {
+                adopted.map_err(|what| format!("control of {side} starts again: {what}"))?;
+                self.trace(|| format!("{side}'s control starts"));
+                self.summary.adoptions += 1;
+                self.oracle.nobody_is_forsaken(side, &self.machines)?;
+                self.tell(side, Event::Ready);
+                self.settle(side)
+            }
+            Err(_) if self.machines[side].disk.is_dark() => Ok(()),
+            Err(error) => Err(format!("control of {side} does not start again: {error}")),
+        }
+    }
+
+    /// `kill -9` of control alone.
+    fn control_dies(&mut self, side: usize, down: Duration) {
+        if self.machines[side].running.is_none() {
+            return;
+        }
+        self.summary.control_deaths += 1;
+        self.trace(|| format!("{side}'s control dies"));
+        self.machines[side].kill_control();
+        let life = self.machines[side].whole_life;
+        self.schedule(down, Due::Resume { side, life });
+    }
+
+    fn boot(&mut self, side: usize) -> Result<(), String> {
+        if self.machines[side].dataplane.is_some() {
             return Ok(());
         }
         let wall_clock = EPOCH + self.now.0 / 1_000_000_000;
@@ -559,9 +606,9 @@ impl World {
         self.tokens_due = tokens_due(&packet);
         self.oracle.arrives(side, &packet);
         let harmless = is_harmless(&packet);
-        let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
         match packet {
             Packet::Ike { source, destination, data } => {
+                let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
                 let datagram = Datagram { local: destination, remote: source, data };
                 let before = harmless.then(|| running.gateway.sas());
                 running.gateway.handle(self.now, Input::Datagram(datagram));
@@ -570,9 +617,10 @@ impl World {
                 self.oracle.nothing_ended(before.unwrap_or_default(), &self.machines[side])
             }
             Packet::Esp(octets) => {
-                let verdicts = running.process(self.now, PortId::Outside, &octets);
+                let Some(dataplane) = self.machines[side].dataplane.as_mut() else { return Ok(()) };
+                let verdicts = dataplane.process(self.now, PortId::Outside, &octets);
                 if self.sweep_until[side] == Time(0) {
-                    let life = self.machines[side].life;
+                    let life = self.machines[side].whole_life;
                     self.schedule(SWEEP, Due::Sweep { side, life });
                 }
                 self.sweep_until[side] = self.now.after(SWEEP_AFTER);
@@ -588,8 +636,8 @@ impl World {
         self.summary.packets_sent += 1;
         let packet = inside_packet(HOSTS[side], HOSTS[1 - side], number);
         let Some(machine) = self.active[side] else { return Ok(number) };
-        if let Some(running) = self.machines[machine].running.as_mut() {
-            let verdicts = running.process(self.now, PortId::Inside, &packet);
+        if let Some(dataplane) = self.machines[machine].dataplane.as_mut() {
+            let verdicts = dataplane.process(self.now, PortId::Inside, &packet);
             self.carry_out(machine, verdicts)?;
         }
         Ok(number)
@@ -622,6 +670,17 @@ impl World {
             Action::MoveMapping => {
                 self.nat.iter_mut().for_each(Nat::moves);
                 self.summary.mappings_moved += 1;
+                Ok(())
+            }
+            Action::ControlDies { side, after, down } => {
+                // A member's death is that of its dataplane too: nobody would know whether it had the address all the time.
+                let Some(machine) = self.active[side].filter(|_| side == 0 || !self.scenario.cluster) else {
+                    return Ok(());
+                };
+                match after {
+                    0 => self.control_dies(machine, down),
+                    after => self.machines[machine].fuse = Some((after, down)),
+                }
                 Ok(())
             }
             Action::CutOff { side, for_ } => {
@@ -669,14 +728,14 @@ impl World {
 
     fn die(&mut self, side: usize, death: Death) {
         let machine = &mut self.machines[side];
-        if death == Death::PowerInWrite && machine.running.is_some() {
+        if death == Death::PowerInWrite && machine.dataplane.is_some() {
             let changes = self.dice.below(24) as u64;
             machine.disk.light_fuse(changes);
-            let life = machine.life;
+            let life = machine.whole_life;
             self.schedule(Duration::from_millis(250), Due::PowerGone { side, life });
             return;
         }
-        if machine.running.is_none() && !machine.disk.is_dark() {
+        if machine.dataplane.is_none() && !machine.disk.is_dark() {
             return;
         }
         self.summary.crashes += 1;

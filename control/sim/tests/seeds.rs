@@ -44,6 +44,8 @@ fn play(hand: u64) {
     if seeds >= 1000 {
         let shown = [
             sum.crashes,
+            sum.control_deaths,
+            sum.adoptions,
             sum.established,
             sum.ike_rekeys,
             sum.tokens_shown,

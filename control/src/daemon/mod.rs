@@ -11,6 +11,7 @@ mod bridge;
 mod callers;
 pub mod disk;
 mod events;
+mod keep;
 mod merge;
 mod messages;
 mod rotation;
@@ -28,6 +29,7 @@ use bridge::Bridge;
 use callers::Callers;
 use disk::{Files, Journal};
 use events::EventLog;
+use keep::Keeper;
 use rustix::mm::MlockAllFlags;
 use rustix::process::DumpableBehavior;
 use rustix::time::{ClockId, clock_gettime};
@@ -36,10 +38,10 @@ use sockets::Sockets;
 use spindle_abi::{Event, Time};
 use spindle_ike::api::{ActivityReader, Datagram};
 use spindle_ike::random::Random;
-use spindle_recovery::Gateway;
 use spindle_recovery::api::{Config, Input, Output, Report};
 use spindle_recovery::secrets::method_name;
-use spindle_recovery::store::{SmallFile, SmallFiles, StoreError};
+use spindle_recovery::store::{Resumed, SmallFile, SmallFiles, StoreError};
+use spindle_recovery::{Gateway, Left, Records};
 use spindle_ring::{AttachError, Broken, ControlSide, Heir};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -117,9 +119,10 @@ pub fn run(settings: &Settings, start: Start) -> Result<(), Failure> {
     let unattached = |e: AttachError| Failure::Failed(e.to_string());
     let side = ControlSide::from_environment().map_err(unattached)?;
     let heir = Heir::from_environment().map_err(unattached)?;
+    let kept = Keeper::from_environment().map_err(unattached)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| Failure::Failed(format!("no event loop: {e}")))?.block_on(async {
-        let mut daemon = Daemon::start(settings, start, side, heir)?;
+        let mut daemon = Daemon::start(settings, start, side, heir, kept)?;
         daemon.run().await
     })
 }
@@ -136,6 +139,8 @@ struct Daemon<'a> {
     bridge: Bridge,
     /// By which the next attachment comes if the dataplane dies alone.
     heir: Option<AsyncFd<Heir>>,
+    /// Where there is memory that outlives us.
+    keeper: Option<Keeper>,
     activity: Box<dyn ActivityReader>,
     /// Where a cluster moves them.
     addresses: Option<Addresses>,
@@ -159,6 +164,7 @@ impl<'a> Daemon<'a> {
         start: Start,
         side: ControlSide,
         heir: Option<Heir>,
+        kept: Option<(Keeper, Records)>,
     ) -> Result<Daemon<'a>, Failure> {
         let state_dir = &settings.gateway.state_dir;
         let refused = |e: StoreError| {
@@ -183,15 +189,30 @@ impl<'a> Daemon<'a> {
         }
         let clock = (wall_clock_us() / 1_000_000, now());
         let method = settings.recovery.token_method;
-        let booted = store.boot(&mut files, &mut SystemRandom, clock, start.new_secret, method).map_err(
-            |e| match &e {
-                StoreError::File(file, _) => of_file(settings, &files, *file, e.to_string()),
-                StoreError::SecretMissing | StoreError::SecretMalformed(_) => {
-                    of_file(settings, &files, SmallFile::Secret, e.to_string())
-                }
-                _ => refused(e),
-            },
-        )?;
+        let (mut keeper, records) = match kept {
+            Some((keeper, records)) => (Some(keeper), records),
+            None => (None, Records::default()),
+        };
+        // What another process of this incarnation left is gone on with; else another incarnation begins.
+        let resumed = match records.incarnation() {
+            Some(incarnation) => store.resume(&mut files, clock, incarnation),
+            None => Ok(None),
+        };
+        let begun = resumed.and_then(|resumed| match resumed {
+            Some(Resumed { booted, current }) => Ok((booted, Some(Left { records, journal: current }))),
+            None => {
+                let booted = store.boot(&mut files, &mut SystemRandom, clock, start.new_secret, method)?;
+                keeper.iter_mut().for_each(Keeper::clear);
+                Ok((booted, None))
+            }
+        });
+        let (booted, left) = begun.map_err(|e| match &e {
+            StoreError::File(file, _) => of_file(settings, &files, *file, e.to_string()),
+            StoreError::SecretMissing | StoreError::SecretMalformed(_) => {
+                of_file(settings, &files, SmallFile::Secret, e.to_string())
+            }
+            _ => refused(e),
+        })?;
         if let Some(warning) = booted.anchor.warning(settings.recovery.secret_file.is_some()) {
             tracing::error!("{}: {warning}", settings.gateway.anchor.display());
         }
@@ -285,8 +306,12 @@ impl<'a> Daemon<'a> {
             ticket_lifetime: settings.gateway.ticket_lifetime,
         };
         let activity = Box::new(bridge.activity());
-        let mut gateway =
-            Gateway::new(config, boot, Box::new(bridge.activity()), Box::new(SystemRandom), now());
+        let (reader, random) = (Box::new(bridge.activity()), Box::new(SystemRandom));
+        let mut gateway = match left {
+            Some(left) => Gateway::adopting(config, boot, left, reader, random, now()),
+            None if keeper.is_some() => Gateway::keeping(config, boot, reader, random, now()),
+            None => Gateway::new(config, boot, reader, random, now()),
+        };
         if let Some(addresses) = &addresses {
             gateway.handle(now(), Input::Addresses(addresses.here().to_vec()));
         }
@@ -297,6 +322,7 @@ impl<'a> Daemon<'a> {
             gateway,
             bridge,
             heir: heir.map(watch).transpose().map_err(|e| Failure::Failed(format!("no event loop: {e}")))?,
+            keeper,
             activity,
             addresses,
             sockets,
@@ -403,6 +429,7 @@ impl<'a> Daemon<'a> {
                 Output::Command { sequence, command } => self.bridge.command(sequence, command),
                 Output::Journal(write) => self.journal.write(write),
                 Output::Secrets { new, keep } => self.write_secrets(new, keep),
+                Output::Keep(changes) => self.keeper.iter_mut().for_each(|keeper| keeper.write(&changes)),
                 Output::Persist(used) => {
                     if !self.journal.remember(used) {
                         self.gateway.cannot_remember();
@@ -608,7 +635,14 @@ impl<'a> Daemon<'a> {
     fn stats(&self) -> Stats {
         let owned = |(name, value): (&str, u64)| (name.to_owned(), value);
         let control = self.gateway.stats().into_iter().map(owned);
-        let ours = self.sockets.stats().chain(self.bridge.stats()).chain(self.journal.stats()).map(owned);
+        let kept = self.keeper.iter().flat_map(Keeper::stats);
+        let ours = self
+            .sockets
+            .stats()
+            .chain(self.bridge.stats())
+            .chain(self.journal.stats())
+            .chain(kept)
+            .map(owned);
         let dataplane = self.bridge.dataplane_counters().into_iter().collect();
         Stats { control: control.chain(ours).collect(), packets: show::equation(&dataplane), dataplane }
     }

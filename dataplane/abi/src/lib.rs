@@ -360,6 +360,19 @@ pub enum Command {
         /// New remote address and port.
         remote: SocketAddr,
     },
+    /// Control begins anew and knows which SAs there are, not which of them are here: all SAs, SPIs and policies are in
+    /// doubt from here on, and in use as before. Whatever is set or installed again is in doubt no more.
+    Doubt,
+    /// An inbound SA, where it is here, is not in doubt, and control has no keys of it any more: it only receives for a while
+    /// yet.
+    ConfirmInbound {
+        /// Its SPI.
+        spi: Spi,
+        /// Its `index`.
+        index: u32,
+    },
+    /// What is still in doubt goes: SAs and policies are removed, SPIs unknown.
+    Sweep,
 }
 
 /// What an ESP packet on an SPI that is not current looked like.

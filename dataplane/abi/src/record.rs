@@ -17,7 +17,7 @@ pub const COMMAND_SIZE: usize = 512;
 pub const EVENT_SIZE: usize = 64;
 
 /// Version of everything in this file; change it with any layout.
-const LAYOUT_VERSION: u64 = 6;
+const LAYOUT_VERSION: u64 = 7;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {
@@ -267,6 +267,18 @@ impl<'a> Reader<'a> {
 }
 
 impl CommandRecord {
+    /// All octets, for who keeps a command elsewhere than on a ring.
+    pub fn octets(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// From the first octets of a record, the others being zero; `None` if there are too many.
+    pub fn from_octets(octets: &[u8]) -> Option<CommandRecord> {
+        let mut record = CommandRecord([0; COMMAND_SIZE]);
+        record.0.get_mut(..octets.len())?.copy_from_slice(octets);
+        Some(record)
+    }
+
     /// Encodes a command. `sequence` comes back in its acknowledgement. `None` if a selector set is larger than
     /// [`SelectorSet::MAX`], there are too many SPIs, or the key material does not fit the suite.
     pub fn encode(sequence: u64, command: &Command) -> Option<CommandRecord> {
@@ -302,6 +314,9 @@ impl CommandRecord {
                 w.u8(8).u8(spis.len() as u8);
                 spis.iter().fold(&mut w, |w, spi| w.u32(spi.0))
             }
+            Command::Doubt => w.u8(10),
+            Command::ConfirmInbound { spi, index } => w.u8(11).u32(spi.0).u32(*index),
+            Command::Sweep => w.u8(12),
         };
         Some(record)
     }
@@ -364,6 +379,9 @@ impl CommandRecord {
                 }
                 Command::BindPolicy { id, interface }
             }
+            10 => Command::Doubt,
+            11 => Command::ConfirmInbound { spi: Spi(r.u32()?), index: r.u32()? },
+            12 => Command::Sweep,
             kind => return Err(DecodeError::Kind(kind)),
         })
     }
@@ -493,6 +511,9 @@ mod tests {
             any::<u32>().prop_map(|index| Command::RemoveOutbound { index }),
             proptest::collection::vec(any::<u32>().prop_map(Spi), 0..=MAX_FORMER_AT_ONCE)
                 .prop_map(|spis| Command::SetFormer { spis }),
+            Just(Command::Doubt),
+            any::<(u32, u32)>().prop_map(|(spi, index)| Command::ConfirmInbound { spi: Spi(spi), index }),
+            Just(Command::Sweep),
             (any::<u32>(), socket(), socket()).prop_map(|(index, local, remote)| Command::Readdress {
                 index,
                 local,

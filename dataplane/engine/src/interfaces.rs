@@ -59,6 +59,11 @@ impl Engine {
         }
     }
 
+    /// All policies.
+    pub(crate) fn policy_ids(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(&self.policies).chain(&self.interfaces.policies).flat_map(Policies::ids)
+    }
+
     /// As [`Engine::process`], for packets that the host has routed into a virtual interface; each behind 14 octets
     /// for an Ethernet header. Interface 0 is the inside.
     pub fn process_from_host<F: Frame>(

@@ -16,6 +16,7 @@
 
 mod config;
 mod counters;
+mod doubts;
 mod frame;
 pub mod fuzz;
 mod hot;
@@ -40,6 +41,7 @@ pub use counters::{Counter, Counters, DropReason, Imbalance};
 pub use frame::{BURST, Frame, MemoryFrame, Origin, Output, PortId};
 pub use hot::{Memory, SaRegion};
 
+use doubts::Doubts;
 use hot::Direction;
 use interfaces::Interfaces;
 use next_hops::NextHops;
@@ -113,6 +115,7 @@ pub struct Engine {
     /// Where the SAs' hot state outlives this engine.
     region: Option<SaRegion>,
     others: Others,
+    doubts: Doubts,
 }
 
 impl Engine {
@@ -144,6 +147,7 @@ impl Engine {
             installed: 0,
             region: config.region,
             others: Others::new(config.worker, config.workers),
+            doubts: Doubts::default(),
         };
         engine.set_local_addresses(&config.local_addresses);
         engine
@@ -152,6 +156,7 @@ impl Engine {
     /// Carries out a command; its cost is bounded by the tables' sizes. The process answers control with
     /// `Acknowledged`. Idempotent: an SA that is installed already keeps its sequence numbers and replay window.
     pub fn apply(&mut self, _now: Time, command: Command) -> Result<(), Refused> {
+        self.dispel_doubts(&command);
         match command {
             Command::SetPolicy { id, priority, action, selectors, hold } => {
                 self.policies_with(id).set(id, priority, action, selectors, hold)
@@ -181,21 +186,23 @@ impl Engine {
             }
             Command::InstallOutbound { sa } => self.install_outbound(&sa),
             Command::RemoveOutbound { index } => {
-                if let Some(policy) = self.others.forget(index) {
-                    self.policies_with(policy).remove_sa(policy, index);
-                } else if let Some(policy) = self.sas.outbound(index).map(|outbound| outbound.policy) {
-                    self.policies_with(policy).remove_sa(policy, index);
-                    self.sas.remove(index);
-                    self.installed -= 1;
-                }
+                self.remove_outbound(index);
                 Ok(())
             }
             Command::Readdress { index, local, remote } => match self.sas.holder(index) {
                 // What comes in on an SA is known by its SPI alone.
                 Holder::Inbound(_) => Ok(()),
                 Holder::Outbound(_) => {
-                    self.sas.readdress(index, local, remote).ok_or(Refused::Missing)?.map_err(refused)?;
-                    self.path_mtus.begin(index, None);
+                    let is_same = self.sas.outbound(index).is_some_and(|outbound| {
+                        let in_udp = outbound.sa.encapsulation().in_udp;
+                        let ports = in_udp.then_some((local.port(), remote.port()));
+                        outbound.sa.is_path(local.ip(), remote.ip(), ports)
+                    });
+                    // Said again it changes nothing: what was learned of the path holds.
+                    if !is_same {
+                        self.sas.readdress(index, local, remote).ok_or(Refused::Missing)?.map_err(refused)?;
+                        self.path_mtus.begin(index, None);
+                    }
                     Ok(())
                 }
                 Holder::None if self.others.is_empty() => Err(Refused::Missing),
@@ -204,6 +211,30 @@ impl Engine {
                     Ok(())
                 }
             },
+            Command::Doubt => {
+                self.doubt();
+                Ok(())
+            }
+            Command::ConfirmInbound { spi, index } => match self.sas.holder(index) {
+                Holder::Inbound(held) if held == spi => Ok(()),
+                // An engine that is new has none to go on with.
+                Holder::None => Ok(()),
+                _ => Err(Refused::Impossible("index: another SA has it")),
+            },
+            Command::Sweep => {
+                self.sweep_doubts();
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_outbound(&mut self, index: u32) {
+        if let Some(policy) = self.others.forget(index) {
+            self.policies_with(policy).remove_sa(policy, index);
+        } else if let Some(policy) = self.sas.outbound(index).map(|outbound| outbound.policy) {
+            self.policies_with(policy).remove_sa(policy, index);
+            self.sas.remove(index);
+            self.installed -= 1;
         }
     }
 
@@ -239,7 +270,7 @@ impl Engine {
             return self.note_inbound(sa.spi, worker);
         }
         if !self.may_install(sa, Holder::Inbound(sa.spi))? {
-            // A new control may not have heard of the first packet.
+            // Whoever says it again has not heard of a first packet; the next one is reported then.
             if let Some(inbound) = self.sas.inbound(sa.index) {
                 inbound.report_first |= report_first;
             }

@@ -68,6 +68,15 @@ impl Others {
         })
     }
 
+    /// The SPI of an outbound SA, if it is another one's.
+    pub(crate) fn spi(&self, index: u32) -> Option<Spi> {
+        self.foreign(index).map(|foreign| foreign.spi)
+    }
+
+    pub(crate) fn outbound_indexes(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.outbound).filter_map(|(index, sa)| sa.as_ref().map(|_| index))
+    }
+
     pub(crate) fn selectors(&self, index: u32) -> Option<&Selectors> {
         self.foreign(index).map(|foreign| &foreign.selectors)
     }

@@ -124,6 +124,10 @@ impl Policies {
         self.without_sas += usize::from(policy.action != PolicyAction::Protect);
     }
 
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.ordered.iter().map(|policy| policy.id)
+    }
+
     fn sas(&mut self, id: u32) -> &mut Vec<Candidate> {
         match self.places.get(&id) {
             Some(at) => &mut self.ordered[*at].sas,

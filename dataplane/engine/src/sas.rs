@@ -233,6 +233,10 @@ impl Sas {
         }
     }
 
+    pub(crate) fn outbound_indexes(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.outbound).filter_map(|(index, sa)| sa.as_ref().map(|_| index))
+    }
+
     #[inline]
     pub(crate) fn prefetch_inbound(&self, index: u32) {
         if let Some(slot) = self.inbound.get(index as usize) {

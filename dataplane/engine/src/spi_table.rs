@@ -315,6 +315,12 @@ impl SpiTable {
         told
     }
 
+    /// All SPIs that have a state.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Spi> {
+        let held = self.buckets.iter().flat_map(|bucket| &bucket.0);
+        held.filter(|held| **held > REMOVED).map(|held| Spi(*held))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.count
     }

@@ -146,6 +146,8 @@ fn a_path_mtu_outlives_a_rekey_and_not_a_new_path() {
     assert_eq!(told(&mut a), 1438);
     let whole = esp(&mut a, 1400);
     a.process(PortId::Outside, [too_big(&whole, 1300, 16)]);
+    // The same address said again, as by a new control process, is not a new path.
+    a.apply(Command::Readdress { index: 5, local, remote });
     assert_eq!(told(&mut a), 1238);
     let elsewhere = sa(0xb0b1, 6, true, Suite::Aes128Gcm, true);
     a.apply(Command::InstallOutbound { sa: elsewhere });

@@ -10,6 +10,8 @@
 //! - the dataplane writes what is hot of each SA ([`Words`] for its engine; what it carried, by [`ActivityWriter`]) and its
 //!   named counters ([`CounterWriter`]); control maps both read-only.
 //!
+//! What control keeps for the control process after it lies in a region of its own ([`KeptFd`] → [`Kept`]).
+//!
 //! All of this memory is only ever touched as atomic words, so that whatever the other process writes, at whatever
 //! moment, is a wrong value at worst; an impossible index ends the attachment ([`Broken`]).
 
@@ -19,6 +21,8 @@
 mod attachment;
 #[cfg(not(loom))]
 mod handover;
+#[cfg(not(loom))]
+mod kept;
 #[cfg(not(loom))]
 mod memory;
 #[cfg(not(loom))]
@@ -33,6 +37,8 @@ pub use attachment::{
 };
 #[cfg(not(loom))]
 pub use handover::{HANDOVER_ENVIRONMENT, Handover, Heir};
+#[cfg(not(loom))]
+pub use kept::{Full, KEPT_ENVIRONMENT, Kept, KeptFd, KeptKey, KeptRecord};
 #[cfg(not(loom))]
 pub use region::{
     ActivityReader, ActivityWriter, CounterReader, CounterWriter, MAX_COUNTERS, NAME_LENGTH, Words,

@@ -59,6 +59,13 @@ impl Mapping {
         // SAFETY: the range is this mapping. Failure leaves it unlocked, which is no worse than before.
         let _ = unsafe { rustix::mm::mlock(self.start.as_ptr().cast(), self.words * 8) };
     }
+
+    /// The same of each page when it is first used, for a mapping that is sparse.
+    pub(crate) fn lock_as_used(&self) {
+        let (start, octets) = (self.start.as_ptr().cast(), self.words * 8);
+        // SAFETY: as above.
+        let _ = unsafe { rustix::mm::mlock_with(start, octets, rustix::mm::MlockFlags::ONFAULT) };
+    }
 }
 
 impl Drop for Mapping {

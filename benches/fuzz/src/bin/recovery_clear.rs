@@ -58,7 +58,7 @@ fn sent(gateway: &mut Gateway) -> Vec<Datagram> {
             Output::Command { sequence, .. } => {
                 gateway.handle(NOW, Input::Event(Event::Acknowledged { sequence, done: true }));
             }
-            Output::Journal(_) | Output::Persist(_) | Output::Secrets { .. } | Output::Report(_) => {}
+            Output::Journal(_) | Output::Persist(_) | Output::Secrets { .. } | Output::Keep(_) | Output::Report(_) => {}
         }
     }
     datagrams

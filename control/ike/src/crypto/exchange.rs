@@ -1,6 +1,7 @@
 //! Key exchange: Curve25519 (RFC 8031) and the 256-bit random ECP group (RFC 5903).
 
 use super::Secret;
+use crate::kept::field::{Field, Reader, Writer};
 use crate::random::Random;
 use crate::wire::transform;
 use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
@@ -25,7 +26,19 @@ pub struct ExchangeError;
 /// An ephemeral private key with its public value. Zeroised on drop, redacted in Debug.
 pub struct PrivateKey {
     secret: Private,
+    octets: Zeroizing<[u8; 32]>,
     public: Vec<u8>,
+}
+
+impl Field for PrivateKey {
+    fn put(&self, out: &mut Writer) {
+        self.group().id().put(out);
+        self.octets.put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Option<PrivateKey> {
+        let group = Group::from_id(Field::take(from)?)?;
+        PrivateKey::from_octets(group, &Zeroizing::new(Field::take(from)?))
+    }
 }
 
 enum Private {
@@ -65,17 +78,18 @@ impl PrivateKey {
     }
 
     fn from_octets(group: Group, octets: &[u8; 32]) -> Option<PrivateKey> {
+        let copy = Zeroizing::new(*octets);
         Some(match group {
             Group::X25519 => {
                 let key = agreement::PrivateKey::from_private_key(&X25519, octets).ok()?;
                 let public = key.compute_public_key().ok()?.as_ref().to_vec();
-                PrivateKey { secret: Private::X25519(key), public }
+                PrivateKey { secret: Private::X25519(key), octets: copy, public }
             }
             Group::P256 => {
                 let key = p256::SecretKey::from_slice(octets).ok()?;
                 // RFC 5903 section 7: x and y, without a format octet.
                 let public = key.public_key().to_sec1_point(false).as_bytes()[1..].to_vec();
-                PrivateKey { secret: Private::P256(key), public }
+                PrivateKey { secret: Private::P256(key), octets: copy, public }
             }
         })
     }

@@ -3,6 +3,7 @@
 
 use super::{IkeSuite, Prf, Secret};
 use crate::api::IkeSpis;
+use crate::kept::field::{Field, Reader, Writer};
 use crate::wire::{OpeningKey, SealingKey};
 use sha1::{Digest, Sha1};
 use spindle_abi::{KeyMaterial, Suite};
@@ -19,6 +20,27 @@ pub struct IkeKeys {
     sk_er: Secret,
     sk_pi: Secret,
     sk_pr: Secret,
+}
+
+impl Field for IkeKeys {
+    fn put(&self, out: &mut Writer) {
+        let IkeKeys { suite, sk_d, sk_ei, sk_er, sk_pi, sk_pr } = self;
+        suite.put(out);
+        [sk_d, sk_ei, sk_er, sk_pi, sk_pr].into_iter().for_each(|key| key.put(out));
+    }
+    fn take(from: &mut Reader<'_>) -> Option<IkeKeys> {
+        let suite = IkeSuite::take(from)?;
+        let (prf, encryption) = (suite.prf.length(), suite.encryption.keymat_length());
+        let mut key = |length| Secret::take(from).filter(|key| key.len() == length);
+        Some(IkeKeys {
+            suite,
+            sk_d: key(prf)?,
+            sk_ei: key(encryption)?,
+            sk_er: key(encryption)?,
+            sk_pi: key(prf)?,
+            sk_pr: key(prf)?,
+        })
+    }
 }
 
 /// KEYMAT of a pair of ESP SAs.

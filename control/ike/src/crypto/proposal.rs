@@ -3,6 +3,7 @@
 //! `aes128gcm16-aes256gcm16-prfsha256-x25519-ecp256` is one proposal; names of one type are alternatives, best first.
 
 use super::{Group, Prf};
+use crate::kept::field::{Field, Reader, Writer};
 use crate::wire::{Proposal, Transform, protocol, transform};
 use spindle_abi::Suite;
 use std::fmt;
@@ -38,6 +39,29 @@ pub struct IkeSuite {
     pub prf: Prf,
     /// Key exchange.
     pub group: Group,
+}
+
+/// By its notation.
+impl Field for IkeSuite {
+    fn put(&self, out: &mut Writer) {
+        self.to_string().put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Option<IkeSuite> {
+        IkeSuite::parse(&String::take(from)?)
+    }
+}
+
+impl IkeSuite {
+    /// From its notation, with one name of each type.
+    pub fn parse(text: &str) -> Option<IkeSuite> {
+        let IkeProposal { encryption, prf, groups } = parse_ike(text).ok()?;
+        match (&encryption[..], &prf[..], &groups[..]) {
+            ([encryption], [prf], [group]) => {
+                Some(IkeSuite { encryption: *encryption, prf: *prf, group: *group })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The transforms of a Child SA.

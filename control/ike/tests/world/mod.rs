@@ -1,6 +1,7 @@
 //! Two gateways, a network between them, and a model of each one's dataplane. Time jumps to whatever comes next.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod death;
 pub mod peer;
 pub mod tickets;
 
@@ -13,7 +14,7 @@ use spindle_ike::Endpoint;
 use spindle_ike::api::*;
 use spindle_ike::random::Random;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -62,10 +63,13 @@ pub struct Plane {
     /// In order of installation.
     pub outbound: Vec<SaParameters>,
     pub states: BTreeMap<Spi, SpiState>,
+    /// What a control process that begins anew has not said again; none is at work.
+    doubts: Option<(BTreeSet<Spi>, BTreeSet<u32>)>,
 }
 
 impl Plane {
     fn apply(&mut self, command: Command) {
+        let Some(command) = self.is_new(command) else { return };
         match command {
             Command::SetSpiState { spi, state } => {
                 if state == SpiState::Retired {
@@ -110,6 +114,13 @@ pub struct Side {
     pub endpoint: Endpoint,
     pub plane: Plane,
     pub activities: Activities,
+    config: EndpointConfig,
+    seed: u64,
+    /// What outlives the endpoint.
+    pub region: BTreeMap<Key, Zeroizing<Vec<u8>>>,
+    /// After so many outputs, writes among them, the endpoint dies.
+    pub fuse: Option<u32>,
+    pub deaths: u32,
     pub reports: Vec<Report>,
     pub unmatched: Vec<Unmatched>,
     pub address: SocketAddr,
@@ -209,6 +220,12 @@ pub fn config(side: usize) -> EndpointConfig {
     EndpointConfig::new(vec![connection(side)])
 }
 
+fn endpoint(config: EndpointConfig, number: usize, seed: u64, activities: &Activities) -> Endpoint {
+    let activity = Box::new(Activity(activities.clone()));
+    let random = Box::new(Seeded(ChaCha12Rng::seed_from_u64(seed)));
+    Endpoint::new(config, Box::new(Maker(number)), activity, random)
+}
+
 impl World {
     pub fn new(seed: u64) -> World {
         World::with(seed, config(A), config(B))
@@ -222,14 +239,14 @@ impl World {
         let mut number = 0;
         let sides = configs.into_iter().map(|config| {
             let activities = Activities::default();
-            let rng = ChaCha12Rng::seed_from_u64(seed.wrapping_mul(2).wrapping_add(number as u64));
+            let seed = seed.wrapping_mul(2).wrapping_add(number as u64);
             let side = Side {
-                endpoint: Endpoint::new(
-                    config,
-                    Box::new(Maker(number)),
-                    Box::new(Activity(activities.clone())),
-                    Box::new(Seeded(rng)),
-                ),
+                endpoint: endpoint(config.clone(), number, seed, &activities),
+                config,
+                seed,
+                region: BTreeMap::new(),
+                fuse: None,
+                deaths: 0,
                 plane: Plane::default(),
                 activities,
                 reports: Vec::new(),
@@ -270,7 +287,13 @@ impl World {
     }
 
     fn collect(&mut self, side: usize) {
+        if self.keep_changes(side) {
+            return self.revive(side);
+        }
         while let Some(output) = self.sides[side].endpoint.poll() {
+            if self.burns_down(side) {
+                return self.revive(side);
+            }
             match output {
                 Output::Transmit(datagram) => self.transmit(side, datagram),
                 Output::Dataplane(command) => self.sides[side].plane.apply(command),
@@ -454,6 +477,11 @@ impl World {
 
     /// Two that do not give up soon.
     pub fn patient(seed: u64) -> World {
+        World::patient_for_long(seed).established_by_a()
+    }
+
+    /// The same before anything is established.
+    pub fn patient_for_long(seed: u64) -> World {
         let configs = [A, B].map(|side| {
             let mut connection = connection(side);
             connection.retransmission.base = 1.05;
@@ -461,7 +489,7 @@ impl World {
             EndpointConfig::new(vec![connection])
         });
         let [a, b] = configs;
-        World::with(seed, a, b).established_by_a()
+        World::with(seed, a, b)
     }
 
     pub fn established(seed: u64) -> World {

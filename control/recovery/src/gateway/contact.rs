@@ -28,7 +28,9 @@ impl Gateway {
         for record in self.former.records() {
             lost.entry(&record.connection).or_default().push(record);
         }
-        for connection in self.config.connections.iter().filter(|c| at(c.local)) {
+        // Those adopted stand already.
+        let stands = |name: &str| self.journal.of_connection(name).next().is_some();
+        for connection in self.config.connections.iter().filter(|c| at(c.local) && !stands(&c.name)) {
             let methods = self.config.methods_of(&connection.name);
             let Some(place) = methods.iter().position(|m| *m == Method::InitialContact) else { continue };
             let records = lost.get(connection.name.as_str()).map_or(&[][..], Vec::as_slice);
@@ -54,7 +56,8 @@ impl Gateway {
                 self.reconnect.started(at, &connection.name, children, preferred);
             }
         }
-        if self.config.proactive {
+        // Once in an incarnation.
+        if self.config.proactive && !self.has_adopted {
             let mut told = HashSet::new();
             let records = self.former.records().filter(|record| at(record.local.ip()));
             let of_each = records.filter(|record| told.insert(record.parent));

@@ -29,6 +29,8 @@ pub(super) struct Dataplane {
     is_up: bool,
     /// Is it one that was started anew, and does not yet have all that we know?
     is_new: bool,
+    /// All is said again beside one that lives; what it has beyond that is to go then.
+    sweeps: bool,
     told: Told,
 }
 
@@ -66,7 +68,10 @@ impl Told {
             Command::SetPolicy { .. }
             | Command::BindPolicy { .. }
             | Command::RemovePolicy { .. }
-            | Command::SetFormer { .. } => {}
+            | Command::SetFormer { .. }
+            | Command::Doubt
+            | Command::ConfirmInbound { .. }
+            | Command::Sweep => {}
         }
     }
 
@@ -126,23 +131,34 @@ impl Told {
 impl Gateway {
     /// What a dataplane has to know from its start on, beside the SAs and before it is *ready*.
     pub(super) fn set_up(&mut self) {
+        self.bind_policies();
+        self.set_policies();
+    }
+
+    /// Before the SAs of these policies, which are then those of their interfaces.
+    pub(super) fn bind_policies(&mut self) {
+        let children = self.config.connections.iter().flat_map(|c| &c.children);
+        let bound = children.filter(|c| c.interface > 0);
+        let bind = bound.map(|c| Command::BindPolicy { id: c.policy, interface: c.interface });
+        self.boot_commands(bind.collect());
+    }
+
+    /// Policies, and the former SPIs.
+    pub(super) fn set_policies(&mut self) {
         // RFC 4301 section 4.4.1: policies are ordered; here by their ids.
         let children = self.config.connections.iter().flat_map(|c| &c.children);
-        let bound = children.clone().filter(|c| c.interface > 0);
-        let mut policies: Vec<Command> =
-            bound.map(|c| Command::BindPolicy { id: c.policy, interface: c.interface }).collect();
         let protect = children.map(|c| (c.policy, PolicyAction::Protect, &c.selectors, c.hold_packets));
         let others = self.config.policies.iter().map(|p| (p.id, p.action, &p.selectors, 0));
         let mut all: Vec<_> = protect.chain(others).collect();
         all.sort_by_key(|(id, ..)| *id);
-        policies.extend(all.into_iter().map(|(id, action, selectors, hold)| Command::SetPolicy {
+        let policies = all.into_iter().map(|(id, action, selectors, hold)| Command::SetPolicy {
             id,
             priority: id,
             action,
             selectors: selectors.clone(),
             hold,
-        }));
-        self.boot_commands(policies);
+        });
+        self.boot_commands(policies.collect());
         let former: Vec<Spi> = self.former.spis().collect();
         self.dataplane.boot_left += former.len().div_ceil(MAX_FORMER_AT_ONCE);
         self.untold = former.into_iter();
@@ -168,6 +184,20 @@ impl Gateway {
         Output::Command { sequence: self.dataplane.sequence, command }
     }
 
+    /// A dataplane may live that was told things by a process before this one. All is said again from here on, and in the
+    /// end, by [`Gateway::sweep_doubts`], what it has beyond that goes.
+    pub(super) fn say_all_again(&mut self) {
+        self.boot_commands(vec![Command::Doubt]);
+        self.dataplane.boot_left += 1;
+        self.dataplane.sweeps = true;
+    }
+
+    /// When all is said.
+    pub(super) fn sweep_doubts(&mut self) -> Option<Output> {
+        let sweeps = std::mem::take(&mut self.dataplane.sweeps);
+        sweeps.then(|| self.numbered(Command::Sweep, Awaited::Boot))
+    }
+
     /// Another dataplane stands in the dead one's place. Nobody answers for what the dead one was told, so all of it is told
     /// again: SAs before policies, lest a packet asks for an SA that is only not back yet.
     pub(super) fn dataplane_is_new(&mut self) {
@@ -175,10 +205,13 @@ impl Gateway {
         let dataplane = &mut self.dataplane;
         dataplane.awaited.clear();
         (dataplane.boot_left, dataplane.is_up, dataplane.is_new) = (0, false, true);
+        // It has nothing else.
+        dataplane.sweeps = false;
         let sas = dataplane.told.all();
         let detail = format!("{} SAs are installed anew", dataplane.told.sas.len());
+        self.bind_policies();
         self.boot_commands(sas);
-        self.set_up();
+        self.set_policies();
         self.report("dataplane-restarted", None, None, None, detail);
     }
 

@@ -147,6 +147,7 @@ impl Gateway {
         if local.is_some_and(|local| self.tokens.any_is(row.spis, local, holds)) {
             let (connection, spis) = (row.connection.clone(), row.spis);
             self.tokens.switch_off();
+            self.note_life_if_kept();
             let detail = "the peer makes the same tokens: one of the two gateways is a copy of the other. No token leaves \
                           here any more; give this gateway a secret of its own by `spindle up --new-secret`"
                 .into();

@@ -529,3 +529,117 @@ fn a_query_is_answered_once_it_is_ready_and_only_where_sir_is_on() {
     assert_eq!(ask(&mut off), 0);
     assert_eq!(stat(&off, "sir-queries-received"), 0);
 }
+
+/// What a gateway has kept so far.
+fn kept(outputs: &[Output]) -> Records {
+    let mut records = std::collections::BTreeMap::new();
+    for output in outputs {
+        let Output::Keep(changes) = output else { continue };
+        for change in changes.clone() {
+            match change.record {
+                Some(record) => drop(records.insert(change.key, record)),
+                None => drop(records.remove(&change.key)),
+            }
+        }
+    }
+    Records(records.into_iter().collect())
+}
+
+fn keeping(boot: Boot) -> Gateway {
+    Gateway::keeping(config(), boot, Box::new(Idle), Box::new(Counting(0)), NOW)
+}
+
+fn adopting(boot: Boot, records: Records) -> Gateway {
+    let left = Left { records, journal: Vec::new() };
+    Gateway::adopting(config(), boot, left, Box::new(Idle), Box::new(Counting(9)), NOW)
+}
+
+/// The dataplane is told what is in doubt first and what goes last, former SPIs included; being ready waits for all.
+#[test]
+fn a_start_beside_a_dataplane_that_lives_says_all_again() {
+    let record = record(1000, pair(1));
+    let first = all(&mut keeping(boot(vec![record.clone()])));
+    assert_eq!(kept(&first).incarnation(), Some(2));
+    let mut gateway = adopting(boot(vec![record]), kept(&first));
+    let outputs = all(&mut gateway);
+    let commands = commands(&outputs);
+    assert!(matches!(commands.first(), Some((_, Command::Doubt))));
+    assert!(matches!(commands[commands.len() - 2], (_, Command::SetFormer { .. })));
+    assert!(matches!(commands.last(), Some((_, Command::Sweep))));
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    let (last, others) = commands.split_last().unwrap();
+    others.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
+    assert!(!reports(&all(&mut gateway)).contains(&"ready"));
+    acknowledge(&mut gateway, last.0, true);
+    assert!(reports(&all(&mut gateway)).contains(&"ready"));
+}
+
+/// Whatever the first process of an incarnation found or was told counts for the next one.
+#[test]
+fn an_incarnation_goes_on_as_it_was_begun() {
+    let mut gateway = keeping(Boot { anchor_matches: false, ..boot(Vec::new()) });
+    gateway.take_down(NOW, None, Duration::from_secs(1)).unwrap();
+    gateway.tokens.switch_off();
+    gateway.note_life_if_kept();
+    let records = kept(&all(&mut gateway));
+    let gateway = adopting(boot(Vec::new()), records.clone());
+    assert!(
+        !gateway.answers.anchor_matches(),
+        "a copied state directory shows no tokens until the next start"
+    );
+    assert!(!gateway.is_token_maker());
+    assert!(gateway.take_down_status().is_some());
+    // And so for the one after that.
+    let mut gateway = adopting(boot(Vec::new()), records);
+    let again = adopting(boot(Vec::new()), kept(&all(&mut gateway)));
+    assert!(!again.answers.anchor_matches() && !again.is_token_maker());
+    assert!(Records::default().incarnation().is_none(), "nothing is to be adopted");
+}
+
+/// A journal's record goes on with its expiry, and a parent that a lost write did not tell is the earlier one.
+#[test]
+fn the_journal_is_put_in_step_with_what_was_adopted() {
+    let mut journal = Journal::new(&config(), 2);
+    let child = spindle_ike::api::ChildSaStatus {
+        id: spindle_ike::api::ChildSaId(7),
+        name: "net".into(),
+        policy: 1,
+        inbound: Spi(1000),
+        outbound: Spi(2000),
+        inbound_index: 0,
+        outbound_index: 1,
+        proposal: String::new(),
+        mode: spindle_abi::Mode::Tunnel,
+        selectors: Default::default(),
+        state: "installed",
+        installed: NOW,
+        encapsulated: false,
+    };
+    let sa = IkeSaStatus {
+        id: IkeSaId(3),
+        connection: "site".into(),
+        spis: pair(2),
+        state: "established",
+        initiator: true,
+        local: socket(LOCAL),
+        remote: socket(REMOTE),
+        remote_id: None,
+        proposal: String::new(),
+        established: Some(NOW),
+        token_held: true,
+        ticket_held: false,
+        resumed: false,
+        children: vec![child],
+    };
+    let before = JournalRecord { incarnation: 2, ..record(1000, pair(1)) };
+    journal.adopt(1_000_000, std::slice::from_ref(&sa), std::slice::from_ref(&before));
+    let moved = JournalRecord { parent: pair(2), earlier_parent: Some(pair(1)), ..before };
+    assert_eq!(journal.take_writes(), [JournalWrite::Put(moved.clone())]);
+    assert!(journal.is_current(Spi(1000)));
+    let mut journal = Journal::new(&config(), 2);
+    journal.adopt(1_000_000, std::slice::from_ref(&sa), std::slice::from_ref(&moved));
+    assert_eq!(journal.take_writes(), [], "it is on disk already");
+    let mut journal = Journal::new(&config(), 2);
+    journal.adopt(1_000_000, &[sa], &[]);
+    assert!(matches!(&journal.take_writes()[..], [JournalWrite::Put(record)] if record.parent == pair(2)));
+}

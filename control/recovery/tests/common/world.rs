@@ -356,6 +356,7 @@ impl World {
                     let now = self.wall();
                     self.sides[side].running.as_mut().unwrap().store.remember(&used, now).unwrap();
                 }
+                Output::Keep(_) => {}
                 Output::Report(report) => self.sides[side].told.push((self.now, report)),
             }
         }
@@ -592,6 +593,8 @@ impl Running {
             | Command::BindPolicy { .. }
             | Command::RemovePolicy { .. }
             | Command::Readdress { .. } => {}
+            // In these worlds nothing outlives a control process.
+            Command::Doubt | Command::ConfirmInbound { .. } | Command::Sweep => {}
         }
     }
 }

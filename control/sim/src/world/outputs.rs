@@ -23,7 +23,8 @@ impl World {
             self.summary.longest_gap = self.summary.longest_gap.max(gap);
         }
         for packet in verdicts.outside {
-            self.oracle.sent_outside(&packet)?;
+            let dataplane = self.machines[side].dataplane.as_ref().expect("it sends");
+            self.oracle.sent_outside(side, &packet, dataplane)?;
             self.send(side_of(side), Packet::Esp(packet));
         }
         for event in verdicts.events {
@@ -38,7 +39,19 @@ impl World {
         loop {
             let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
             let Some(output) = running.gateway.poll() else { break };
+            if let Some((left, down)) = &mut self.machines[side].fuse {
+                match left.checked_sub(1) {
+                    Some(fewer) => *left = fewer,
+                    None => {
+                        let down = *down;
+                        self.control_dies(side, down);
+                        return Ok(());
+                    }
+                }
+            }
+            let running = self.machines[side].running.as_mut().expect("it has outputs");
             match output {
+                Output::Keep(changes) => self.machines[side].keep(changes),
                 Output::Transmit(datagram) => self.transmit(side, datagram)?,
                 Output::Command { sequence, command } => {
                     self.trace(|| format!("{side} commands {}", brief(&command)));
