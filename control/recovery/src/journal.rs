@@ -9,7 +9,7 @@ use crate::api::{Config, JournalRecord, JournalWrite};
 use spindle_abi::{Spi, Time};
 use spindle_ike::api::{ChildSaId, ConnectionConfig, IkeSaId, IkeSaStatus, IkeSpis};
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ impl Journal {
 
     /// The SAs of an earlier process of this incarnation, and what came to the disk of them. `now`: seconds since 1970.
     pub(crate) fn adopt(&mut self, now: u64, sas: &[IkeSaStatus], on_disk: &[JournalRecord]) {
-        let on_disk: HashMap<Spi, &JournalRecord> =
+        let mut on_disk: BTreeMap<Spi, &JournalRecord> =
             on_disk.iter().map(|record| (record.spi, record)).collect();
         for sa in sas.iter().filter(|sa| sa.established.is_some()) {
             self.ike_established(sa.id, sa.spis, &sa.connection, sa.initiator);
@@ -107,7 +107,7 @@ impl Journal {
                 };
                 self.child_installed(now, installed);
                 let Some(row) = self.children.get_mut(&child.id) else { continue };
-                let before = on_disk.get(&child.inbound).filter(|before| before.child == row.record.child);
+                let before = on_disk.remove(&child.inbound).filter(|before| before.child == row.record.child);
                 let Some(before) = before else { continue };
                 row.record.hard_expiry = before.hard_expiry;
                 // A rekey whose write was lost has made another parent of it.
@@ -116,11 +116,13 @@ impl Journal {
                     false => Some(before.parent),
                 };
                 self.writes.pop();
-                if row.record != **before {
+                if row.record != *before {
                     self.writes.push(JournalWrite::Put(row.record.clone()));
                 }
             }
         }
+        // Their Child SAs had gone, and that did not come to the disk.
+        self.writes.extend(on_disk.into_keys().map(JournalWrite::Remove));
     }
 
     pub(crate) fn ike_sa(&self, ike: IkeSaId) -> Option<&IkeRow> {

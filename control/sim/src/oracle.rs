@@ -52,6 +52,10 @@ struct Known {
     used: BTreeSet<UsedTicket>,
     /// Where the peers of its IKE SAs are.
     peers: BTreeMap<IkeSaId, SocketAddr>,
+    /// The same before the packet that it handles.
+    peers_before: BTreeMap<IkeSaId, SocketAddr>,
+    /// And where they may be instead, after control died at handling one.
+    perhaps_peers: BTreeMap<IkeSaId, SocketAddr>,
     /// Protected messages that it has sent.
     sent: BTreeSet<Vec<u8>>,
     /// The one that it handles, if that is its peer's, and none by which it has followed its peer before.
@@ -186,12 +190,23 @@ impl Oracle {
         self.known[side].authentic = None;
     }
 
+    /// Control died alone. What it was at was not kept, or was: its peers are where they were before the packet that it
+    /// handled, or after.
+    pub(crate) fn control_died(&mut self, side: usize) {
+        let known = &mut self.known[side];
+        if let Some(message) = known.authentic.take() {
+            known.followed.retain(|(by, _)| *by != message);
+            known.perhaps_peers = std::mem::take(&mut known.peers_before);
+        }
+    }
+
     /// A packet comes to a gateway.
     pub(crate) fn arrives(&mut self, side: usize, packet: &Packet) {
         let sent =
             |message: &&[u8]| of_side(1 - side_of(side)).any(|peer| self.known[peer].sent.contains(*message));
         let message = packet.ike_message().filter(sent);
         self.known[side].authentic = message.map(<[u8]>::to_vec);
+        self.known[side].peers_before = self.known[side].peers.clone();
     }
 
     /// All that follows from it is done.
@@ -203,8 +218,12 @@ impl Oracle {
     fn follows(&mut self, side: usize, sas: &[IkeSaStatus]) -> Result<(), String> {
         let known = &mut self.known[side];
         let mut peers = BTreeMap::new();
+        let perhaps = std::mem::take(&mut known.perhaps_peers);
         for sa in sas.iter().filter(|sa| sa.state != "connecting") {
             peers.insert(sa.id, sa.remote);
+            if perhaps.get(&sa.id) == Some(&sa.remote) {
+                continue;
+            }
             let Some(before) = known.peers.get(&sa.id).filter(|before| **before != sa.remote) else {
                 continue;
             };

@@ -502,6 +502,7 @@ impl World {
         self.summary.control_deaths += 1;
         self.trace(|| format!("{side}'s control dies"));
         self.machines[side].kill_control();
+        self.oracle.control_died(side);
         let life = self.machines[side].whole_life;
         self.schedule(down, Due::Resume { side, life });
     }

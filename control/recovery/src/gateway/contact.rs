@@ -8,7 +8,7 @@ use super::Gateway;
 use crate::api::{JournalRecord, Method};
 use crate::reconnect::{Due, Why};
 use crate::stats::Counter;
-use spindle_abi::{Spi, Time, Trigger};
+use spindle_abi::{Time, Trigger};
 use spindle_ike::api::{ConnectionConfig, StartAction};
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -59,11 +59,15 @@ impl Gateway {
         // Once in an incarnation.
         if self.config.proactive && !self.has_adopted {
             let mut told = HashSet::new();
-            let records = self.former.records().filter(|record| at(record.local.ip()));
-            let of_each = records.filter(|record| told.insert(record.parent));
-            let mut spis: Vec<Spi> = of_each.map(|record| record.spi).collect();
-            spis.sort_unstable();
-            self.unasked.extend(spis);
+            let mut records: Vec<_> = self.former.records().filter(|record| at(record.local.ip())).collect();
+            // What names two parents shows the tokens of both.
+            records.sort_unstable_by_key(|record| (record.earlier_parent.is_none(), record.spi));
+            for record in records {
+                if told.insert(record.parent) {
+                    told.extend(record.earlier_parent);
+                    self.unasked.push_back(record.spi);
+                }
+            }
         }
     }
 

@@ -326,6 +326,23 @@ fn a_herd_is_told_in_the_order_of_its_traffic_at_the_pace_of_handshakes() {
     assert!(now >= NOW.after(Duration::from_millis(2900)), "thirty at ten a second after the first ten");
 }
 
+/// RFC 6290 section 8.2: once each. A Child SA that an IKE rekey moved names the parent of another one, too.
+#[test]
+fn the_tokens_of_a_rekeyed_ike_sa_are_shown_unasked_once() {
+    for spis in [[0x1000, 0x1001], [0x1001, 0x1000]] {
+        let moved = JournalRecord { earlier_parent: Some(pair(1)), ..record(spis[0], pair(2)) };
+        let left_behind = record(spis[1], pair(1));
+        let mut gateway = gateway(Config { proactive: true, ..config() }, vec![left_behind, moved]);
+        gateway.handle(NOW, Input::Event(Event::Ready));
+        let outputs = all(&mut gateway);
+        for (sequence, _) in commands(&outputs) {
+            acknowledge(&mut gateway, sequence, true);
+        }
+        let shown = sent(&outputs).len() + sent(&all(&mut gateway)).len();
+        assert_eq!((shown, stat(&gateway, "tokens-sent-unasked")), (1, 2), "one message, {spis:x?}");
+    }
+}
+
 /// Connections `c0` … with peers at 192.0.2.100 …, a record of each in the journal, and ten handshakes a second.
 fn herd(many: u32) -> (Config, Vec<JournalRecord>) {
     let remote = |n: u32| format!("192.0.2.{}", 100 + n);
@@ -639,6 +656,11 @@ fn the_journal_is_put_in_step_with_what_was_adopted() {
     let mut journal = Journal::new(&config(), 2);
     journal.adopt(1_000_000, std::slice::from_ref(&sa), std::slice::from_ref(&moved));
     assert_eq!(journal.take_writes(), [], "it is on disk already");
+    // Its Child SA went with the earlier process, before that came to the disk.
+    let gone = JournalRecord { incarnation: 2, ..record(999, pair(1)) };
+    let mut journal = Journal::new(&config(), 2);
+    journal.adopt(1_000_000, std::slice::from_ref(&sa), &[gone, moved]);
+    assert_eq!(journal.take_writes(), [JournalWrite::Remove(Spi(999))]);
     let mut journal = Journal::new(&config(), 2);
     journal.adopt(1_000_000, &[sa], &[]);
     assert!(matches!(&journal.take_writes()[..], [JournalWrite::Put(record)] if record.parent == pair(2)));
