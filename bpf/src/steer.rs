@@ -53,6 +53,9 @@ const NAMES: [(&str, &str); 8] = [
     ("xdp_outside_in_clear", "xdp_inside_in_clear"),
 ];
 
+/// Decisions by name, and how often each was taken.
+pub type Counts = Vec<(&'static str, u64)>;
+
 /// Why packets cannot be steered.
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
@@ -178,7 +181,7 @@ impl Steer {
     }
 
     /// Every decision's name and how often it was taken.
-    pub fn counts(&self) -> Result<Vec<(&'static str, u64)>, SteerError> {
+    pub fn counts(&self) -> Result<Counts, SteerError> {
         let mut all = Vec::with_capacity(2 * NAMES.len());
         for side in [Side::Outside, Side::Inside] {
             let per_cpu = self.counts.get(&(side as u32), 0)?;
@@ -190,14 +193,13 @@ impl Steer {
         Ok(all)
     }
 
-    /// Runs one side's program on a frame that came by queue 0, as tests and fuzzers do, and names its decision as
-    /// [`Steer::counts`] does. The frame has at least 14 octets, and goes nowhere.
-    pub fn test_run(&self, side: Side, frame: &[u8]) -> Result<&'static str, SteerError> {
+    /// Runs one side's program on a frame that came by queue 0, as tests and fuzzers do: its verdict, and which of
+    /// [`Steer::counts`] grew by how much. The frame has at least 14 octets, and goes nowhere.
+    pub fn test_run(&self, side: Side, frame: &[u8]) -> Result<(u32, Counts), SteerError> {
         let before = self.counts()?;
-        self.program(side).test_run(frame)?;
-        let after = self.counts()?;
-        let taken = before.iter().zip(&after).find(|(before, after)| before.1 != after.1);
-        Ok(taken.map_or("none", |(_, after)| after.0))
+        let verdict = self.program(side).test_run(frame)?;
+        let grown = before.iter().zip(self.counts()?).map(|(before, after)| (after.0, after.1 - before.1));
+        Ok((verdict, grown.filter(|(_, by)| *by > 0).collect()))
     }
 }
 

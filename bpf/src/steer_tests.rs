@@ -50,11 +50,7 @@ fn packet6(to: Ipv6Addr, next_header: u8, payload: &[u8]) -> Vec<u8> {
 
 /// The program's verdict, and which one count went up by one.
 fn run(steer: &mut Steer, side: Side, packet: &[u8]) -> (u32, &'static str) {
-    let before = steer.counts().unwrap();
-    let verdict = steer.program(side).test_run(packet).unwrap();
-    let after = steer.counts().unwrap();
-    let changed: Vec<_> =
-        before.iter().zip(&after).filter(|(b, a)| b != a).map(|(b, a)| (a.0, a.1 - b.1)).collect();
+    let (verdict, changed) = steer.test_run(side, packet).unwrap();
     let [(name, 1)] = changed[..] else { panic!("one count by one, not {changed:?}") };
     (verdict, name)
 }

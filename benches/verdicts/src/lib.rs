@@ -9,7 +9,7 @@ pub mod fixtures;
 
 use fixtures::{FORMER, HOST, INSIDE, LARVAL, PEER, PEER_NETWORK, PORT, RETIRED, US, US6};
 use rustix::net::{AddressFamily, SocketType};
-use spindle_abi::{Command, Event, PolicyAction, Selector, SelectorSet, SpiState, Time};
+use spindle_abi::{Command, Event, PolicyAction, Selector, SelectorSet, Spi, SpiState, Time};
 use spindle_bpf::steer::{InClear, Steer, SteerError};
 use spindle_engine::{
     ArrayVec, BURST, Counters, DropReason, Engine, EngineConfig, MemoryFrame, Output, PortConfig, PortId,
@@ -21,6 +21,10 @@ pub use spindle_bpf::steer::Side;
 
 /// Octets of a frame that can be judged: the kernel runs a program on no shorter ones, the engine's frames are no longer.
 pub const LENGTHS: std::ops::RangeInclusive<usize> = 14..=2048;
+
+/// What both are told of SPIs.
+const STATES: [(Spi, SpiState); 3] =
+    [(LARVAL, SpiState::Larval), (RETIRED, SpiState::Retired), (FORMER, SpiState::Former)];
 
 /// A gateway's XDP programs and its engine, told the same: two addresses, an SPI of each state without an SA, and one
 /// BYPASS policy.
@@ -48,9 +52,7 @@ impl Judge {
     pub fn new() -> Result<Judge, SteerError> {
         let mut steer = Steer::load(&[US.into(), US6.into(), INSIDE.into()], PORT, 64)?;
         let mut states = steer.take_spi_states()?.expect("not taken before");
-        for (spi, state) in
-            [(LARVAL, SpiState::Larval), (RETIRED, SpiState::Retired), (FORMER, SpiState::Former)]
-        {
+        for (spi, state) in STATES {
             states.set(spi.0, state as u8);
         }
         states.flush()?;
@@ -69,7 +71,9 @@ impl Judge {
 
     /// Asks both of them about a frame of [`LENGTHS`].
     pub fn ask(&self, side: Side, frame: &[u8]) -> Result<Opinions, SteerError> {
-        let (steer, engine) = (self.steer.test_run(side, frame)?, engines(side, frame));
+        let (_, decisions) = self.steer.test_run(side, frame)?;
+        let steer = decisions.first().map_or("none", |(name, _)| name);
+        let engine = engines(side, frame);
         Ok(Opinions { side, is_group: frame[0] & 1 == 1, steer, engine })
     }
 }
@@ -138,8 +142,7 @@ fn engine() -> Engine {
     (config.nat_port, config.max_spis, config.max_sas) = (PORT, 8, 2);
     (config.max_policies, config.max_next_hops, config.max_reassemblies) = (2, 2, 1);
     let mut engine = Engine::new(config);
-    for (spi, state) in [(LARVAL, SpiState::Larval), (RETIRED, SpiState::Retired), (FORMER, SpiState::Former)]
-    {
+    for (spi, state) in STATES {
         engine.apply(Time(1), Command::SetSpiState { spi, state }).expect("there is room");
     }
     let selectors = SelectorSet {

@@ -46,28 +46,18 @@ fn unmatched(world: &World) -> usize {
 /// What is done in a world in which one IKE SA with one Child SA stands.
 type Play = fn(&mut World, usize);
 
-fn child_of(world: &World, side: usize) -> ChildSaId {
-    let sas = world.sas(side);
-    let installed = sas.iter().flat_map(|sa| &sa.children).find(|c| c.state == "installed");
-    installed.expect("an installed Child SA").id
-}
-
-fn ike_of(world: &World, side: usize) -> IkeSaId {
-    world.sas(side).iter().find(|sa| sa.state == "established").expect("an IKE SA").id
-}
-
 fn rekey_child(world: &mut World, side: usize) {
-    let child = child_of(world, side);
+    let child = world.child(side);
     world.at(side, |e, now| e.rekey_child(now, child)).unwrap();
 }
 
 fn rekey_ike(world: &mut World, side: usize) {
-    let ike = ike_of(world, side);
+    let ike = world.ike_sa(side);
     world.at(side, |e, now| e.rekey_ike(now, ike)).unwrap();
 }
 
 fn check(world: &mut World, side: usize) {
-    let ike = ike_of(world, side);
+    let ike = world.ike_sa(side);
     world.at(side, |e, now| e.probe(now, ike, Duration::ZERO));
 }
 
@@ -179,13 +169,13 @@ fn either_side_may_die_while_the_sas_are_deleted() {
         for after in 0..12 {
             let mut world = World::patient_with_memory(after.into());
             world.sides[dying].fuse = Some(after);
-            let ike = ike_of(&world, by);
+            let ike = world.ike_sa(by);
             world.at(by, |e, now| e.terminate_ike(now, ike)).unwrap();
             world.run(Duration::from_secs(40));
             // A wish that died before it was kept is none.
             if after == 0 && !world.sas(by).is_empty() {
                 world.assert_one_of_each();
-                let ike = ike_of(&world, by);
+                let ike = world.ike_sa(by);
                 world.at(by, |e, now| e.terminate_ike(now, ike)).unwrap();
             }
             world.run(Duration::from_secs(40));

@@ -10,16 +10,6 @@ use world::{A, B, World};
 
 const PACKETS: Duration = Duration::from_millis(7);
 
-fn child_of(world: &World, side: usize) -> ChildSaId {
-    let sas = world.sas(side);
-    let installed = sas.iter().flat_map(|sa| &sa.children).find(|c| c.state == "installed");
-    installed.expect("an installed Child SA").id
-}
-
-fn ike_of(world: &World, side: usize) -> IkeSaId {
-    world.sas(side).iter().find(|sa| sa.state == "established").expect("an IKE SA").id
-}
-
 #[test]
 fn a_hundred_child_rekeys_by_either_side_lose_no_packet() {
     for sides in [[A, A], [B, B], [A, B]] {
@@ -27,7 +17,7 @@ fn a_hundred_child_rekeys_by_either_side_lose_no_packet() {
         world.traffic = Some(PACKETS);
         for i in 0..100 {
             let side = sides[i % 2];
-            let child = child_of(&world, side);
+            let child = world.child(side);
             world.at(side, |e, now| e.rekey_child(now, child)).unwrap();
             world.run(Duration::from_millis(200));
             assert_eq!(world.lost, 0, "rekey {i}");
@@ -47,16 +37,16 @@ fn twenty_ike_rekeys_by_either_side_lose_no_packet() {
     for sides in [[A, A], [B, B], [A, B]] {
         let mut world = World::established(5);
         world.traffic = Some(PACKETS);
-        let child = child_of(&world, A);
+        let child = world.child(A);
         for i in 0..20 {
             let side = sides[i % 2];
-            let ike = ike_of(&world, side);
+            let ike = world.ike_sa(side);
             world.at(side, |e, now| e.rekey_ike(now, ike)).unwrap();
             world.run(Duration::from_millis(200));
             assert_eq!(world.lost, 0, "rekey {i}");
             assert!(world.sas(A)[0].token_held && world.sas(B)[0].token_held, "rekey {i}: tokens");
         }
-        assert_eq!(child_of(&world, A), child);
+        assert_eq!(world.child(A), child);
         world.assert_one_of_each();
     }
 }
@@ -86,12 +76,12 @@ fn both(world: &mut World, f: impl Fn(&mut World, usize)) {
 }
 
 fn rekey_child(world: &mut World, side: usize) {
-    let child = child_of(world, side);
+    let child = world.child(side);
     world.at(side, |e, now| e.rekey_child(now, child)).unwrap();
 }
 
 fn rekey_ike(world: &mut World, side: usize) {
-    let ike = ike_of(world, side);
+    let ike = world.ike_sa(side);
     world.at(side, |e, now| e.rekey_ike(now, ike)).unwrap();
 }
 
@@ -152,7 +142,7 @@ fn a_child_delete_that_crosses_its_rekey_wins() {
     for seed in 0..10 {
         let mut world = World::established(seed);
         rekey_child(&mut world, A);
-        let child = child_of(&world, B);
+        let child = world.child(B);
         world.at(B, |e, now| e.terminate_child(now, child)).unwrap();
         world.run(Duration::from_secs(60));
         let left = [A, B].map(|s| world.sas(s)[0].children.len());
@@ -167,7 +157,7 @@ fn a_child_delete_that_crosses_its_rekey_wins() {
 fn both_sides_delete_a_child_sa_at_once() {
     let mut world = World::established(6);
     both(&mut world, |w, side| {
-        let child = child_of(w, side);
+        let child = w.child(side);
         w.at(side, |e, now| e.terminate_child(now, child)).unwrap();
     });
     world.run(Duration::from_secs(10));
@@ -182,7 +172,7 @@ fn both_sides_delete_a_child_sa_at_once() {
 fn both_sides_delete_an_ike_sa_at_once() {
     let mut world = World::established(7);
     both(&mut world, |w, side| {
-        let ike = ike_of(w, side);
+        let ike = w.ike_sa(side);
         w.at(side, |e, now| e.terminate_ike(now, ike)).unwrap();
     });
     world.run(Duration::from_secs(10));
@@ -195,7 +185,7 @@ fn both_sides_delete_an_ike_sa_at_once() {
 fn an_ike_delete_that_crosses_its_rekey_wins() {
     let mut world = World::established(8);
     rekey_ike(&mut world, A);
-    let ike = ike_of(&world, B);
+    let ike = world.ike_sa(B);
     world.at(B, |e, now| e.terminate_ike(now, ike)).unwrap();
     world.run(Duration::from_secs(120));
     assert!(world.sas(A).is_empty() && world.sas(B).is_empty(), "{:?} {:?}", world.sas(A), world.sas(B));

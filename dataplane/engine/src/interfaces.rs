@@ -74,9 +74,7 @@ impl Engine {
         out: &mut impl Output<F>,
     ) {
         self.counters.add(Counter::ReceivedInside, burst.len() as u64);
-        for frame in burst.drain(..) {
-            self.process_one(now, interface, frame, out);
-        }
+        self.process_inside(now, interface, burst, out);
     }
 
     /// Is the host the router behind this interface?

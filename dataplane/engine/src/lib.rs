@@ -348,7 +348,7 @@ impl Engine {
         match ingress {
             PortId::Inside => {
                 self.counters.add(Counter::ReceivedInside, burst.len() as u64);
-                self.process_inside(now, burst, out);
+                self.process_inside(now, interfaces::INSIDE, burst, out);
             }
             PortId::Outside => {
                 self.counters.add(Counter::ReceivedOutside, burst.len() as u64);

@@ -167,11 +167,7 @@ impl Engine {
         self.others.taken_over = true;
         match origin {
             Origin::Outside => self.process_outside(now, burst, out),
-            Origin::Inside(interface) => {
-                for frame in burst.drain(..) {
-                    self.process_one(now, interface, frame, out);
-                }
-            }
+            Origin::Inside(interface) => self.process_inside(now, interface, burst, out),
         }
         self.others.taken_over = false;
     }

@@ -79,11 +79,12 @@ impl Engine {
     pub(crate) fn process_inside<F: Frame>(
         &mut self,
         now: Time,
+        interface: u16,
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
         for frame in burst.drain(..) {
-            self.process_one(now, INSIDE, frame, out);
+            self.process_one(now, interface, frame, out);
         }
     }
 

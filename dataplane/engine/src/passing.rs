@@ -5,7 +5,7 @@
 //! that comes before its first, or after [`PATIENCE`], is dropped as one that shows no ports. Nothing of a fragment is
 //! authentic, so all is bounded as in [`crate::reassembly`].
 
-use crate::reassembly::Key;
+use crate::reassembly::{Key, place_for};
 use crate::selectors::Flow;
 use crate::{Engine, PortId};
 use spindle_abi::{PolicyAction, Time};
@@ -14,8 +14,6 @@ use std::time::Duration;
 
 /// How long a datagram's later fragments are let by after its first one.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A source has a share of the places, at least one.
-const SHARE: usize = 8;
 
 #[derive(Clone, Copy)]
 struct First {
@@ -47,25 +45,16 @@ impl Passing {
         (now.since(first.at) < PATIENCE).then_some(first.ports)
     }
 
-    /// Its own place, else one of its source's if that has had its share, else a free one, else the oldest.
+    /// Its own place, else another one's.
     fn place_for(&self, now: Time, key: &Key) -> usize {
-        let taken = |first: &First| now.since(first.at) < PATIENCE;
-        let is_source_s = |first: &First| first.key.source == key.source;
-        let oldest = |among: &dyn Fn(&First) -> bool| {
-            let all = self.places.iter().enumerate().filter_map(|(at, place)| Some((at, place.as_ref()?)));
-            all.filter(|(_, first)| among(first)).min_by_key(|(_, first)| first.at).map(|(at, _)| at)
-        };
-        if let Some(own) = self.places.iter().position(|p| p.is_some_and(|first| first.key == *key)) {
-            return own;
-        }
-        let of_source = self.places.iter().flatten().filter(|first| taken(first) && is_source_s(first));
-        let at = if of_source.count() >= (self.places.len() / SHARE).max(1) {
-            oldest(&is_source_s)
-        } else {
-            let free = self.places.iter().position(|place| !place.as_ref().is_some_and(taken));
-            free.or_else(|| oldest(&|_| true))
-        };
-        at.unwrap_or(0)
+        let own = self.places.iter().position(|place| place.is_some_and(|first| first.key == *key));
+        own.unwrap_or_else(|| {
+            let lately = |first: &First| now.since(first.at) < PATIENCE;
+            let held = self.places.iter().map(|place| {
+                place.as_ref().filter(|first| lately(first)).map(|first| (first.key.source, first.at))
+            });
+            place_for(key.source, held)
+        })
     }
 }
 

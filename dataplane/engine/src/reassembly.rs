@@ -51,6 +51,25 @@ impl Key {
     }
 }
 
+/// Which of some places a new datagram takes: one of its source's if that has had its share, else a free one, else the
+/// oldest. `held`: of each place, whose it is and since when.
+pub(crate) fn place_for(
+    source: IpAddr,
+    held: impl ExactSizeIterator<Item = Option<(IpAddr, Time)>> + Clone,
+) -> usize {
+    let oldest = |among: &dyn Fn(IpAddr) -> bool| {
+        let taken = held.clone().enumerate().filter_map(|(at, place)| Some((at, place?)));
+        taken.filter(|(_, (of, _))| among(*of)).min_by_key(|(_, (_, since))| *since).map(|(at, _)| at)
+    };
+    let own = held.clone().flatten().filter(|(of, _)| *of == source).count();
+    let at = if own >= (held.len() / SHARE).max(1) {
+        oldest(&|of| of == source)
+    } else {
+        held.clone().position(|place| place.is_none()).or_else(|| oldest(&|_| true))
+    };
+    at.unwrap_or(0)
+}
+
 /// One fragment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fragment<'a> {
@@ -215,21 +234,10 @@ impl Reassembly {
         self.slots.iter().position(|slot| slot.as_ref().is_some_and(|slot| slot.key == *key))
     }
 
-    fn oldest(&self, among: impl Fn(&Slot) -> bool) -> Option<usize> {
-        let used = self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.as_ref()?)));
-        used.filter(|(_, slot)| among(slot)).min_by_key(|(_, slot)| slot.since).map(|(at, _)| at)
-    }
-
-    /// A slot for a new datagram: of its source's if that has had its share, else a free one, else the oldest.
+    /// A slot for a new datagram.
     fn open(&mut self, now: Time, key: Key) -> usize {
-        let is_source_s = |slot: &Slot| slot.key.source == key.source;
-        let own = self.slots.iter().flatten().filter(|slot| is_source_s(slot)).count();
-        let at = if own >= (self.slots.len() / SHARE).max(1) {
-            self.oldest(is_source_s)
-        } else {
-            self.slots.iter().position(Option::is_none).or_else(|| self.oldest(|_| true))
-        };
-        let at = at.unwrap_or(0);
+        let held = self.slots.iter().map(|slot| slot.as_ref().map(|slot| (slot.key.source, slot.since)));
+        let at = place_for(key.source, held);
         if self.slots[at].is_some() {
             self.close(at);
             self.abandoned += 1;

@@ -437,6 +437,18 @@ impl World {
         self.sides[side].endpoint.sas()
     }
 
+    /// A side's Child SA; of several, the first that is installed.
+    pub fn child(&self, side: usize) -> ChildSaId {
+        let sas = self.sas(side);
+        let installed = sas.iter().flat_map(|sa| &sa.children).find(|c| c.state == "installed");
+        installed.expect("an installed Child SA").id
+    }
+
+    /// A side's IKE SA; of several, the first that is established.
+    pub fn ike_sa(&self, side: usize) -> IkeSaId {
+        self.sas(side).iter().find(|sa| sa.state == "established").expect("an IKE SA").id
+    }
+
     /// Exactly one IKE SA with exactly one Child SA, the same at both ends; packets pass both ways.
     #[track_caller]
     pub fn assert_one_of_each(&mut self) {
