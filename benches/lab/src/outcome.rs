@@ -122,7 +122,8 @@ impl Outcome {
             ours(event.source) && ours(event.destination)
         };
         let wire: Vec<WireEvent> = seen.wires[1].iter().filter(between).cloned().collect();
-        let crash = played.from;
+        let crash = shown_by_answer(&wire, &played);
+        let played = Played { from: crash, ..played };
         let of_traffic = |event: &&WireEvent| {
             let pair = event.ike().map_or(0, |message| message.initiator_spi);
             pair == 0 || played.traffic.is_empty() || played.traffic.contains(&pair)
@@ -177,6 +178,18 @@ impl Outcome {
             failure: played.failure,
         })
     }
+}
+
+/// What recovery is measured from. Where round trips are counted from a loss on the operator's word, a packet that the
+/// gateway did not know came after the loss, even if the command had not said yet that it was done.
+fn shown_by_answer(wire: &[WireEvent], played: &Played) -> Crash {
+    let said = played.from;
+    if played.crashes[1].is_some() || !played.has_round_trips {
+        return said;
+    }
+    let unknown = Recovery::new(wire, Crash { started: played.began, ..said }).first_unknown();
+    let at = unknown.map_or(said.ready, |unknown| unknown.min(said.ready));
+    Crash { started: at, ready: at, ..said }
 }
 
 /// Why IKE SAs ended since a time in microseconds.

@@ -280,14 +280,19 @@ impl<'a> Recovery<'a> {
     fn first_esp(&self) -> Option<u64> {
         let is_esp = |event: &&WireEvent| self.is_in(event) && event.esp().is_some();
         let first = self.since_ready().find(is_esp).map(|event| event.at);
+        [first, self.first_unknown()].into_iter().flatten().min()
+    }
+
+    /// The ESP packet that the gateway's first INVALID_SPI since its start answers.
+    pub fn first_unknown(&self) -> Option<u64> {
         let mut answers = self.since_started().filter(|event| self.is_out(event));
-        let (answered, spi) = answers.find_map(|event| Some((event.at, unknown_spi(event)?))).unzip();
-        let asked = self
-            .since_started()
-            .filter(|event| self.is_in(event) && event.esp().is_some() && event.esp() == spi)
-            .take_while(|event| answered.is_some_and(|answered| event.at <= answered))
-            .last();
-        [first, asked.map(|event| event.at)].into_iter().flatten().min()
+        let (answered, spi) = answers.find_map(|event| Some((event.at, unknown_spi(event)?)))?;
+        let asked = |event: &&WireEvent| self.is_in(event) && event.esp() == Some(spi);
+        self.since_started()
+            .filter(asked)
+            .take_while(|event| event.at <= answered)
+            .last()
+            .map(|event| event.at)
     }
 
     /// The first ESP packet to the ready gateway on an SPI that nobody used before it was started again: its control
