@@ -380,28 +380,23 @@ pub fn udp_sweep(
 
 /// The answers to `count` echo requests, of `size` payload octets each, with the round-trip time in milliseconds.
 pub fn ping(from: Host<'_>, to: IpAddr, count: u32, size: usize) -> Result<Vec<f64>> {
-    // ping ends with an error if an answer is missing; here that is a result.
-    let output = from
-        .namespace
-        .command("ping")
-        .args([
-            "-n",
-            "-i",
-            "0.02",
-            "-W",
-            "2",
-            "-c",
-            &count.to_string(),
-            "-s",
-            &size.to_string(),
-            &to.to_string(),
-        ])
-        .env("LC_ALL", "C")
-        .output()
-        .context(|| "starting ping".to_owned())?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let time = |line: &str| line.split("time=").nth(1)?.split_whitespace().next()?.parse().ok();
-    Ok(text.lines().filter(|line| !line.contains("DUP!")).filter_map(time).collect())
+    let (size, to) = (size.to_string(), to.to_string());
+    let time = |line: &str| line.split("time=").nth(1)?.split_whitespace().next()?.parse::<f64>().ok();
+    let mut times = Vec::new();
+    // One at a time: of several, ping waits for the last one's answer no longer than two round trips.
+    for _ in 0..count {
+        // ping ends with an error if an answer is missing; here that is a result.
+        let output = from
+            .namespace
+            .command("ping")
+            .args(["-n", "-W", "2", "-c", "1", "-s", &size, &to])
+            .env("LC_ALL", "C")
+            .output()
+            .context(|| "starting ping".to_owned())?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        times.extend(text.lines().filter(|line| !line.contains("DUP!")).find_map(time));
+    }
+    Ok(times)
 }
 
 #[cfg(test)]
