@@ -11,6 +11,8 @@
 
 #![forbid(unsafe_code)]
 
+mod capture;
+mod capture_server;
 mod devices;
 mod handover;
 mod held;
@@ -19,6 +21,7 @@ mod outlet;
 mod worker;
 
 use anyhow::{Context, Result, anyhow, bail};
+use capture_server::Captures;
 use clap::{Parser, ValueEnum};
 use crossbeam::queue::ArrayQueue;
 use devices::Device;
@@ -38,10 +41,13 @@ use spindle_aead::Provider;
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
 use spindle_engine::{Engine, EngineConfig, PortConfig, PortId, SaRegion};
 use spindle_port::{WorkerPorts, XdpPort, bind_workers, driver_name, receive_queues};
+use spindle_ring::capture::OUTSIDE;
+use spindle_ring::capture_socket::Interface;
 use spindle_ring::{Bell, Broken, CounterWriter, DataplaneSide, Heir};
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,6 +87,9 @@ struct Arguments {
     /// What an idle worker does.
     #[arg(long, value_enum, default_value = "adaptive")]
     polling: Polling,
+    /// The gateway's run directory, where `spindle capture` asks; without it nobody can.
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
     /// For tests: packets on unknown SPIs go to the socket of all others, which then shares their fate.
     #[arg(long, hide = true)]
     one_socket: bool,
@@ -141,6 +150,7 @@ struct Dataplane {
     ended: mpsc::Receiver<Result<(), Broken>>,
     /// By which the next attachment comes if control dies alone.
     heir: Option<AsyncFd<Heir>>,
+    captures: Option<Captures>,
 }
 
 type Notifications = Pin<Box<dyn Stream<Item = RouteNetlinkMessage>>>;
@@ -244,6 +254,8 @@ impl Dataplane {
         let shared = |sleeper: &Arc<Sleeper>| Shared {
             updates: ArrayQueue::new(QUEUE),
             rings: ArrayQueue::new(1),
+            captures: ArrayQueue::new(1),
+            captured: ArrayQueue::new(2),
             sleeper: sleeper.clone(),
             stop: AtomicBool::new(false),
             counters: counters.clone(),
@@ -299,6 +311,14 @@ impl Dataplane {
             generation = side.generation,
             "XDP is attached"
         );
+        let captures = match &arguments.run_dir {
+            Some(run_dir) => {
+                let interfaces = interfaces(arguments);
+                let listening = Captures::listen(run_dir, interfaces, nat_port);
+                Some(listening.with_context(|| format!("cannot listen in {}", run_dir.display()))?)
+            }
+            None => None,
+        };
         let (end, ended) = mpsc::channel(ready.len());
         let start = |(number, worker)| start_worker(worker, number, arguments.core, end.clone());
         let threads = ready.into_iter().enumerate().map(start).collect::<Result<_>>()?;
@@ -319,6 +339,7 @@ impl Dataplane {
             threads,
             ended,
             heir,
+            captures,
         })
     }
 
@@ -335,7 +356,26 @@ impl Dataplane {
                     Changed::Addresses | Changed::Link => self.host_changed().await?,
                     Changed::InterfaceGone(name) => break Err(anyhow!("the interface {name} is gone")),
                 },
-                _ = tick.tick() => self.copy_counters(),
+                _ = tick.tick() => {
+                    self.copy_counters();
+                    if let Some(captures) = &mut self.captures {
+                        captures.collect(&self.workers);
+                    }
+                }
+                asked = async {
+                    match &self.captures {
+                        Some(captures) => captures.wait().await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    let served = asked.and_then(|()| match &mut self.captures {
+                        Some(captures) => captures.serve(&self.workers),
+                        None => Ok(()),
+                    });
+                    if let Err(error) = served {
+                        tracing::warn!(%error, "no capture");
+                    }
+                }
                 ready = async {
                     match &self.heir {
                         Some(heir) => heir.readable().await.map(|mut ready| ready.clear_ready()),
@@ -398,6 +438,15 @@ impl Dataplane {
             self.counters.store(self.xdp_counters + n, value);
         }
     }
+}
+
+/// Where frames can be captured.
+fn interfaces(arguments: &Arguments) -> Vec<Interface> {
+    let inside = arguments.inside.iter().map(|name| (0, false, name));
+    let tuns = arguments.tuns.iter().map(|device| (device.interface, true, &device.name));
+    let outside = [(OUTSIDE, false, &arguments.outside)];
+    let all = inside.chain(tuns).chain(outside);
+    all.map(|(number, raw, name)| Interface { number, raw, name: name.clone() }).collect()
 }
 
 /// Ends with the supervisor; leaves no keys in core files or swap; is not traced.

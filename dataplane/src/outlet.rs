@@ -1,11 +1,13 @@
 //! Where the engine's verdicts go: to the ports, back to the pool, into the hold, to other workers, onto the rings.
 
+use crate::capture::Capture;
 use crate::handover::Neighbours;
 use crate::held::{Held, Towards, UNRESOLVED, WITHOUT_SA};
 use arrayvec::ArrayVec;
 use spindle_abi::{Event, EventRecord, Time};
-use spindle_engine::{BURST, DropReason, Engine, Origin, Output, PortId};
+use spindle_engine::{BURST, DropReason, Engine, Frame, Origin, Output, PortId};
 use spindle_port::{Pool, Port, Tuns};
+use spindle_ring::capture::OUTSIDE;
 use spindle_ring::{Broken, Producer};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -36,6 +38,8 @@ pub(crate) struct Outlet<P: Port> {
     pub(crate) held: Held<Towards, P::Frame, UNRESOLVED>,
     /// What waits for an SA, by policy.
     pub(crate) without_sa: Held<u32, P::Frame, WITHOUT_SA>,
+    /// While somebody captures.
+    pub(crate) capture: Option<Box<Capture>>,
     /// Destinations to be resolved.
     pub(crate) requests: mpsc::Sender<Towards>,
     /// The time of this burst.
@@ -65,6 +69,7 @@ impl<P: Port> Outlet<P> {
             noise,
             held: Held::new(RESOLVING),
             without_sa: Held::new(ESTABLISHING),
+            capture: None,
             requests,
             now: Time(0),
             broken: None,
@@ -92,11 +97,34 @@ impl<P: Port> Outlet<P> {
         }
         self.urgent.publish();
         self.noise.publish();
+        if let Some(capture) = &mut self.capture {
+            capture.publish();
+        }
+    }
+
+    /// These frames are processed next.
+    #[inline]
+    pub(crate) fn came(&mut self, origin: Origin, frames: &[P::Frame]) {
+        if let Some(capture) = &mut self.capture {
+            capture.came(self.now, interface(origin), frames);
+        }
     }
 
     /// Lets unknown SPIs be told again; at each housekeeping.
     pub(crate) fn allow_noise(&mut self) {
         self.noise_left = NOISE;
+    }
+
+    /// A frame has left by this side, unless its port refused it.
+    #[inline]
+    fn left(&mut self, port: PortId, refused: Option<P::Frame>) {
+        if let Some(capture) = &mut self.capture {
+            if refused.is_some() { capture.lost() } else { capture.left() }
+        }
+        if let Some(frame) = refused {
+            self.lost[port as usize] += 1;
+            self.pool.put(frame);
+        }
     }
 
     /// Asks for a next hop. If too many are asked for already, a later frame asks again.
@@ -105,23 +133,49 @@ impl<P: Port> Outlet<P> {
     }
 }
 
+/// By which number a capture knows where a frame came from.
+fn interface(origin: Origin) -> u16 {
+    match origin {
+        Origin::Inside(interface) => interface,
+        Origin::Outside => OUTSIDE,
+    }
+}
+
 impl<P: Port> Output<P::Frame> for Outlet<P> {
     fn transmit(&mut self, port: PortId, frame: P::Frame) {
-        if let Err(frame) = self.ports[port as usize].transmit(frame) {
-            self.lost[port as usize] += 1;
-            self.pool.put(frame);
+        if let Some(capture) = &mut self.capture {
+            let interface = if port == PortId::Outside { OUTSIDE } else { 0 };
+            capture.leaving(self.now, interface, &frame);
         }
+        let refused = self.ports[port as usize].transmit(frame).err();
+        self.left(port, refused);
     }
 
     fn to_host(&mut self, interface: u16, frame: P::Frame) {
-        if let Err(frame) = self.tuns.transmit(interface, frame) {
-            self.lost[PortId::Inside as usize] += 1;
-            self.pool.put(frame);
+        if let Some(capture) = &mut self.capture {
+            capture.leaving(self.now, interface, &frame);
+        }
+        let refused = self.tuns.transmit(interface, frame).err();
+        self.left(PortId::Inside, refused);
+    }
+
+    fn discard(&mut self, frame: P::Frame, reason: DropReason) {
+        if let Some(capture) = &mut self.capture {
+            capture.dropped(&frame, reason);
+        }
+        self.pool.put(frame);
+    }
+
+    fn made(&mut self, origin: Origin, frame: &P::Frame) {
+        if let Some(capture) = &mut self.capture {
+            capture.made(self.now, interface(origin), frame);
         }
     }
 
-    fn discard(&mut self, frame: P::Frame, _reason: DropReason) {
-        self.pool.put(frame);
+    fn answered(&mut self, frame: &P::Frame, reason: DropReason) {
+        if let Some(capture) = &mut self.capture {
+            capture.dropped(frame, reason);
+        }
     }
 
     fn unresolved(&mut self, egress: PortId, destination: IpAddr, frame: P::Frame) {
@@ -147,7 +201,13 @@ impl<P: Port> Output<P::Frame> for Outlet<P> {
     }
 
     fn hand_over(&mut self, worker: u16, origin: Origin, frame: P::Frame) -> Result<(), P::Frame> {
-        self.neighbours.give(worker, origin, frame)
+        let place = frame.place();
+        self.neighbours.give(worker, origin, frame)?;
+        // It is captured where it goes.
+        if let Some(capture) = &mut self.capture {
+            capture.forget(place);
+        }
+        Ok(())
     }
 
     fn event(&mut self, event: Event) -> bool {

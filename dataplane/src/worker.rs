@@ -3,6 +3,7 @@
 //! A turn of its loop: commands → frames from inside and from the host → frames from outside → those that other workers
 //! hand over → send, replenish, publish → counters. With nothing to do it spins for a while and then sleeps until a frame, a command or an [`Update`] comes.
 
+use crate::capture::Capture;
 use crate::handover::Sleeper;
 use crate::held::{Towards, UNRESOLVED};
 use crate::outlet::Outlet;
@@ -12,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use spindle_abi::{Command, CommandRecord, Event, Selector, Spi, Time};
 use spindle_bpf::steer::{InClear, SpiStates};
-use spindle_engine::{BURST, DropReason, Engine, NextHop, Output, PortConfig, PortId};
+use spindle_engine::{BURST, DropReason, Engine, NextHop, Origin, Output, PortConfig, PortId};
 use spindle_port::{Port, XdpFrame, XdpPort};
 use spindle_ring::{ActivityWriter, Broken, Consumer, CounterWriter, WorkerRings};
 use std::net::IpAddr;
@@ -55,6 +56,10 @@ pub(crate) struct Shared {
     pub(crate) rings: ArrayQueue<WorkerRings>,
     /// To the worker.
     pub(crate) updates: ArrayQueue<Update>,
+    /// To the worker: its part in a capture, or none any more.
+    pub(crate) captures: ArrayQueue<Option<Box<Capture>>>,
+    /// Back from it, to be freed.
+    pub(crate) captured: ArrayQueue<Box<Capture>>,
     /// Wakes the worker for an update or for the end, and for other workers' frames.
     pub(crate) sleeper: Arc<Sleeper>,
     /// The worker is to end.
@@ -66,7 +71,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Is there nothing for the worker?
     fn has_nothing(&self) -> bool {
-        self.updates.is_empty() && self.rings.is_empty()
+        self.updates.is_empty() && self.rings.is_empty() && self.captures.is_empty()
     }
 }
 
@@ -121,6 +126,9 @@ impl Worker {
             if !self.shared.rings.is_empty() {
                 self.attach();
             }
+            if !self.shared.captures.is_empty() {
+                self.change_capture();
+            }
             let orders = self.updates(now) + self.commands(now, limit)?;
             let frames = self.burst(now, PortId::Inside)
                 + self.bursts_of_host(now)
@@ -164,12 +172,26 @@ impl Worker {
         self.say_ready();
     }
 
+    /// Begins or ends a capture; the memory of one that has ended is main's to free.
+    fn change_capture(&mut self) {
+        let Some(next) = self.shared.captures.pop() else { return };
+        if let Some(mut ended) = std::mem::replace(&mut self.outlet.capture, next) {
+            ended.publish();
+            let _ = self.shared.captured.push(ended);
+        }
+    }
+
     /// Moves what one port has received, one burst at most.
     fn burst(&mut self, now: Time, port: PortId) -> usize {
         let mut burst: ArrayVec<XdpFrame, BURST> = ArrayVec::new();
         self.outlet.ports[port as usize].receive(&mut burst);
         let frames = burst.len();
         if frames > 0 {
+            let origin = match port {
+                PortId::Inside => Origin::Inside(0),
+                PortId::Outside => Origin::Outside,
+            };
+            self.outlet.came(origin, &burst);
             self.engine.process(now, port, &mut burst, &mut self.outlet);
         }
         frames
@@ -184,6 +206,7 @@ impl Worker {
             let mut burst: ArrayVec<XdpFrame, BURST> = ArrayVec::new();
             let Some(interface) = self.outlet.tuns.receive(place, &mut burst) else { continue };
             frames += burst.len();
+            self.outlet.came(Origin::Inside(interface), &burst);
             self.engine.process_from_host(now, interface, &mut burst, &mut self.outlet);
             // Each burst takes empty frames for the next.
             self.outlet.finish(&mut self.engine);
@@ -199,6 +222,7 @@ impl Worker {
             let outlet = &mut self.outlet;
             let Some(origin) = outlet.neighbours.take(worker, &mut burst, &mut outlet.pool) else { continue };
             frames += burst.len();
+            outlet.came(origin, &burst);
             self.engine.take_over(now, origin, &mut burst, outlet);
         }
         frames

@@ -21,6 +21,8 @@ pub trait Frame {
     fn grow_back(&mut self, count: usize) -> bool;
     /// Keeps the first `length` octets; does nothing if there are fewer.
     fn truncate(&mut self, length: usize);
+    /// Where its memory is: of no other frame at this time, and the same for all of this one's way.
+    fn place(&self) -> usize;
 }
 
 /// The gateway's two sides (RFC 4301: protected and unprotected).
@@ -75,6 +77,12 @@ pub trait Output<F: Frame> {
     fn hand_over(&mut self, _worker: u16, _origin: Origin, frame: F) -> Result<(), F> {
         Err(frame)
     }
+
+    /// A packet has been put together in this frame. It is judged next, as if it had come so.
+    fn made(&mut self, _origin: Origin, _frame: &F) {}
+
+    /// The packet that came in this frame was dropped, and counted; what is in it now, and leaves next, tells its sender why.
+    fn answered(&mut self, _frame: &F, _reason: DropReason) {}
 
     /// Something for control. `false`: the ring ([`Event::is_urgent`] says which) is full. The engine keeps
     /// urgent events and offers them again; noise is counted as lost.
@@ -144,5 +152,8 @@ impl Frame for MemoryFrame {
     }
     fn truncate(&mut self, length: usize) {
         self.octets.truncate(self.start + length);
+    }
+    fn place(&self) -> usize {
+        self.octets.as_ptr().addr()
     }
 }

@@ -82,6 +82,7 @@ impl Engine {
             match kind {
                 Kind::Fragment => {
                     let Some(whole) = self.reassemble(now, frame, out) else { continue };
+                    out.made(Origin::Outside, &whole);
                     let mut kind = self.classify(whole.data());
                     if let Kind::Esp(arrival, known) = &mut kind {
                         *known = self.spis.lookup(arrival.spi);

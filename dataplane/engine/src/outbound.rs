@@ -100,7 +100,10 @@ impl Engine {
         let (mut frame, whole) = match self.for_transport(frame.data()) {
             Ok(false) => (frame, false),
             Ok(true) => match self.reassemble(now, frame, out) {
-                Some(whole) => (whole, true),
+                Some(whole) => {
+                    out.made(Origin::Inside(interface), &whole);
+                    (whole, true)
+                }
                 None => return,
             },
             Err(reason) => return self.discard(frame, reason, out),
@@ -370,6 +373,7 @@ impl Engine {
         }
         self.icmp_budget.take();
         self.counters.drop(reason, 1);
+        out.answered(&frame, reason);
         self.counters.add(Counter::Created, 1);
         self.counters.add(Counter::IcmpErrorsSent, 1);
         if self.is_host(interface) {

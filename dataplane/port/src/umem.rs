@@ -176,6 +176,11 @@ impl Frame for XdpFrame {
             self.end = self.start + length as u16;
         }
     }
+
+    #[inline]
+    fn place(&self) -> usize {
+        self.chunk.addr().get()
+    }
 }
 
 /// Frames that nobody uses, of one worker. Never allocates after it was made.

@@ -1,15 +1,10 @@
 //! How a child that lives on comes by the next attachment when the other one has died: over a socket that the supervisor
 //! left to it, with the descriptors in the message.
 
-use crate::attachment::{Inherited, MAX_PARTS, inherit, inherited};
-use crate::{AttachError, AttachmentFds, ControlSide, DataplaneSide, Side};
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use crate::attachment::{Inherited, inherit, inherited};
+use crate::{AttachError, AttachmentFds, ControlSide, DataplaneSide, Side, descriptors};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -17,8 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The environment variable that names a child's end of the socket, by its number.
 pub const HANDOVER_ENVIRONMENT: &str = "SPINDLE_HANDOVER";
-
-const SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_PARTS));
 
 /// The supervisor's end: one for each child that it starts.
 #[derive(Debug)]
@@ -37,14 +30,7 @@ impl Handover {
     /// Gives the child its side of the next attachment; `other` is the new process at the other side.
     pub fn give(&self, side: Side, attachment: &AttachmentFds, other: u32) -> io::Result<()> {
         let fds: Vec<_> = attachment.of(side).into_iter().map(|fd| fd.as_fd()).collect();
-        let mut space = [MaybeUninit::uninit(); SPACE];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let message = other.to_ne_bytes();
-        sendmsg(&self.0, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL)?;
-        Ok(())
+        descriptors::send(&self.0, &other.to_ne_bytes(), &fds)
     }
 }
 
@@ -86,20 +72,14 @@ impl Heir {
     }
 
     fn receive(&self) -> io::Result<Option<(Inherited, u32)>> {
-        let mut space = [MaybeUninit::uninit(); SPACE];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut message = [0; 4];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let received = match recvmsg(&self.0, &mut [IoSliceMut::new(&mut message)], &mut control, flags) {
-            Ok(received) => received.bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-            Err(e) => return Err(e.into()),
+        let (received, fds) = match descriptors::receive(&self.0, &mut message, RecvFlags::DONTWAIT) {
+            Ok(received) => received,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
         };
-        let rights = control.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        });
-        let fds: Vec<OwnedFd> = rights.flatten().collect();
         match Inherited::new(fds) {
             Some(fds) if received == message.len() => Ok(Some((fds, u32::from_ne_bytes(message)))),
             // The supervisor has gone, and so shall we.

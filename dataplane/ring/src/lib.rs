@@ -10,6 +10,8 @@
 //! - the dataplane writes what is hot of each SA ([`Words`] for its engine; what it carried, by [`ActivityWriter`]) and its
 //!   named counters ([`CounterWriter`]); control maps both read-only.
 //!
+//! A [`capture`] has rings of its own, from the workers to `spindle capture`, which asks for them over a socket.
+//!
 //! What control keeps for the control process after it lies in a region of its own ([`KeptFd`] → [`Kept`]).
 //!
 //! All of this memory is only ever touched as atomic words, so that whatever the other process writes, at whatever
@@ -19,6 +21,11 @@
 
 #[cfg(not(loom))]
 mod attachment;
+pub mod capture;
+#[cfg(not(loom))]
+pub mod capture_socket;
+#[cfg(not(loom))]
+mod descriptors;
 #[cfg(not(loom))]
 mod handover;
 #[cfg(not(loom))]
