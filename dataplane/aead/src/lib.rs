@@ -116,6 +116,12 @@ impl Key {
     ) -> Result<(), NotAuthentic> {
         self.0.open(nonce, aad, buffer, tag)
     }
+
+    /// Asks for all cache lines of the key ahead of its use.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(&*self.0);
+    }
 }
 
 impl fmt::Debug for Key {

@@ -1,13 +1,19 @@
-//! A hint to the CPU to fetch a cache line before it is needed.
+//! A hint to the CPU to fetch memory before it is needed.
 
-/// Asks for the cache line at which `value` begins. Changes nothing but timing.
+/// Octets of a cache line.
+const LINE: usize = 64;
+
+/// Asks for the cache lines in which `value` lies. Changes nothing but timing.
 #[inline(always)]
-pub fn prefetch<T>(value: &T) {
+pub fn prefetch<T: ?Sized>(value: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of x86_64; a prefetch reads nothing architecturally and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+        let first = std::ptr::from_ref(value).cast::<i8>();
+        for offset in (0..size_of_val(value)).step_by(LINE) {
+            // SAFETY: SSE is part of x86_64; a prefetch reads nothing architecturally and faults on no address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(offset)) };
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = value;

@@ -2,6 +2,7 @@
 
 use crate::DropReason;
 use spindle_abi::Event;
+use std::fmt;
 use std::net::IpAddr;
 
 /// Frames in one call of [`crate::Engine::process`] at most.
@@ -96,11 +97,11 @@ pub trait Output<F: Frame> {
 }
 
 /// A frame in ordinary memory, for tests, benches and the simulation.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone)]
 pub struct MemoryFrame {
     octets: Vec<u8>,
     start: usize,
-    limit: usize,
+    end: usize,
 }
 
 impl MemoryFrame {
@@ -111,49 +112,68 @@ impl MemoryFrame {
 
     /// A frame with these octets.
     pub fn new(frame: &[u8]) -> MemoryFrame {
-        let mut octets = vec![0; Self::HEADROOM];
-        octets.reserve(frame.len() + Self::TAILROOM);
-        octets.extend_from_slice(frame);
-        let limit = octets.len() + Self::TAILROOM;
-        MemoryFrame { octets, start: Self::HEADROOM, limit }
+        let mut made = MemoryFrame { octets: Vec::new(), start: 0, end: 0 };
+        made.refill(frame);
+        made
     }
 
     /// Makes this the frame with these octets again, without allocating if it fits.
     pub fn refill(&mut self, frame: &[u8]) {
-        self.octets.clear();
-        self.octets.resize(Self::HEADROOM, 0);
-        self.octets.extend_from_slice(frame);
-        self.start = Self::HEADROOM;
-        self.limit = self.limit.max(self.octets.len() + Self::TAILROOM);
+        (self.start, self.end) = (Self::HEADROOM, Self::HEADROOM + frame.len());
+        if self.octets.len() < self.end + Self::TAILROOM {
+            self.octets.resize(self.end + Self::TAILROOM, 0);
+        }
+        self.octets[self.start..self.end].copy_from_slice(frame);
     }
 }
 
 impl Frame for MemoryFrame {
+    #[inline]
     fn data(&self) -> &[u8] {
-        &self.octets[self.start..]
+        &self.octets[self.start..self.end]
     }
+    #[inline]
     fn data_mut(&mut self) -> &mut [u8] {
-        &mut self.octets[self.start..]
+        &mut self.octets[self.start..self.end]
     }
+    #[inline]
     fn grow_front(&mut self, count: usize) -> bool {
         let Some(start) = self.start.checked_sub(count) else { return false };
         self.start = start;
         true
     }
+    #[inline]
     fn shrink_front(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.octets.len());
+        self.start = (self.start + count).min(self.end);
     }
+    #[inline]
     fn grow_back(&mut self, count: usize) -> bool {
-        let room = self.octets.len() + count <= self.limit;
+        let room = self.octets.len() - self.end >= count;
         if room {
-            self.octets.resize(self.octets.len() + count, 0);
+            self.end += count;
         }
         room
     }
+    #[inline]
     fn truncate(&mut self, length: usize) {
-        self.octets.truncate(self.start + length);
+        self.end = self.end.min(self.start + length);
     }
     fn place(&self) -> usize {
         self.octets.as_ptr().addr()
+    }
+}
+
+/// By their octets.
+impl PartialEq for MemoryFrame {
+    fn eq(&self, other: &MemoryFrame) -> bool {
+        self.data() == other.data()
+    }
+}
+
+impl Eq for MemoryFrame {}
+
+impl fmt::Debug for MemoryFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MemoryFrame").field(&self.data()).finish()
     }
 }

@@ -1,5 +1,5 @@
 //! From outside: frames become ESP packets, their SPIs' states decide, and what opens and is within its SA's
-//! selectors goes inside. In three steps over the burst, so that memory is fetched ahead of its use.
+//! selectors goes inside. In steps over the burst, so that memory is fetched ahead of its use.
 
 use crate::interfaces::INSIDE;
 use crate::selectors::Flow;
@@ -63,18 +63,30 @@ impl Engine {
         let mut kinds: ArrayVec<Kind, BURST> = ArrayVec::new();
         for frame in burst.iter() {
             let kind = self.classify(frame.data());
-            if let Kind::Esp(arrival, _) = kind {
+            if let Kind::Esp(arrival, _) = &kind {
                 self.spis.prefetch(arrival.spi);
             }
             kinds.push(kind);
         }
-        for kind in &mut kinds {
-            if let Kind::Esp(arrival, known) = kind {
-                *known = self.spis.lookup(arrival.spi);
+        let mut places: [Option<u32>; BURST] = [None; BURST];
+        for (kind, place) in kinds.iter().zip(&mut places) {
+            if let Kind::Esp(arrival, _) = kind {
+                *place = self.spis.find(arrival.spi);
+                self.spis.prefetch_value(*place);
+            }
+        }
+        for (kind, place) in kinds.iter_mut().zip(places) {
+            if let Kind::Esp(_, known) = kind {
+                *known = self.spis.at(place);
                 if let Known::Current(index) = *known {
                     self.sas.prefetch_inbound(index);
                     self.region.iter().for_each(|region| region.prefetch(index));
                 }
+            }
+        }
+        for kind in &kinds {
+            if let Kind::Esp(arrival, Known::Current(index)) = kind {
+                self.sas.prefetch_behind_inbound(*index, arrival.sequence);
             }
         }
         let mut detected = 0;
@@ -308,9 +320,7 @@ impl Engine {
         inner: &mut [u8],
         fits: Option<usize>,
     ) -> Result<(), DropReason> {
-        if !self.is_host(interface)
-            && !ip::decrement_hop_limit(inner).map_err(|_| DropReason::MalformedInner)?
-        {
+        if !self.is_host(interface) && !head.decrement_hop_limit(inner) {
             return Err(DropReason::TtlExpired);
         }
         if self.clamp_mss

@@ -27,7 +27,11 @@ impl Interfaces {
 
     /// The policies of a virtual interface, if any was bound to it.
     #[inline]
-    pub(crate) fn policies(&mut self, interface: u16) -> Option<&mut Policies> {
+    pub(crate) fn policies(&self, interface: u16) -> Option<&Policies> {
+        self.policies.get(usize::from(interface).checked_sub(1)?)
+    }
+
+    pub(crate) fn policies_mut(&mut self, interface: u16) -> Option<&mut Policies> {
         self.policies.get_mut(usize::from(interface).checked_sub(1)?)
     }
 }
@@ -48,6 +52,12 @@ impl Engine {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The policies that packets from this interface are held against; `None` if none was bound to it.
+    #[inline]
+    pub(crate) fn policies_of(&self, interface: u16) -> Option<&Policies> {
+        if interface == INSIDE { Some(&self.policies) } else { self.interfaces.policies(interface) }
     }
 
     /// The policies among which this one is.

@@ -95,8 +95,7 @@ pub struct Engine {
     counters: Counters,
     /// Urgent events for which there was no room. Its capacity grows with installations, never with packets.
     owed: VecDeque<Event>,
-    /// Sorted.
-    local_addresses: Vec<IpAddr>,
+    local_addresses: LocalAddresses,
     nat_port: u16,
     /// By [`PortId`].
     complete_checksums: [bool; 2],
@@ -131,7 +130,7 @@ impl Engine {
             next_hops: NextHops::new(config.max_next_hops),
             counters: Counters::new(),
             owed: VecDeque::new(),
-            local_addresses: Vec::new(),
+            local_addresses: LocalAddresses::default(),
             nat_port: config.nat_port,
             complete_checksums: [config.inside.complete_checksums, config.outside.complete_checksums],
             mtu: [config.inside.mtu, config.outside.mtu],
@@ -495,16 +494,12 @@ impl Engine {
 
     /// Replaces this host's addresses.
     pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) {
-        self.local_addresses = addresses.to_vec();
-        self.local_addresses.sort_unstable();
+        self.local_addresses = LocalAddresses::new(addresses);
     }
 
     #[inline]
     fn is_local(&self, address: IpAddr) -> bool {
-        match &self.local_addresses[..] {
-            few if few.len() <= 8 => few.contains(&address),
-            many => many.binary_search(&address).is_ok(),
-        }
+        self.local_addresses.hold(address)
     }
 
     /// The port lost `count` frames that it was given to transmit: they count as dropped instead.
@@ -547,6 +542,41 @@ impl Engine {
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
+}
+
+/// This host's addresses, sorted.
+#[derive(Default)]
+struct LocalAddresses {
+    v4: Vec<u32>,
+    v6: Vec<u128>,
+}
+
+impl LocalAddresses {
+    fn new(addresses: &[IpAddr]) -> LocalAddresses {
+        let mut local = LocalAddresses::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => local.v4.push(address.to_bits()),
+                IpAddr::V6(address) => local.v6.push(address.to_bits()),
+            }
+        }
+        local.v4.sort_unstable();
+        local.v6.sort_unstable();
+        local
+    }
+
+    #[inline]
+    fn hold(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => is_among(&self.v4, &address.to_bits()),
+            IpAddr::V6(address) => is_among(&self.v6, &address.to_bits()),
+        }
+    }
+}
+
+#[inline]
+fn is_among<T: Ord>(sorted: &[T], one: &T) -> bool {
+    if sorted.len() <= 8 { sorted.contains(one) } else { sorted.binary_search(one).is_ok() }
 }
 
 /// The longest packet that a tunnel over an outside with this MTU carries whole, whatever is around it; in octets.

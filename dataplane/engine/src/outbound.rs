@@ -6,7 +6,7 @@ use crate::sas::Limit;
 use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Origin, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Time};
-use spindle_esp::{back_length, front_length};
+use spindle_esp::back_length;
 use spindle_wire::ip::{self, Head};
 use spindle_wire::{ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, repair};
 use std::net::IpAddr;
@@ -75,7 +75,16 @@ impl From<DropReason> for Refusal {
     }
 }
 
+/// A packet from inside: what its headers say, and the place of its policy.
+struct Seen {
+    head: Head,
+    flow: Flow,
+    place: Result<usize, DropReason>,
+}
+
 impl Engine {
+    /// In steps over the burst, so that memory is fetched ahead of its use: headers, policies, SAs, then what is done.
+    /// Nothing is decided before the last one, for a packet may change what the next one finds.
     pub(crate) fn process_inside<F: Frame>(
         &mut self,
         now: Time,
@@ -83,12 +92,37 @@ impl Engine {
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
-        for frame in burst.drain(..) {
-            self.process_one(now, interface, frame, out);
+        let mut all: ArrayVec<Result<Seen, DropReason>, BURST> = ArrayVec::new();
+        let policies = self.policies_of(interface);
+        for frame in burst.iter() {
+            let seen = see(frame.data());
+            if let (Some(policies), Ok(seen)) = (policies, &seen) {
+                policies.prefetch_index(&seen.flow);
+            }
+            all.push(seen);
+        }
+        if let Some(policies) = policies {
+            all.iter().flatten().for_each(|seen| policies.prefetch(&seen.flow));
+            for seen in all.iter_mut().flatten() {
+                seen.place = policies.place(&seen.flow);
+                if let Ok(place) = seen.place {
+                    self.sas.prefetch_outbound(policies.at(place).latest);
+                }
+            }
+            for seen in all.iter().flatten() {
+                if let Ok(place) = seen.place {
+                    let index = policies.at(place).latest;
+                    self.sas.prefetch_behind_outbound(index);
+                    self.region.iter().for_each(|region| region.prefetch(index));
+                }
+            }
+        }
+        for (frame, seen) in burst.drain(..).zip(all) {
+            self.judge_inside(now, interface, seen, frame, out);
         }
     }
 
-    #[inline]
+    /// A packet that is not part of a burst.
     pub(crate) fn process_one<F: Frame>(
         &mut self,
         now: Time,
@@ -96,36 +130,77 @@ impl Engine {
         frame: F,
         out: &mut impl Output<F>,
     ) {
-        // RFC 4303 section 3.3.4: only whole packets go into transport mode.
-        let (mut frame, whole) = match self.for_transport(frame.data()) {
-            Ok(false) => (frame, false),
-            Ok(true) => match self.reassemble(now, frame, out) {
-                Some(whole) => {
-                    out.made(Origin::Inside(interface), &whole);
-                    (whole, true)
-                }
-                None => return,
-            },
+        let seen = self.see_one(interface, frame.data());
+        self.judge_inside(now, interface, seen, frame, out);
+    }
+
+    fn see_one(&self, interface: u16, octets: &[u8]) -> Result<Seen, DropReason> {
+        let mut seen = see(octets)?;
+        if let Some(policies) = self.policies_of(interface) {
+            seen.place = policies.place(&seen.flow);
+        }
+        Ok(seen)
+    }
+
+    #[inline]
+    fn judge_inside<F: Frame>(
+        &mut self,
+        now: Time,
+        interface: u16,
+        seen: Result<Seen, DropReason>,
+        frame: F,
+        out: &mut impl Output<F>,
+    ) {
+        let mut seen = match seen {
+            Ok(seen) => seen,
             Err(reason) => return self.discard(frame, reason, out),
         };
-        match self.decide(now, interface, whole, frame.data_mut(), out) {
+        // RFC 4303 section 3.3.4: only whole packets go into transport mode.
+        let (mut frame, whole) = match self.for_transport(&seen.head) {
+            Ok(false) => (frame, false),
+            Ok(true) => {
+                let Some(whole) = self.reassemble(now, frame, out) else { return };
+                out.made(Origin::Inside(interface), &whole);
+                seen = match self.see_one(interface, whole.data()) {
+                    Ok(seen) => seen,
+                    Err(reason) => return self.discard(whole, reason, out),
+                };
+                (whole, true)
+            }
+            Err(reason) => return self.discard(frame, reason, out),
+        };
+        match self.decide(now, interface, whole, &seen, frame.data_mut(), out) {
             Ok(decision) if decision.length <= decision.limit => {
                 frame.truncate(ETHERNET + decision.length);
                 self.go(now, decision.way, decision.length, frame, out);
             }
             Ok(decision) => self.fragment(now, decision, frame, out),
-            Err(Refusal::TooBig(limit)) => {
+            Err(refusal) => self.turn_down(now, interface, refusal, frame, out),
+        }
+    }
+
+    #[inline(never)]
+    fn turn_down<F: Frame>(
+        &mut self,
+        now: Time,
+        interface: u16,
+        refusal: Refusal,
+        frame: F,
+        out: &mut impl Output<F>,
+    ) {
+        match refusal {
+            Refusal::TooBig(limit) => {
                 self.refuse(now, interface, Complaint::TooBig(limit), DropReason::TooBig, frame, out);
             }
-            Err(Refusal::Drop(DropReason::TtlExpired)) => {
+            Refusal::Drop(DropReason::TtlExpired) => {
                 self.refuse(now, interface, Complaint::TimeExceeded, DropReason::TtlExpired, frame, out);
             }
-            Err(Refusal::Drop(reason)) => self.discard(frame, reason, out),
+            Refusal::Drop(reason) => self.discard(frame, reason, out),
             // Nothing of it was changed yet.
-            Err(Refusal::Elsewhere(worker)) => {
+            Refusal::Elsewhere(worker) => {
                 self.hand_over(worker, Origin::Inside(interface), frame, out);
             }
-            Err(Refusal::Wait { policy, hold }) => match out.without_sa(policy, hold, frame) {
+            Refusal::Wait { policy, hold } => match out.without_sa(policy, hold, frame) {
                 None => self.counters.add(Counter::Held, 1),
                 Some(frame) => self.discard(frame, DropReason::NoSa, out),
             },
@@ -134,12 +209,11 @@ impl Engine {
 
     /// Is this a fragment of a packet between the ends of an SA in transport mode, which is to be made whole first?
     #[inline]
-    fn for_transport(&self, octets: &[u8]) -> Result<bool, DropReason> {
-        if !self.sas.has_transports() {
+    fn for_transport(&self, head: &Head) -> Result<bool, DropReason> {
+        if !head.is_fragment() || !self.sas.has_transports() {
             return Ok(false);
         }
-        let (head, _) = head(octets)?;
-        if !head.is_fragment() || !self.sas.has_transport(head.source, head.destination) {
+        if !self.sas.has_transport(head.source, head.destination) {
             return Ok(false);
         }
         let is_ipv6 = head.source.is_ipv6();
@@ -148,15 +222,17 @@ impl Engine {
     }
 
     /// Finds the packet's way (RFC 4301 section 5.1), and makes it ready to leave. `whole`: it came in fragments.
+    #[inline]
     fn decide<F: Frame>(
         &mut self,
         now: Time,
         interface: u16,
         whole: bool,
+        seen: &Seen,
         octets: &mut [u8],
         out: &mut impl Output<F>,
     ) -> Result<Decision, Refusal> {
-        let (head, packet) = head(octets)?;
+        let head = &seen.head;
         let (length, destination) = (head.length, head.destination);
         if self.is_local(destination) {
             return Err(DropReason::ForHost.into());
@@ -165,28 +241,32 @@ impl Engine {
         if !(is_unicast(destination) || multicast) || !is_unicast(head.source) {
             return Err(DropReason::NotUnicast.into());
         }
-        let flow = match interface {
-            INSIDE => self.flow(now, PortId::Inside, &head, packet),
-            _ => Flow::of(&head, packet),
+        let way = if interface == INSIDE && seen.flow.hides_ports() && head.fragment_offset != 0 {
+            let flow = self.flow(now, PortId::Inside, head, &octets[ETHERNET..]);
+            let place = self.policies.place(&flow);
+            self.find_way(now, interface, &flow, place?, out)?
+        } else {
+            self.find_way(now, interface, &seen.flow, seen.place?, out)?
         };
-        let way = self.find_way(now, interface, &flow, out)?;
-        if matches!(way, Way::Bypass { .. }) {
-            self.note_passing(now, &head, packet);
-        }
         let dont_fragment = head.dont_fragment && !whole;
         let (way, limit, fits) = match way {
-            Way::Bypass { destination } => (way, self.path_mtu(destination), None),
-            // RFC 4303 section 3.3.4: fragmented is what ESP has been put into.
-            Way::Protect { index, .. } if !dont_fragment && self.sas.is_in_transport(index) => {
-                let (path, fits) = self.tunnel_path(now, index).ok_or(DropReason::NoSa)?;
-                (Way::Protect { index, path }, length, Some(fits))
+            Way::Bypass { destination } => {
+                self.note_passing(now, head, &octets[ETHERNET..]);
+                (way, self.path_mtu(destination), None)
             }
             Way::Protect { index, .. } => {
-                let (path, limit) = self.tunnel_path(now, index).ok_or(DropReason::NoSa)?;
-                let fits = limit.min(usize::from(self.mtu[PortId::Inside as usize]));
-                // Every link of IPv6 carries so much (RFC 8200 section 5), a tunnel too.
-                let limit = if head.source.is_ipv6() { limit.max(ipv6::MINIMUM_MTU) } else { limit };
-                (Way::Protect { index, path }, limit, Some(fits))
+                let path = self.tunnel_path(now, index).ok_or(DropReason::NoSa)?;
+                let way = Way::Protect { index, path: path.mtu };
+                if path.in_transport && !dont_fragment {
+                    // RFC 4303 section 3.3.4: fragmented is what ESP has been put into.
+                    (way, length, Some(path.limit))
+                } else {
+                    let fits = path.limit.min(usize::from(self.mtu[PortId::Inside as usize]));
+                    // Every link of IPv6 carries so much (RFC 8200 section 5), a tunnel too.
+                    let is_ipv6 = head.source.is_ipv6();
+                    let limit = if is_ipv6 { path.limit.max(ipv6::MINIMUM_MTU) } else { path.limit };
+                    (way, limit, Some(fits))
+                }
             }
         };
         if length > limit && dont_fragment {
@@ -195,37 +275,55 @@ impl Engine {
         let inner = &mut octets[ETHERNET..ETHERNET + length];
         // A TUN device completes them itself.
         let partial = self.complete_checksums[PortId::Inside as usize] && !self.is_host(interface);
-        if partial && repair::complete_checksum(&head, inner) {
+        if partial && repair::complete_checksum(head, inner) {
             self.counters.add(Counter::ChecksumsCompleted, 1);
         }
-        self.leave(interface, &head, inner, fits)?;
+        self.leave(interface, head, inner, fits)?;
         Ok(Decision { way, length, limit })
     }
 
+    /// By the policy at this place.
     #[inline]
     fn find_way<F: Frame>(
         &mut self,
         now: Time,
         interface: u16,
         flow: &Flow,
+        place: usize,
         out: &mut impl Output<F>,
     ) -> Result<Way, Refusal> {
-        let policies = match interface {
-            INSIDE => &mut self.policies,
-            interface => self.interfaces.policies(interface).ok_or(DropReason::NoPolicy)?,
-        };
-        let place = policies.find(flow)?.ok_or(DropReason::NoPolicy)?;
+        let policies = self.policies_of(interface).ok_or(DropReason::NoPolicy)?;
         let policy = policies.at(place);
         match policy.action {
             PolicyAction::Discard => return Err(DropReason::PolicyDiscard.into()),
             PolicyAction::Bypass => return Ok(Way::Bypass { destination: flow.destination }),
             PolicyAction::Protect => {}
         }
+        if self.sas.outbound_at(policy.latest).is_some_and(|outbound| outbound.takes(flow)) {
+            return Ok(Way::Protect { index: policy.latest, path: usize::MAX });
+        }
+        self.find_another(now, interface, flow, place, out)
+    }
+
+    /// By another SA of the policy than its latest one, another worker's too.
+    #[inline(never)]
+    fn find_another<F: Frame>(
+        &mut self,
+        now: Time,
+        interface: u16,
+        flow: &Flow,
+        place: usize,
+        out: &mut impl Output<F>,
+    ) -> Result<Way, Refusal> {
+        let policies = match interface {
+            INSIDE => &mut self.policies,
+            interface => self.interfaces.policies_mut(interface).ok_or(DropReason::NoPolicy)?,
+        };
+        let policy = policies.at_mut(place);
         let (sas, others) = (&self.sas, &self.others);
         let indexes = policy.sas.iter().rev().map(|sa| sa.index);
-        let (source, destination) = (flow.source, flow.destination);
         let fits = |index: &u32| match sas.outbound_at(*index) {
-            Some(sa) => sa.selectors.matches(flow) && sa.sa.joins(source, destination),
+            Some(outbound) => outbound.takes(flow),
             None => others.takes(*index, flow),
         };
         if let Some(index) = indexes.clone().find(fits) {
@@ -282,8 +380,7 @@ impl Engine {
         if outbound.usage.is_expired() {
             return Err(DropReason::SequenceExhausted);
         }
-        let room = frame.grow_front(front_length(outbound.sa.encapsulation()))
-            && frame.grow_back(back_length(length));
+        let room = frame.grow_front(outbound.sa.front_length()) && frame.grow_back(back_length(length));
         if !room {
             return Err(DropReason::NoRoom);
         }
@@ -488,6 +585,13 @@ fn quote<F: Frame>(frame: &mut F, quoted: usize, headers: usize) -> Option<&mut 
     }
     frame.truncate(ETHERNET + headers + quoted);
     frame.data_mut().get_mut(ETHERNET..)
+}
+
+/// Reads the headers of a packet from inside.
+#[inline]
+fn see(octets: &[u8]) -> Result<Seen, DropReason> {
+    let (head, packet) = head(octets)?;
+    Ok(Seen { flow: Flow::of(&head, packet), head, place: Err(DropReason::NoPolicy) })
 }
 
 /// How many ICMP errors may be sent: a bucket that fills with time.

@@ -7,9 +7,8 @@
 //! error, or their MSS clamped, by the new measure.
 
 use crate::inbound::head;
-use crate::interfaces::INSIDE;
 use crate::selectors::Flow;
-use crate::{Counter, DropReason, Engine};
+use crate::{Counter, DropReason, Engine, PortId};
 use spindle_abi::Time;
 use spindle_esp::{Encapsulation, inner_limit};
 use spindle_wire::{icmpv4, icmpv6, ipv6, quote};
@@ -79,15 +78,25 @@ impl PathMtus {
     }
 }
 
+/// The path of an outbound SA.
+pub(crate) struct TunnelPath {
+    /// Octets of a packet on it at most.
+    pub(crate) mtu: usize,
+    /// Octets of an inner packet that fits it, at most.
+    pub(crate) limit: usize,
+    pub(crate) in_transport: bool,
+}
+
 impl Engine {
-    /// The path of this outbound SA: its MTU, and the longest inner packet that fits it, in octets.
+    /// The path of this outbound SA; `None` if there is no such SA.
     #[inline]
-    pub(crate) fn tunnel_path(&mut self, now: Time, index: u32) -> Option<(usize, usize)> {
-        let sa = &self.sas.outbound(index)?.sa;
-        let (remote, around) = (sa.remote(), sa.encapsulation());
-        let mtu = self.path_mtu(remote);
-        let mtu = self.path_mtus.of(index, now).map_or(mtu, |learned| mtu.min(learned.into()));
-        Some((mtu, inner_limit(mtu, around)))
+    pub(crate) fn tunnel_path(&mut self, now: Time, index: u32) -> Option<TunnelPath> {
+        let sa = &self.sas.outbound_at(index)?.sa;
+        let (remote, in_transport) = (sa.remote(), sa.is_in_transport());
+        let own = self.mtu[PortId::Outside as usize];
+        let mtu = self.next_hops.find(remote).map_or(own, |hop| hop.mtu.min(own));
+        let mtu = self.path_mtus.of(index, now).map_or(mtu, |learned| mtu.min(learned)).into();
+        Some(TunnelPath { mtu, limit: sa.inner_limit(mtu), in_transport })
     }
 
     /// The longest inner packet that fits the inside and the tunnel by which a flow's packets leave; without an SA, the
@@ -99,15 +108,11 @@ impl Engine {
         flow: &Flow,
         around: Encapsulation,
     ) -> usize {
-        let policies = match interface {
-            INSIDE => Some(&mut self.policies),
-            interface => self.interfaces.policies(interface),
-        };
-        let latest = policies.and_then(|policies| {
+        let latest = self.policies_of(interface).and_then(|policies| {
             let place = policies.find(flow).ok()??;
             policies.at(place).sas.last().map(|sa| sa.index)
         });
-        let limit = latest.and_then(|index| self.tunnel_path(now, index)).map(|(_, limit)| limit);
+        let limit = latest.and_then(|index| self.tunnel_path(now, index)).map(|path| path.limit);
         let [inside, outside] = self.mtu.map(usize::from);
         limit.unwrap_or_else(|| inner_limit(outside, around)).min(inside)
     }

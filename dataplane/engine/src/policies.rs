@@ -4,6 +4,7 @@ use crate::index::Index;
 use crate::selectors::{Flow, Selectors};
 use crate::{DropReason, Refused};
 use spindle_abi::{PolicyAction, SelectorSet, Time};
+use spindle_aead::prefetch;
 use std::collections::HashMap;
 
 /// For which packets an outbound SA is taken; of two of one rank, the later one is.
@@ -24,19 +25,28 @@ pub(crate) struct Candidate {
     rank: Rank,
 }
 
+/// No SA has this index.
+pub(crate) const NO_SA: u32 = u32::MAX;
+
+/// What each packet looks at comes first, in one cache line.
+#[repr(C, align(64))]
 pub(crate) struct Policy {
-    pub(crate) id: u32,
-    priority: u32,
-    pub(crate) action: PolicyAction,
     pub(crate) selectors: Selectors,
+    /// The index of the last one of `sas`, which is taken before the others; or [`NO_SA`].
+    pub(crate) latest: u32,
+    pub(crate) id: u32,
+    pub(crate) action: PolicyAction,
+    /// Packets that wait for an SA, at most.
+    pub(crate) hold: u16,
+    priority: u32,
     /// What the selectors were made from.
     set: SelectorSet,
     /// Its outbound SAs, by rank, the latest of each rank last.
     pub(crate) sas: Vec<Candidate>,
     pub(crate) acquired: Option<Time>,
-    /// Packets that wait for an SA, at most.
-    pub(crate) hold: u16,
 }
+
+const _: () = assert!(std::mem::offset_of!(Policy, priority) + size_of::<u32>() <= 64);
 
 pub(crate) struct Policies {
     /// By priority, then in the order in which they were set.
@@ -88,7 +98,9 @@ impl Policies {
         };
         let at = self.ordered.partition_point(|p| p.priority <= priority);
         let last = at == self.ordered.len() && old.is_none();
-        self.ordered.insert(at, Policy { id, priority, action, selectors, set, sas, acquired, hold });
+        let latest = latest(&sas);
+        let policy = Policy { selectors, latest, id, action, hold, priority, set, sas, acquired };
+        self.ordered.insert(at, policy);
         if last {
             self.enter(at);
         } else {
@@ -128,10 +140,14 @@ impl Policies {
         self.ordered.iter().map(|policy| policy.id)
     }
 
-    fn sas(&mut self, id: u32) -> &mut Vec<Candidate> {
+    fn change_sas(&mut self, id: u32, change: impl FnOnce(&mut Vec<Candidate>)) {
         match self.places.get(&id) {
-            Some(at) => &mut self.ordered[*at].sas,
-            None => self.orphans.entry(id).or_default(),
+            Some(at) => {
+                let policy = &mut self.ordered[*at];
+                change(&mut policy.sas);
+                policy.latest = latest(&policy.sas);
+            }
+            None => change(self.orphans.entry(id).or_default()),
         }
     }
 
@@ -142,15 +158,33 @@ impl Policies {
     }
 
     pub(crate) fn add_sa(&mut self, id: u32, index: u32, rank: Rank) {
-        let sas = self.sas(id);
-        let at = sas.partition_point(|sa| sa.rank <= rank);
-        sas.insert(at, Candidate { index, rank });
+        self.change_sas(id, |sas| {
+            let at = sas.partition_point(|sa| sa.rank <= rank);
+            sas.insert(at, Candidate { index, rank });
+        });
     }
 
     pub(crate) fn remove_sa(&mut self, id: u32, index: u32) {
-        self.sas(id).retain(|sa| sa.index != index);
+        self.change_sas(id, |sas| sas.retain(|sa| sa.index != index));
         if self.orphans.get(&id).is_some_and(Vec::is_empty) {
             self.orphans.remove(&id);
+        }
+    }
+
+    /// Fetches where a packet's policy will be looked for.
+    #[inline]
+    pub(crate) fn prefetch_index(&self, flow: &Flow) {
+        self.index.prefetch(flow);
+    }
+
+    /// And then the policies that will be looked at.
+    #[inline]
+    pub(crate) fn prefetch(&self, flow: &Flow) {
+        if !self.index.is_short() {
+            self.index.visit(flow, |place| {
+                prefetch(&self.ordered[place]);
+                false
+            });
         }
     }
 
@@ -184,13 +218,23 @@ impl Policies {
         Ok(found.map(|_| first))
     }
 
+    /// As [`Policies::find`]; that none matches is a reason as well.
+    #[inline]
+    pub(crate) fn place(&self, flow: &Flow) -> Result<usize, DropReason> {
+        self.find(flow)?.ok_or(DropReason::NoPolicy)
+    }
+
     #[inline]
     pub(crate) fn action(&self, place: usize) -> PolicyAction {
         self.ordered[place].action
     }
 
     #[inline]
-    pub(crate) fn at(&mut self, place: usize) -> &mut Policy {
+    pub(crate) fn at(&self, place: usize) -> &Policy {
+        &self.ordered[place]
+    }
+
+    pub(crate) fn at_mut(&mut self, place: usize) -> &mut Policy {
         &mut self.ordered[place]
     }
 
@@ -212,6 +256,10 @@ impl Policies {
     pub(crate) fn in_clear(&self) -> impl Iterator<Item = &SelectorSet> {
         self.ordered.iter().filter(|p| p.action == PolicyAction::Bypass).map(|p| &p.set)
     }
+}
+
+fn latest(sas: &[Candidate]) -> u32 {
+    sas.last().map_or(NO_SA, |sa| sa.index)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The SAs, by the index that control gave them: hot state in cache lines of its own, selectors behind a pointer.
 
-use crate::selectors::Selectors;
+use crate::selectors::{Flow, Selectors};
 use spindle_abi::{Limits, SaActivity, SaParameters, Spi, Time};
+use spindle_aead::prefetch;
 use spindle_esp::{InboundSa, OutboundSa, Unusable};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -95,6 +96,14 @@ pub(crate) struct Outbound {
     pub(crate) usage: Usage,
     pub(crate) selectors: Box<Selectors>,
     pub(crate) policy: u32,
+}
+
+impl Outbound {
+    /// May it carry this?
+    #[inline]
+    pub(crate) fn takes(&self, flow: &Flow) -> bool {
+        self.selectors.matches(flow) && self.sa.joins(flow.source, flow.destination)
+    }
 }
 
 const _: () = assert!(size_of::<Option<Inbound>>() == 128);
@@ -213,13 +222,6 @@ impl Sas {
         self.in_transport.contains_key(&(source, destination))
     }
 
-    /// Is this outbound SA?
-    #[inline]
-    pub(crate) fn is_in_transport(&self, index: u32) -> bool {
-        let sa = self.outbound.get(index as usize).and_then(Option::as_ref);
-        sa.is_some_and(|outbound| outbound.sa.is_in_transport())
-    }
-
     pub(crate) fn remove(&mut self, index: u32) {
         let at = index as usize;
         if at < self.inbound.len() {
@@ -237,10 +239,37 @@ impl Sas {
         (0..).zip(&self.outbound).filter_map(|(index, sa)| sa.as_ref().map(|_| index))
     }
 
+    /// Fetches an inbound SA ahead of its use.
     #[inline]
     pub(crate) fn prefetch_inbound(&self, index: u32) {
         if let Some(slot) = self.inbound.get(index as usize) {
-            spindle_aead::prefetch(slot);
+            prefetch(slot);
+        }
+    }
+
+    /// And then what it points to, for a packet with this sequence number.
+    #[inline]
+    pub(crate) fn prefetch_behind_inbound(&self, index: u32, sequence: u32) {
+        if let Some(Some(inbound)) = self.inbound.get(index as usize) {
+            inbound.sa.prefetch(sequence);
+            prefetch(&*inbound.selectors);
+        }
+    }
+
+    /// Fetches an outbound SA ahead of its use.
+    #[inline]
+    pub(crate) fn prefetch_outbound(&self, index: u32) {
+        if let Some(slot) = self.outbound.get(index as usize) {
+            prefetch(slot);
+        }
+    }
+
+    /// And then what it points to.
+    #[inline]
+    pub(crate) fn prefetch_behind_outbound(&self, index: u32) {
+        if let Some(Some(outbound)) = self.outbound.get(index as usize) {
+            outbound.sa.prefetch();
+            prefetch(&*outbound.selectors);
         }
     }
 

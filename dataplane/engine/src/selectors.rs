@@ -65,71 +65,118 @@ impl Flow {
     }
 }
 
-/// Addresses as numbers.
-#[derive(Clone, Copy, Debug)]
-enum Range {
-    V4(u32, u32),
-    V6(u128, u128),
+/// One side's selector, its addresses as numbers.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Side<T> {
+    first: T,
+    last: T,
+    start_port: u16,
+    end_port: u16,
+    protocol: u8,
+    /// Does it match what shows no port: is it "any port", or OPAQUE (65535 to 0, which matches nothing else)?
+    without_port: bool,
 }
 
-impl Range {
-    /// `None` if the ends are of two versions, which no packet can match.
-    fn new(start: IpAddr, end: IpAddr) -> Option<Range> {
-        match (start, end) {
-            (IpAddr::V4(start), IpAddr::V4(end)) => Some(Range::V4(start.to_bits(), end.to_bits())),
-            (IpAddr::V6(start), IpAddr::V6(end)) => Some(Range::V6(start.to_bits(), end.to_bits())),
+impl<T: Copy + PartialOrd> Side<T> {
+    fn new(selector: &Selector, first: T, last: T) -> Side<T> {
+        let Selector { start_port, end_port, protocol, .. } = *selector;
+        let without_port = matches!((start_port, end_port), (0, 65535) | (65535, 0));
+        Side { first, last, start_port, end_port, protocol, without_port }
+    }
+
+    // Without branches: each comparison is of one instruction or two.
+    #[inline]
+    fn matches_but_ports(&self, address: T, protocol: u8) -> bool {
+        let may = (self.protocol == 0) | (self.protocol == protocol);
+        (self.first <= address) & (address <= self.last) & may
+    }
+
+    #[inline]
+    fn matches_port(&self, port: u16) -> bool {
+        (self.start_port <= port) & (port <= self.end_port)
+    }
+}
+
+/// One of each side.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Pair<T> {
+    local: Side<T>,
+    remote: Side<T>,
+}
+
+impl<T: Copy + PartialOrd> Pair<T> {
+    #[inline]
+    fn matches(&self, source: T, destination: T, flow: &Flow) -> bool {
+        let ports = match flow.ports {
+            Some((source, destination)) => {
+                self.local.matches_port(source) & self.remote.matches_port(destination)
+            }
+            None => self.local.without_port & self.remote.without_port,
+        };
+        ports & self.matches_but_ports(source, destination, flow)
+    }
+
+    #[inline]
+    fn matches_but_ports(&self, source: T, destination: T, flow: &Flow) -> bool {
+        self.local.matches_but_ports(source, flow.protocol)
+            & self.remote.matches_but_ports(destination, flow.protocol)
+    }
+}
+
+/// A side's selector of either version.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum End {
+    V4(Side<u32>),
+    V6(Side<u128>),
+}
+
+impl End {
+    /// `None` if the addresses are of two versions, which no packet can match.
+    fn new(selector: &Selector) -> Option<End> {
+        match (selector.addresses.start, selector.addresses.end) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                Some(End::V4(Side::new(selector, first.to_bits(), last.to_bits())))
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                Some(End::V6(Side::new(selector, first.to_bits(), last.to_bits())))
+            }
             _ => None,
         }
     }
 
-    #[inline]
-    fn contains(&self, address: IpAddr) -> bool {
+    fn matches_but_ports(&self, address: IpAddr, protocol: u8) -> bool {
         match (self, address) {
-            (Range::V4(start, end), IpAddr::V4(address)) => (start..=end).contains(&&address.to_bits()),
-            (Range::V6(start, end), IpAddr::V6(address)) => (start..=end).contains(&&address.to_bits()),
+            (End::V4(side), IpAddr::V4(address)) => side.matches_but_ports(address.to_bits(), protocol),
+            (End::V6(side), IpAddr::V6(address)) => side.matches_but_ports(address.to_bits(), protocol),
             _ => false,
         }
     }
-}
 
-#[derive(Clone, Copy, Debug)]
-struct End {
-    addresses: Range,
-    start_port: u16,
-    end_port: u16,
-    protocol: u8,
-}
-
-impl End {
-    fn new(selector: &Selector) -> Option<End> {
-        Some(End {
-            addresses: Range::new(selector.addresses.start, selector.addresses.end)?,
-            start_port: selector.start_port,
-            end_port: selector.end_port,
-            protocol: selector.protocol,
-        })
-    }
-
-    #[inline]
-    fn matches_without_port(&self, address: IpAddr, protocol: u8) -> bool {
-        self.addresses.contains(address) && (self.protocol == 0 || self.protocol == protocol)
-    }
-
-    #[inline]
     fn matches(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
-        let any_port = self.start_port == 0 && self.end_port == 65535;
-        let opaque = self.start_port == 65535 && self.end_port == 0;
-        self.matches_without_port(address, protocol)
-            && (any_port || port.map_or(opaque, |port| (self.start_port..=self.end_port).contains(&port)))
+        let ports = match self {
+            End::V4(side) => port.map_or(side.without_port, |port| side.matches_port(port)),
+            End::V6(side) => port.map_or(side.without_port, |port| side.matches_port(port)),
+        };
+        ports && self.matches_but_ports(address, protocol)
     }
 }
 
-/// A [`SelectorSet`] without its indirections.
-#[derive(Clone, Debug)]
-pub(crate) struct Selectors {
+/// Several of a side, or of two versions.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Lists {
     local: ArrayVec<End, { SelectorSet::MAX }>,
     remote: ArrayVec<End, { SelectorSet::MAX }>,
 }
+
+/// A [`SelectorSet`] without its indirections where it is one pair of IPv4 ranges, as nearly all are.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Selectors {
+    V4(Pair<u32>),
+    V6(Box<Pair<u128>>),
+    Many(Box<Lists>),
+}
+
+const _: () = assert!(size_of::<Selectors>() == 32);
 
 impl Selectors {
     /// `None` if there are more than [`SelectorSet::MAX`] on a side.
@@ -137,22 +184,41 @@ impl Selectors {
         let compile = |side: &[Selector]| {
             (side.len() <= SelectorSet::MAX).then(|| side.iter().filter_map(End::new).collect())
         };
-        Some(Selectors { local: compile(&set.local)?, remote: compile(&set.remote)? })
+        let lists = Lists { local: compile(&set.local)?, remote: compile(&set.remote)? };
+        Some(match (&lists.local[..], &lists.remote[..]) {
+            (&[End::V4(local)], &[End::V4(remote)]) => Selectors::V4(Pair { local, remote }),
+            (&[End::V6(local)], &[End::V6(remote)]) => Selectors::V6(Box::new(Pair { local, remote })),
+            _ => Selectors::Many(Box::new(lists)),
+        })
     }
 
     /// Does a packet that leaves us match? (One that comes is to be [`Flow::reversed`] first.)
     #[inline]
     pub(crate) fn matches(&self, flow: &Flow) -> bool {
-        let (source_port, destination_port) = (flow.ports.map(|p| p.0), flow.ports.map(|p| p.1));
-        self.local.iter().any(|end| end.matches(flow.source, flow.protocol, source_port))
-            && self.remote.iter().any(|end| end.matches(flow.destination, flow.protocol, destination_port))
+        match (self, flow.source, flow.destination) {
+            (Selectors::V4(pair), IpAddr::V4(source), IpAddr::V4(destination)) => {
+                pair.matches(source.to_bits(), destination.to_bits(), flow)
+            }
+            (Selectors::V6(pair), IpAddr::V6(source), IpAddr::V6(destination)) => {
+                pair.matches(source.to_bits(), destination.to_bits(), flow)
+            }
+            (Selectors::Many(lists), ..) => lists.matches(flow),
+            _ => false,
+        }
     }
 
     /// Would it match if its ports were such?
-    #[inline]
     pub(crate) fn matches_without_ports(&self, flow: &Flow) -> bool {
-        self.local.iter().any(|end| end.matches_without_port(flow.source, flow.protocol))
-            && self.remote.iter().any(|end| end.matches_without_port(flow.destination, flow.protocol))
+        match (self, flow.source, flow.destination) {
+            (Selectors::V4(pair), IpAddr::V4(source), IpAddr::V4(destination)) => {
+                pair.matches_but_ports(source.to_bits(), destination.to_bits(), flow)
+            }
+            (Selectors::V6(pair), IpAddr::V6(source), IpAddr::V6(destination)) => {
+                pair.matches_but_ports(source.to_bits(), destination.to_bits(), flow)
+            }
+            (Selectors::Many(lists), ..) => lists.matches_without_ports(flow),
+            _ => false,
+        }
     }
 
     /// May an SA with these selectors carry a packet that leaves us?
@@ -166,6 +232,20 @@ impl Selectors {
             }
             false => Err(DropReason::SelectorMismatch),
         }
+    }
+}
+
+impl Lists {
+    #[inline(never)]
+    fn matches(&self, flow: &Flow) -> bool {
+        let (source_port, destination_port) = (flow.ports.map(|p| p.0), flow.ports.map(|p| p.1));
+        self.local.iter().any(|end| end.matches(flow.source, flow.protocol, source_port))
+            && self.remote.iter().any(|end| end.matches(flow.destination, flow.protocol, destination_port))
+    }
+
+    fn matches_without_ports(&self, flow: &Flow) -> bool {
+        self.local.iter().any(|end| end.matches_but_ports(flow.source, flow.protocol))
+            && self.remote.iter().any(|end| end.matches_but_ports(flow.destination, flow.protocol))
     }
 }
 

@@ -19,6 +19,12 @@ const REMOVED: u32 = 1;
 /// In the place of a state: current, and another worker's.
 const ELSEWHERE: u8 = 5;
 
+/// Bits of a value that say the state; the others say which.
+const STATE_BITS: u32 = 4;
+/// More SPIs than this have no place in a value.
+const MOST: u32 = 1 << 27;
+const _: () = assert!(spindle_abi::MAX_SAS <= 1 << (32 - STATE_BITS));
+
 /// Reports on one former SPI at most once in this time.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -69,8 +75,8 @@ impl Former {
 
 pub(crate) struct SpiTable {
     buckets: Vec<Bucket>,
-    /// State in the low 8 bits, slot above. (Zeroed words cost nothing until they are used.)
-    values: Vec<u64>,
+    /// State in the low bits, slot above. (Zeroed words cost nothing until they are used.)
+    values: Vec<u32>,
     /// For each bucket, the SPIs that live further on because it was full.
     passed: Vec<u32>,
     shift: u32,
@@ -84,7 +90,7 @@ pub(crate) struct SpiTable {
 
 impl SpiTable {
     pub(crate) fn new(limit: u32) -> SpiTable {
-        let limit = limit.max(1) as usize;
+        let limit = limit.clamp(1, MOST) as usize;
         // At most three quarters full: then hardly any bucket overflows.
         let buckets = (limit * 4 / 3).div_ceil(WIDTH).next_power_of_two().max(2);
         SpiTable {
@@ -114,7 +120,7 @@ impl SpiTable {
 
     /// Where the SPI is: bucket times [`WIDTH`] plus lane.
     #[inline]
-    fn find(&self, spi: Spi) -> Option<usize> {
+    pub(crate) fn find(&self, spi: Spi) -> Option<u32> {
         if spi.0 <= REMOVED {
             return None;
         }
@@ -123,12 +129,12 @@ impl SpiTable {
             let lanes = &self.buckets[at].0;
             // Without a branch per lane, so that it becomes a few vector instructions.
             let (mut here, mut empty) = (0u32, 0u32);
-            for (lane, held) in lanes.iter().enumerate() {
-                here |= u32::from(*held == spi.0) << lane;
+            for (number, held) in (1u32..).zip(lanes) {
+                here |= if *held == spi.0 { number } else { 0 };
                 empty |= u32::from(*held == EMPTY);
             }
             if here != 0 {
-                return Some(at * WIDTH + here.trailing_zeros() as usize);
+                return Some((at * WIDTH) as u32 + here - 1);
             }
             if empty != 0 {
                 return None;
@@ -138,17 +144,31 @@ impl SpiTable {
         None
     }
 
+    /// Fetches what is known of an SPI that was found, ahead of [`SpiTable::at`].
     #[inline]
-    pub(crate) fn lookup(&self, spi: Spi) -> Known {
-        let Some(at) = self.find(spi) else { return Known::Unknown };
-        let slot = (self.values[at] >> 8) as u32;
-        match self.values[at] & 0xff {
+    pub(crate) fn prefetch_value(&self, found: Option<u32>) {
+        if let Some(value) = found.and_then(|at| self.values.get(at as usize)) {
+            prefetch(value);
+        }
+    }
+
+    /// What is known of an SPI that was found there.
+    #[inline]
+    pub(crate) fn at(&self, found: Option<u32>) -> Known {
+        let Some(value) = found.and_then(|at| self.values.get(at as usize)) else { return Known::Unknown };
+        let slot = value >> STATE_BITS;
+        match value & ((1 << STATE_BITS) - 1) {
             1 => Known::Larval,
             2 => Known::Current(slot),
             3 => Known::Retired,
             5 => Known::Elsewhere(slot as u16),
             _ => Known::Former(slot),
         }
+    }
+
+    #[inline]
+    pub(crate) fn lookup(&self, spi: Spi) -> Known {
+        self.at(self.find(spi))
     }
 
     pub(crate) fn state(&self, spi: Spi) -> SpiState {
@@ -177,14 +197,14 @@ impl SpiTable {
         }
         let at = self.place(spi, known)?;
         let slot = if state == SpiState::Former { self.new_former(spi) } else { index };
-        self.values[at] = u64::from(slot) << 8 | state as u64;
+        self.values[at] = slot << STATE_BITS | state as u32;
         Ok(())
     }
 
     /// The SPI is current, and this worker has its SA.
     pub(crate) fn set_elsewhere(&mut self, spi: Spi, worker: u16) -> Result<(), Refused> {
         let at = self.place(spi, self.lookup(spi))?;
-        self.values[at] = u64::from(worker) << 8 | u64::from(ELSEWHERE);
+        self.values[at] = u32::from(worker) << STATE_BITS | u32::from(ELSEWHERE);
         Ok(())
     }
 
@@ -194,7 +214,7 @@ impl SpiTable {
             return Err(Refused::Impossible("SPI"));
         }
         let at = match self.find(spi) {
-            Some(at) => at,
+            Some(at) => at as usize,
             None => self.insert(spi)?,
         };
         if let Known::Former(slot) = known {
@@ -223,7 +243,7 @@ impl SpiTable {
     }
 
     fn remove(&mut self, spi: Spi) {
-        let Some(found) = self.find(spi) else { return };
+        let Some(found) = self.find(spi).map(|found| found as usize) else { return };
         if let Known::Former(slot) = self.lookup(spi) {
             self.release(slot);
         }

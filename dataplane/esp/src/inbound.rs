@@ -76,6 +76,13 @@ impl InboundSa {
         &mut self.window
     }
 
+    /// Asks for the memory that it points to ahead of its use, for a packet with this sequence number.
+    #[inline]
+    pub fn prefetch(&self, sequence: u32) {
+        self.key.prefetch();
+        self.window.prefetch(sequence);
+    }
+
     /// Opens a packet in place. `octets` go from the SPI to the end of the ICV.
     ///
     /// "If the received packet falls within the window and is new, or if the packet is to the right of the window,
@@ -87,23 +94,24 @@ impl InboundSa {
         if octets.len() < FRONT + 2 + ICV_LENGTH {
             return Err(OpenFault::Truncated);
         }
-        let end = octets.len() - ICV_LENGTH;
-        let (head, icv) = octets.split_at_mut(end);
-        let (front, cipher) = head.split_at_mut(FRONT);
-        let low = u32::from_be_bytes([front[4], front[5], front[6], front[7]]);
+        let Some((head, tag)) = octets.split_last_chunk_mut::<ICV_LENGTH>() else {
+            return Err(OpenFault::Truncated);
+        };
+        let Some((front, cipher)) = head.split_first_chunk_mut::<FRONT>() else {
+            return Err(OpenFault::Truncated);
+        };
+        let [_, _, _, _, a, b, c, d, iv @ ..] = *front;
+        let low = u32::from_be_bytes([a, b, c, d]);
         let number = if self.esn { self.window.extend(low) } else { Some(low.into()) };
         let Some(sequence) = number.filter(|number| self.window.check(*number)) else {
             return Err(OpenFault::Replayed);
         };
-        let (mut iv, mut tag) = ([0; IV_LENGTH], [0; ICV_LENGTH]);
-        iv.copy_from_slice(&front[esp::HEADER_LENGTH..]);
-        tag.copy_from_slice(icv);
         let additional = AdditionalData::new(&front[..esp::HEADER_LENGTH], sequence, self.esn);
-        let opened = self.key.open(&nonce(self.salt, iv), additional.octets(), cipher, &tag);
+        let opened = self.key.open(&nonce(self.salt, iv), additional.octets(), cipher, tag);
         opened.map_err(|_| OpenFault::NotAuthentic)?;
         self.window.update(sequence);
-        let next_header = cipher[cipher.len() - 1];
-        let padding = usize::from(cipher[cipher.len() - 2]);
+        let Some(&[padding, next_header]) = cipher.last_chunk() else { return Err(OpenFault::Truncated) };
+        let padding = usize::from(padding);
         let Some(length) = cipher.len().checked_sub(2 + padding) else { return Err(OpenFault::Padding) };
         // RFC 4303 section 2.4: the receiver should inspect the padding.
         let expected =

@@ -2,10 +2,10 @@
 
 use crate::{AdditionalData, ICV_LENGTH, IV_LENGTH, Unusable, nonce, split_keymat, tunnel};
 use spindle_abi::{Mode, SaParameters, Spi};
-use spindle_aead::{Key, Provider};
+use spindle_aead::{Key, Provider, prefetch};
 use spindle_wire::{esp, ip, ipv4, ipv6, protocol, udp};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// What stands around ESP on an SA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +43,12 @@ pub const fn back_length(inner_length: usize) -> usize {
 /// The longest inner packet that fits the path once encapsulated; 0 if none does.
 #[inline]
 pub const fn inner_limit(path_mtu: usize, around: Encapsulation) -> usize {
-    let ciphertext = path_mtu.saturating_sub(front_length(around) + ICV_LENGTH) & !3;
+    limit_behind(front_length(around), path_mtu)
+}
+
+#[inline]
+const fn limit_behind(front: usize, path_mtu: usize) -> usize {
+    let ciphertext = path_mtu.saturating_sub(front + ICV_LENGTH) & !3;
     ciphertext.saturating_sub(2)
 }
 
@@ -59,17 +64,21 @@ impl fmt::Display for Exhausted {
 
 impl std::error::Error for Exhausted {}
 
-/// The outer addresses. Those of IPv6 stand apart, so that the SA stays one cache line.
+/// The outer addresses, in IPv4 what else of the outer header stays. Those of IPv6 stand apart, so that the SA stays one
+/// cache line.
 #[derive(Debug)]
 enum Ends {
-    V4 { local: Ipv4Addr, remote: Ipv4Addr },
+    V4(ipv4::Outer),
     V6(Box<(Ipv6Addr, Ipv6Addr)>),
 }
 
 impl Ends {
-    fn new(local: IpAddr, remote: IpAddr) -> Result<Ends, Unusable> {
+    fn new(local: IpAddr, remote: IpAddr, in_udp: bool) -> Result<Ends, Unusable> {
+        let next = if in_udp { protocol::UDP } else { protocol::ESP };
         match (local, remote) {
-            (IpAddr::V4(local), IpAddr::V4(remote)) => Ok(Ends::V4 { local, remote }),
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                Ok(Ends::V4(ipv4::Outer::new(local, remote, tunnel::TTL, next)))
+            }
             (IpAddr::V6(local), IpAddr::V6(remote)) => Ok(Ends::V6(Box::new((local, remote)))),
             _ => Err(Unusable::IpVersions),
         }
@@ -91,6 +100,8 @@ pub struct OutboundSa {
     in_udp: bool,
     in_transport: bool,
     esn: bool,
+    /// [`front_length`].
+    front: u8,
 }
 
 const _: () = assert!(size_of::<OutboundSa>() == 64);
@@ -98,9 +109,9 @@ const _: () = assert!(size_of::<OutboundSa>() == 64);
 impl OutboundSa {
     /// The SA before its first packet.
     pub fn new(sa: &SaParameters, provider: Provider) -> Result<OutboundSa, Unusable> {
-        let ends = Ends::new(sa.local.ip(), sa.remote.ip())?;
+        let ends = Ends::new(sa.local.ip(), sa.remote.ip(), sa.encapsulated)?;
         let (key, salt) = split_keymat(sa, provider)?;
-        Ok(OutboundSa {
+        let mut made = OutboundSa {
             key,
             sequence: 0,
             spi: sa.spi,
@@ -111,7 +122,10 @@ impl OutboundSa {
             in_udp: sa.encapsulated,
             in_transport: sa.mode == Mode::Transport,
             esn: sa.esn,
-        })
+            front: 0,
+        };
+        made.front = front_length(made.encapsulation()) as u8;
+        Ok(made)
     }
 
     /// What stands around ESP here.
@@ -119,6 +133,27 @@ impl OutboundSa {
     pub fn encapsulation(&self) -> Encapsulation {
         let is_ipv6 = matches!(self.ends, Ends::V6(_));
         Encapsulation { is_ipv6, in_udp: self.in_udp, in_transport: self.in_transport }
+    }
+
+    /// Octets of what stands before the packet: [`front_length`].
+    #[inline]
+    pub fn front_length(&self) -> usize {
+        self.front.into()
+    }
+
+    /// The longest inner packet that fits the path once encapsulated: [`inner_limit`].
+    #[inline]
+    pub fn inner_limit(&self, path_mtu: usize) -> usize {
+        limit_behind(self.front_length(), path_mtu)
+    }
+
+    /// Asks for the memory that it points to ahead of its use.
+    #[inline]
+    pub fn prefetch(&self) {
+        self.key.prefetch();
+        if let Ends::V6(ends) = &self.ends {
+            prefetch(&**ends);
+        }
     }
 
     /// May it carry a packet with these addresses? In transport mode the SA's own alone (RFC 4301 section 4.1).
@@ -131,7 +166,7 @@ impl OutboundSa {
     #[inline]
     pub fn remote(&self) -> IpAddr {
         match &self.ends {
-            Ends::V4 { remote, .. } => (*remote).into(),
+            Ends::V4(outer) => outer.destination().into(),
             Ends::V6(ends) => ends.1.into(),
         }
     }
@@ -140,7 +175,7 @@ impl OutboundSa {
     #[inline]
     pub fn ends(&self) -> (IpAddr, IpAddr) {
         match &self.ends {
-            Ends::V4 { local, remote } => ((*local).into(), (*remote).into()),
+            Ends::V4(outer) => (outer.source().into(), outer.destination().into()),
             Ends::V6(ends) => (ends.0.into(), ends.1.into()),
         }
     }
@@ -190,8 +225,9 @@ impl OutboundSa {
 
     /// The outer addresses changed (RFC 7296 section 2.23).
     pub fn readdress(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<(), Unusable> {
-        self.ends = Ends::new(local.ip(), remote.ip())?;
+        self.ends = Ends::new(local.ip(), remote.ip(), self.in_udp)?;
         (self.local_port, self.remote_port) = (local.port(), remote.port());
+        self.front = front_length(self.encapsulation()) as u8;
         Ok(())
     }
 
@@ -204,7 +240,7 @@ impl OutboundSa {
     /// (RFC 4303 section 3.3.3): so the counter goes up first and never wraps, with replay protection or without.
     #[inline]
     pub fn encapsulate(&mut self, octets: &mut [u8], inner_length: usize) -> Result<(), Exhausted> {
-        let front = front_length(self.encapsulation());
+        let front = self.front_length();
         assert!(octets.len() == front + inner_length + back_length(inner_length));
         if self.sequence >= self.last_sequence() {
             return Err(Exhausted);
@@ -242,20 +278,18 @@ impl OutboundSa {
         esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(header);
         let (iv, rest) = rest.split_at_mut(IV_LENGTH);
         iv.copy_from_slice(&self.sequence.to_be_bytes());
-        let (plain, icv) = rest.split_at_mut(rest.len() - ICV_LENGTH);
-        let end = plain.len() - 2;
+        let Some((plain, icv)) = rest.split_last_chunk_mut::<ICV_LENGTH>() else { return };
         // RFC 4303 section 2.4: the padding is 1, 2, 3, and so on.
-        for (octet, value) in plain[end - padding..end].iter_mut().zip(1..) {
-            *octet = value;
+        match padding {
+            0 => end_with(plain, [0, next_header]),
+            1 => end_with(plain, [1, 1, next_header]),
+            2 => end_with(plain, [1, 2, 2, next_header]),
+            _ => end_with(plain, [1, 2, 3, 3, next_header]),
         }
-        plain[end] = padding as u8;
-        plain[end + 1] = next_header;
         // RFC 4106 section 3.1: the IV must never repeat under one key. The counter doesn't.
         let nonce = nonce(self.salt, self.sequence.to_be_bytes());
         let additional = AdditionalData::new(header, self.sequence, self.esn);
-        let mut tag = [0; ICV_LENGTH];
-        self.key.seal(&nonce, additional.octets(), plain, &mut tag);
-        icv.copy_from_slice(&tag);
+        self.key.seal(&nonce, additional.octets(), plain, icv);
     }
 
     /// Moves the packet's own headers to the front, and makes them lead to ESP (RFC 4303 section 3.1.1, RFC 3948 section
@@ -275,30 +309,21 @@ impl OutboundSa {
     fn write_headers(&self, outer: &mut [u8], payload: &[u8]) {
         let front = outer.len();
         let inner = tunnel::Inner::of(payload);
-        let next = if self.in_udp { protocol::UDP } else { protocol::ESP };
         let at = ip::header_length(matches!(self.ends, Ends::V6(_)));
         let payload_length = (front - at + payload.len()) as u16;
         match &self.ends {
-            Ends::V4 { local, remote } => {
-                let repr = ipv4::Repr {
-                    traffic_class: tunnel::outer_traffic_class(inner.traffic_class),
-                    identification: self.sequence as u16,
-                    dont_fragment: inner.dont_fragment,
-                    more_fragments: false,
-                    fragment_offset: 0,
-                    ttl: tunnel::TTL,
-                    protocol: next,
-                    source: *local,
-                    destination: *remote,
-                    payload_length,
-                };
-                repr.emit(outer);
-            }
+            Ends::V4(fixed) => fixed.emit(
+                tunnel::outer_traffic_class(inner.traffic_class),
+                self.sequence as u16,
+                inner.dont_fragment,
+                payload_length,
+                outer,
+            ),
             Ends::V6(ends) => {
                 let repr = ipv6::Repr {
                     traffic_class: tunnel::outer_traffic_class(inner.traffic_class),
                     flow_label: tunnel::flow_label(self.spi),
-                    next_header: next,
+                    next_header: if self.in_udp { protocol::UDP } else { protocol::ESP },
                     hop_limit: tunnel::TTL,
                     source: ends.0,
                     destination: ends.1,
@@ -318,5 +343,13 @@ impl OutboundSa {
         {
             udp::fill_checksum(&mut octets[at..], ends.0, ends.1);
         }
+    }
+}
+
+/// Writes the last octets.
+#[inline]
+fn end_with<const N: usize>(octets: &mut [u8], last: [u8; N]) {
+    if let Some(place) = octets.last_chunk_mut() {
+        *place = last;
     }
 }

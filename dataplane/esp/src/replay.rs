@@ -2,6 +2,8 @@
 //! clears whole blocks and shifts nothing. Numbers have 64 bits, of which packets carry the low 32; where the SA has
 //! no extended sequence numbers the others are 0.
 
+use spindle_aead::prefetch;
+
 /// Which sequence numbers have been received: the highest, and which of the `size` up to it.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow {
@@ -39,6 +41,14 @@ impl ReplayWindow {
     #[inline]
     fn place(&self, sequence: u64) -> (usize, u64) {
         ((sequence >> 6) as usize & (self.blocks.len() - 1), 1 << (sequence & 63))
+    }
+
+    /// Asks for the block of the number with these low bits ahead of its use.
+    #[inline]
+    pub fn prefetch(&self, low: u32) {
+        if let Some(block) = self.blocks.get((low >> 6) as usize & self.blocks.len().wrapping_sub(1)) {
+            prefetch(block);
+        }
     }
 
     /// May a packet with this number be new? Left of the window and seen ones are not; nor is 0, for the first

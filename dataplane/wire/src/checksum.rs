@@ -49,10 +49,21 @@ pub fn internet(octets: &[u8]) -> u16 {
     !fold(sum(octets))
 }
 
+/// Do these octets hold a right checksum? In whichever order a machine reads words, their sum is all ones then (RFC 1071
+/// section 2, B).
+#[inline]
+pub(crate) fn is_right(octets: &[u8; 20]) -> bool {
+    let (words, _) = octets.as_chunks();
+    fold(words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()) == 0xffff
+}
+
 /// The checksum after a 16-bit word of its octets changed (RFC 1624 section 3, equation 3).
 #[inline]
 pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
-    !fold(u64::from(!checksum) + u64::from(!old) + u64::from(new))
+    // Three words carry twice at most.
+    let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 #[cfg(test)]

@@ -72,6 +72,7 @@ impl Repr {
     /// Writes the header to the front.
     #[inline]
     pub fn emit(&self, octets: &mut [u8]) {
+        let octets = &mut octets[..HEADER_LENGTH];
         octets[0..6].copy_from_slice(&self.destination);
         octets[6..12].copy_from_slice(&self.source);
         put16(octets, 12, self.ethertype);

@@ -5,6 +5,9 @@ use std::net::Ipv6Addr;
 
 /// Octets of the fixed header.
 pub const HEADER_LENGTH: usize = 40;
+
+/// Where the header has its hop limit.
+pub(crate) const HOP_LIMIT: usize = 7;
 /// Where the fixed header names what follows it.
 const NEXT_HEADER: usize = 6;
 /// Octets of a fragment header.
@@ -170,7 +173,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
     #[inline]
     pub fn decrement_hop_limit(&mut self) {
         let octets = self.0.as_mut();
-        octets[7] = octets[7].saturating_sub(1);
+        octets[HOP_LIMIT] = octets[HOP_LIMIT].saturating_sub(1);
     }
 
     /// Sets DSCP and ECN.
