@@ -3,10 +3,11 @@
 //! [`config`] reads the file that all parts share. `spindle up` ([`supervisor`]) sets the [`guard`], makes the
 //! rings and starts `spindle-dataplane` and `spindle-control`; the latter ([`daemon`]) carries datagrams and events
 //! between sockets, rings and [`spindle_recovery::Gateway`], and keeps on disk what must survive. The other
-//! subcommands ([`cli`]) ask it over a socket, in the words of [`protocol`].
+//! subcommands ([`cli`]) ask it over a socket, in the words of [`protocol`]; `spindle capture` asks the dataplane, too.
 
 #![forbid(unsafe_code)]
 
+mod capture;
 pub mod cli;
 pub mod config;
 pub mod daemon;

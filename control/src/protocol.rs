@@ -3,7 +3,9 @@
 //! them. Times are microseconds since 1970 (`*_us`) or seconds ago (`*_s`), SPIs hexadecimal.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// The socket's name in `run_dir`.
 pub const SOCKET: &str = "control.sock";
@@ -30,6 +32,14 @@ pub enum Request {
     RotateSecret {
         /// How long to wait.
         timeout_ms: u64,
+    },
+    /// Answered by `null`, and then by lists of [`WatchedSa`], one a line: first of those that there are, then of each that
+    /// comes or changes, until the caller closes the connection or says anything.
+    WatchSas {
+        /// Of this connection alone.
+        connection: Option<String>,
+        /// With their keys: for root alone, and where `gateway.capture_keys` is true.
+        keys: bool,
     },
     /// Starts a connection or a child, and waits until it is there. Result: [`Done`].
     Initiate {
@@ -302,6 +312,23 @@ pub struct LoggedEvent {
     pub spi: Option<String>,
     /// More, for people.
     pub detail: String,
+}
+
+/// An SA of a Child SA in one direction, as `capture` is told of it. It may hold a key, so it knows no Debug.
+#[derive(Serialize, Deserialize)]
+pub struct WatchedSa<'a> {
+    /// Connection's name.
+    pub connection: Cow<'a, str>,
+    /// In its packets.
+    pub spi: u32,
+    /// Where its packets come from.
+    pub source: IpAddr,
+    /// Where they go to.
+    pub destination: IpAddr,
+    /// As in proposals.
+    pub suite: Cow<'a, str>,
+    /// Key and salt, hexadecimal, if asked for.
+    pub key: Option<&'a str>,
 }
 
 /// What `initiate`, `terminate` and `rekey` brought about.

@@ -95,7 +95,14 @@ impl Captures {
                     current.stage = Stage::Ends(workers.len());
                 }
                 (Asked::Request(request), Stage::Runs(wanted)) => wanted.replace(request.spis.as_deref()),
-                (Asked::Request(request), Stage::Silent) => self.begin(&request, workers)?,
+                (Asked::Request(request), Stage::Silent) => {
+                    if let Err(error) = self.begin(&request, workers) {
+                        tracing::warn!(%error, "a capture cannot begin");
+                        if let Some(refused) = self.current.take() {
+                            refused.connection.into_inner().refuse(&error.to_string());
+                        }
+                    }
+                }
             }
         }
         Ok(())
@@ -106,11 +113,7 @@ impl Captures {
         let (writers, rings) = create(workers.len())?;
         let reasons = DropReason::ALL.iter().map(|reason| reason.name().to_owned()).collect();
         let begun = Begun { interfaces: self.interfaces.clone(), reasons };
-        if let Err(error) = current.connection.get_ref().begun(&begun, &rings) {
-            tracing::warn!(%error, "who asked for a capture cannot be answered");
-            self.current = None;
-            return Ok(());
-        }
+        current.connection.get_ref().begun(&begun, &rings)?;
         let (uid, pid) = (current.peer.uid.as_raw(), current.peer.pid.as_raw_nonzero());
         tracing::info!(uid, pid, ?request, "a capture begins");
         let wanted = Arc::new(Wanted::new(request.spis.as_deref()));

@@ -227,6 +227,20 @@ pub struct Gateway {
 #[derive(Debug)]
 pub struct Background(Child);
 
+impl Background {
+    /// Interrupts it, as by Ctrl-C, and waits for its end; was that a success?
+    pub fn interrupt(mut self) -> Result<bool> {
+        let what = || "waiting for a command's end".to_owned();
+        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT);
+        self.0.wait().map(|status| status.success()).context(what)
+    }
+
+    /// Waits until it ends by itself; was that a success?
+    pub fn wait(mut self) -> Result<bool> {
+        self.0.wait().map(|status| status.success()).context(|| "waiting for a command's end".to_owned())
+    }
+}
+
 impl Drop for Background {
     fn drop(&mut self) {
         let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);

@@ -1,5 +1,6 @@
 //! The `spindle` command line. Exit codes: 0 done, 1 failed, 2 usage or configuration.
 
+mod capture;
 mod client;
 mod tables;
 
@@ -10,7 +11,7 @@ use crate::supervisor;
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// An IPsec gateway that comes back from a crash within a few round trips.
@@ -54,6 +55,8 @@ enum Verb {
     Stats(Ask),
     /// Shows what happened lately, the last 4096 events.
     Events(Ask),
+    /// Captures frames as pcapng, each with the reason if it was dropped; tshark and Wireshark read it.
+    Capture(capture::Capture),
     /// Shows the generations of the QCD secret, and which of them are relied on.
     Secret(Ask),
     /// Rotates the QCD secret (RFC 6290 section 5.1): no peer's token becomes void; waits until the new one is in use.
@@ -247,6 +250,7 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
         Verb::ListConns(a) => ask(&a, Request::ListConns, tables::connections),
         Verb::Stats(a) => ask(&a, Request::Stats, tables::stats),
         Verb::Events(a) => ask(&a, Request::Events, tables::events),
+        Verb::Capture(arguments) => capture::run(arguments),
         Verb::Secret(a) => ask(&a, Request::Secret, tables::secret),
         Verb::RotateSecret(wait) => {
             ask(&wait.ask, Request::RotateSecret { timeout_ms: wait.timeout_ms() }, tables::secret)
@@ -281,7 +285,11 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
 }
 
 fn run_dir(ask: &Ask) -> Result<PathBuf, Unsuccessful> {
-    match (&ask.run_dir, &ask.config) {
+    named_run_dir(ask.run_dir.as_ref(), ask.config.as_deref())
+}
+
+fn named_run_dir(run_dir: Option<&PathBuf>, config: Option<&Path>) -> Result<PathBuf, Unsuccessful> {
+    match (run_dir, config) {
         (Some(run_dir), _) => Ok(run_dir.clone()),
         (None, Some(config)) => {
             Settings::load(config).map(|s| s.gateway.run_dir).map_err(Unsuccessful::usage)

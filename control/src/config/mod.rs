@@ -87,6 +87,8 @@ pub struct GatewaySettings {
     pub cookie_threshold: usize,
     /// Lifetime of the tickets that we grant, at most.
     pub ticket_lifetime: Duration,
+    /// May root have the keys of Child SAs, by `spindle capture --keys`?
+    pub capture_keys: bool,
 }
 
 /// How workers wait for packets.
@@ -336,6 +338,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         }
         None => Duration::from_secs(3600),
     };
+    let capture_keys = section.optional("capture_keys").map_or(Ok(false), |v| v.boolean())?;
     let interfaces = interfaces::interfaces(&section.section("interfaces")?)?;
     section.finish()?;
     Ok(GatewaySettings {
@@ -355,6 +358,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         natt_port,
         cookie_threshold,
         ticket_lifetime,
+        capture_keys,
     })
 }
 

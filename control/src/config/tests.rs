@@ -72,6 +72,7 @@ fn a_good_file_is_understood_and_its_defaults_filled_in() {
     assert_eq!(s.gateway.workers, 1);
     assert_eq!(s.gateway.anchor, Path::new("/var/lib/spindle-anchor"));
     assert_eq!(s.gateway.ticket_lifetime, Duration::from_secs(3600));
+    assert!(!s.gateway.capture_keys, "a secret leaves by no command alone");
     assert!(!s.connections[0].resumption, "it costs forward secrecy");
     assert!(s.connections[0].redirect_to.is_empty(), "the peer sends us nowhere unless we say where");
     assert_eq!((s.gateway.ike_port, s.gateway.natt_port), (500, 4500));
@@ -368,6 +369,7 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "connections.ab.redirect_to",
             "remote.address is one",
         ),
+        ("name = \"b\"", "name = \"b\"\ncapture_keys = 1", 3, "gateway.capture_keys", "true or false"),
         ("name = \"b\"", "name = \"b\"\nticket_lifetime = \"2d\"", 3, "gateway.ticket_lifetime", "24h"),
         ("start_action = \"start\"", "start_action = start", 16, "start_action", "not TOML"),
         ("start_action = \"start\"", "[connections.ab]\nencap = true", 16, "connections.ab", "not TOML"),

@@ -21,6 +21,7 @@ mod show;
 mod sockets;
 mod take_down;
 mod wait;
+mod watchers;
 
 use crate::config::Settings;
 use crate::protocol::{Done, Pids, Request, Response, Stats, Status};
@@ -50,6 +51,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use wait::{Verdict, Waiter};
+use watchers::Watchers;
 
 /// Datagrams taken at a time.
 const PORTION: usize = 256;
@@ -155,6 +157,7 @@ struct Daemon<'a> {
     take_downs: Callers,
     events: EventLog,
     waiters: Vec<Waiter>,
+    watchers: Watchers,
     stopping: Option<Time>,
 }
 
@@ -334,6 +337,7 @@ impl<'a> Daemon<'a> {
             take_downs: Callers::default(),
             events: EventLog::new(),
             waiters: Vec::new(),
+            watchers: Watchers::default(),
             stopping: None,
         };
         let detail = format!("incarnation {}", daemon.status.incarnation);
@@ -426,7 +430,10 @@ impl<'a> Daemon<'a> {
             let Some(output) = self.gateway.poll() else { break };
             match output {
                 Output::Transmit(datagram) => self.sockets.send(&datagram),
-                Output::Command { sequence, command } => self.bridge.command(sequence, command),
+                Output::Command { sequence, command } => {
+                    self.tell_watchers(&command);
+                    self.bridge.command(sequence, command);
+                }
                 Output::Journal(write) => self.journal.write(write),
                 Output::Secrets { new, keep } => self.write_secrets(new, keep),
                 Output::Keep(changes) => self.keeper.iter_mut().for_each(|keeper| keeper.write(&changes)),
@@ -489,6 +496,7 @@ impl<'a> Daemon<'a> {
         let Report { name, connection, spis, spi, detail } = report;
         let connection = connection.as_deref().unwrap_or("-");
         match *name {
+            "capture-keys" => tracing::warn!(connection, "{name} {detail}"),
             "maker-off" | "secret-rotation-failed" => tracing::error!(connection, ?spis, "{name} {detail}"),
             _ => tracing::info!(connection, ?spis, ?spi, "{name} {detail}"),
         }
@@ -533,7 +541,7 @@ impl<'a> Daemon<'a> {
         self.stopping.is_some_and(|patience| patience <= now() || self.gateway.count().0 == 0)
     }
 
-    fn answer(&mut self, Asked { request, answer }: Asked) {
+    fn answer(&mut self, Asked { request, caller, lines, answer }: Asked) {
         let waiter = match request {
             Request::Initiate { connection, child, timeout_ms } => {
                 let begun = self.gateway.initiate(now(), &connection, child.as_deref());
@@ -559,6 +567,9 @@ impl<'a> Daemon<'a> {
                 };
                 let _ = answer.send(response);
                 return;
+            }
+            Request::WatchSas { connection, keys } => {
+                return self.watch_sas(connection, keys, caller, lines, answer);
             }
             Request::RotateSecret { timeout_ms } => return self.rotate_secret(timeout_ms, answer),
             Request::TakeDown { to, grace_ms, timeout_ms } => {

@@ -9,13 +9,29 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use zeroize::Zeroizing;
 
 /// Callers served at once; more wait.
 const CALLERS: usize = 32;
+/// Lines that wait for one who watches; who doesn't read them is told no more.
+const LINES: usize = 4096;
+
+/// What goes on coming after the answer; may hold keys.
+pub(super) type Line = Zeroizing<Vec<u8>>;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    pub(super) uid: u32,
+    pub(super) pid: i32,
+}
 
 /// A request and where its answer goes.
 pub(super) struct Asked {
     pub(super) request: Request,
+    pub(super) caller: Caller,
+    /// Where what comes after the answer goes, if the request is one to watch.
+    pub(super) lines: Option<mpsc::Sender<Line>>,
     pub(super) answer: oneshot::Sender<Response>,
 }
 
@@ -49,6 +65,8 @@ pub(super) fn listen(run_dir: &Path) -> io::Result<mpsc::Receiver<Asked>> {
 }
 
 async fn serve(stream: UnixStream, daemon: &mpsc::Sender<Asked>) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let caller = Caller { uid: peer.uid(), pid: peer.pid().unwrap_or(0) };
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     loop {
@@ -60,10 +78,14 @@ async fn serve(stream: UnixStream, daemon: &mpsc::Sender<Asked>) -> io::Result<(
         if !line.ends_with(b"\n") && line.len() >= MAX_REQUEST {
             return Ok(());
         }
+        let mut watched = None;
         let response = match serde_json::from_slice(&line) {
             Ok(request) => {
                 let (answer, answered) = oneshot::channel();
-                if daemon.send(Asked { request, answer }).await.is_err() {
+                let lines = matches!(request, Request::WatchSas { .. }).then(|| mpsc::channel(LINES));
+                let (lines, watch) = lines.unzip();
+                watched = watch;
+                if daemon.send(Asked { request, caller, lines, answer }).await.is_err() {
                     return Ok(());
                 }
                 answered.await.unwrap_or_else(|_| Response::Error("the gateway is stopping".into()))
@@ -73,5 +95,17 @@ async fn serve(stream: UnixStream, daemon: &mpsc::Sender<Asked>) -> io::Result<(
         let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
         writer.write_all(&text).await?;
+        if let (Some(mut lines), Response::Result(_)) = (watched, &response) {
+            // Whatever the caller says now, it has ended watching.
+            loop {
+                tokio::select! {
+                    line = lines.recv() => match line {
+                        Some(line) => writer.write_all(&line).await?,
+                        None => return Ok(()),
+                    },
+                    _ = reader.fill_buf() => return Ok(()),
+                }
+            }
+        }
     }
 }

@@ -10,11 +10,14 @@
 
 use crate::ring::Broken;
 use crate::sync::{AtomicU64, HEADER_WORDS, Memory, Ordering};
-use spindle_abi::{LAYOUT_HASH, Spi, Time};
+#[cfg(not(loom))]
+use spindle_abi::LAYOUT_HASH;
+use spindle_abi::{Spi, Time};
 
 /// Words behind the header of each ring: 16 MiB, of which only what is used becomes memory.
-const WORDS: u64 = if cfg!(loom) { 8 } else { 1 << 21 };
+const WORDS: u64 = if cfg!(loom) { 4 } else { 1 << 21 };
 /// In the header; the first two words say what it is.
+#[cfg(not(loom))]
 const MAGIC: u64 = u64::from_be_bytes(*b"spindle\x02");
 const TAIL: usize = 16; // written by the writer
 const LOST: usize = 17; // by side, two words; written by the writer

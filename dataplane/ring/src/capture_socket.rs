@@ -200,9 +200,12 @@ impl CaptureServer {
     }
 
     /// There will be no capture, and why.
-    pub fn refuse(&self, why: &str) {
+    pub fn refuse(self, why: &str) {
         // Who has gone needs no answer.
         let _ = send(&self.0, why.as_bytes(), SendFlags::NOSIGNAL);
+        // What nobody read when a socket is closed would reset it, and the answer be lost.
+        let _ = shutdown(&self.0, Shutdown::Read);
+        while matches!(recv(&self.0, &mut [0; 8][..], RecvFlags::DONTWAIT), Ok((1.., _))) {}
     }
 }
 
@@ -220,8 +223,11 @@ impl CaptureClient {
 
     /// Says what is wanted.
     pub fn ask(&self, request: &Request) -> io::Result<()> {
-        send(&self.0, request.encode().as_bytes(), SendFlags::NOSIGNAL)?;
-        Ok(())
+        match send(&self.0, request.encode().as_bytes(), SendFlags::NOSIGNAL) {
+            // Refused, or ended: why is still to be heard.
+            Ok(_) | Err(rustix::io::Errno::PIPE) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Waits for the answer to the first request: what is captured, and the rings; or why not.
@@ -330,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_why_and_other_versions_are_none_of_ours() {
+    fn other_versions_are_none_of_ours_and_a_death_is_an_end() {
         let directory = Directory::new("capture-refused");
         let listener = CaptureListener::bind(&directory.0).unwrap();
         let client = CaptureClient::connect(&directory.0).unwrap();
@@ -339,9 +345,25 @@ mod tests {
         record.layout ^= 1;
         send(&client.0, record.as_bytes(), SendFlags::NOSIGNAL).unwrap();
         assert_eq!(server.asked(), Asked::End);
-        server.refuse("a capture runs already");
-        assert_eq!(client.begun().unwrap_err().to_string(), "a capture runs already");
         drop(client);
         assert_eq!(server.asked(), Asked::End, "killed");
+    }
+
+    #[test]
+    fn a_refusal_is_heard_whether_or_not_the_request_was_read() {
+        let directory = Directory::new("capture-unread");
+        let listener = CaptureListener::bind(&directory.0).unwrap();
+        for asks_first in [true, false] {
+            let client = CaptureClient::connect(&directory.0).unwrap();
+            if asks_first {
+                client.ask(&request(None)).unwrap();
+            }
+            let (server, _) = listener.accept().unwrap().unwrap();
+            server.refuse("a capture runs already");
+            if !asks_first {
+                client.ask(&request(None)).unwrap();
+            }
+            assert_eq!(client.begun().unwrap_err().to_string(), "a capture runs already");
+        }
     }
 }

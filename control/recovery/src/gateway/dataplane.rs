@@ -129,6 +129,15 @@ impl Told {
 }
 
 impl Gateway {
+    /// The SAs that the dataplane has, and whether each is inbound. They hold their keys.
+    pub fn installed(&self) -> impl Iterator<Item = (bool, &SaParameters)> {
+        self.dataplane.told.sas.values().filter_map(|command| match command {
+            Command::InstallInbound { sa, .. } => Some((true, sa)),
+            Command::InstallOutbound { sa } => Some((false, sa)),
+            _ => None,
+        })
+    }
+
     /// What a dataplane has to know from its start on, beside the SAs and before it is *ready*.
     pub(super) fn set_up(&mut self) {
         self.bind_policies();
