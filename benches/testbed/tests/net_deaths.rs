@@ -4,41 +4,61 @@ mod gateways;
 
 use gateways::*;
 use spindle_testbed::{Link, Options, Settings, Side, StreamLog, Testbed, now};
+use std::collections::HashSet;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_millis(5);
-/// How long packets may be lost by one death.
+/// How long packets may be lost by one death of a dataplane. With ten thousand SAs, which a control process that died too
+/// reads first, that is a goal of release builds; here there must be an end.
 const OUTAGE: Duration = Duration::from_secs(1);
+const OUTAGE_OF_MANY: Duration = Duration::from_secs(10);
 
-/// The longest time without a delivery from shortly before a kill to the end of its outage.
-fn outage(log: &StreamLog, killed: u64) -> Duration {
-    let window = killed - 20_000_000..killed + 2 * OUTAGE.as_nanos() as u64;
-    let times: Vec<u64> =
-        log.deliveries.iter().map(|delivery| delivery.received).filter(|at| window.contains(at)).collect();
+/// The longest time without a delivery from shortly before a kill to the next one.
+fn outage(log: &StreamLog, killed: Range<u64>) -> Duration {
+    let window = killed.start - 20_000_000..killed.end;
+    let times = log.deliveries.iter().map(|delivery| delivery.received).filter(|at| window.contains(at));
+    let mut times: Vec<u64> = times.collect();
+    // If nothing came any more, it lasted at least until then.
+    times.push(window.end);
     let gaps = times.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
     Duration::from_nanos(gaps.max().unwrap_or(u64::MAX))
 }
 
+/// How many of the packets sent in a time never arrived.
+fn lost(log: &StreamLog, sent: Range<u64>) -> usize {
+    let arrived: HashSet<u64> = log.deliveries.iter().map(|delivery| delivery.number).collect();
+    let numbers = log.sent.iter().zip(0..).filter(|(at, _)| sent.contains(at));
+    numbers.filter(|(_, number)| !arrived.contains(number)).count()
+}
+
 #[test]
 fn the_dataplane_dies_alone_and_every_sa_lives_on() {
-    every_sa_lives_on(&["dataplane"]);
+    every_sa_lives_on(50, 5, &[&["dataplane"]]);
 }
 
 /// While the supervisor lives its memory does.
 #[test]
 fn both_processes_die_and_every_sa_lives_on() {
-    every_sa_lives_on(&["control", "dataplane"]);
-    every_sa_lives_on(&["dataplane", "control"]);
+    every_sa_lives_on(50, 4, &[&["control", "dataplane"], &["dataplane", "control"]]);
 }
 
-fn every_sa_lives_on(dying: &[&str]) {
-    let long = std::env::var_os("SPINDLE_LONG").is_some();
-    let (kills, idle) = if long { (200, 9_999) } else { (5 / dying.len(), 50) };
+/// A concentrator: each process dies so often, alone and with the other one; with `SPINDLE_LONG` ten times as often.
+#[test]
+fn of_ten_thousand_ike_sas_none_is_lost_whichever_process_dies() {
+    let kills = if std::env::var_os("SPINDLE_LONG").is_some() { 300 } else { 30 };
+    every_sa_lives_on(9_999, kills, &[&["control"], &["dataplane"], &["control", "dataplane"]]);
+}
+
+/// With so many more connections, one of `deaths` after the other, `kills` in all.
+fn every_sa_lives_on(idle: u32, kills: usize, deaths: &[&[&str]]) {
     let settings = Settings {
         idle_connections: idle,
         // So that what is lost by a death is soon left of the window, and its replay as void as that of all others.
         more_child: "replay_window = 64".into(),
         more_recovery: "limits.handshakes_total = 1000".into(),
+        // What ten thousand ask each other is not what is looked at here.
+        dpd_delay: Duration::from_secs(3_600),
         ..Settings::default()
     };
     let mut testbed = Testbed::two_gateways(Options {
@@ -51,7 +71,7 @@ fn every_sa_lives_on(dying: &[&str]) {
     testbed.start(READY).expect("both gateways ready");
     testbed.gateway(Side::A).initiate().expect("an IKE SA");
     let wanted = idle as usize + 1;
-    let patience = Instant::now() + Duration::from_secs(if long { 600 } else { 20 });
+    let patience = Instant::now() + Duration::from_secs(20 + u64::from(idle) / 20);
     loop {
         let [a, b] = [Side::A, Side::B].map(|side| all_sas(&testbed, side));
         if a.len() == wanted && a.len() == b.len() && b.values().all(|children| children.len() == 1) {
@@ -64,8 +84,8 @@ fn every_sa_lives_on(dying: &[&str]) {
     std::thread::sleep(Duration::from_millis(300));
     let status = || testbed.gateway(Side::B).json("status").expect("status");
     let before = (status(), all_sas(&testbed, Side::B), all_sas(&testbed, Side::A));
-    let mut deaths = Vec::new();
-    for _ in 0..kills {
+    let mut died = Vec::new();
+    for dying in deaths.iter().cycle().take(kills) {
         let alive = status();
         let killed = kill(&testbed, dying);
         within(&testbed, "new processes", || {
@@ -78,7 +98,7 @@ fn every_sa_lives_on(dying: &[&str]) {
             assert!(delivery.is_some(), "no packet passes the new dataplane");
         }
         std::thread::sleep(INTERVAL * 100);
-        deaths.push(killed);
+        died.push((*dying, killed));
     }
     let after = (status(), all_sas(&testbed, Side::B), all_sas(&testbed, Side::A));
     assert_eq!((&before.1, &before.2), (&after.1, &after.2), "SAs have changed");
@@ -88,16 +108,26 @@ fn every_sa_lives_on(dying: &[&str]) {
     assert_eq!(after.0["ready"], true);
     for process in ["supervisor", "control", "dataplane"] {
         let is_same = before.0["pids"][process] == after.0["pids"][process];
-        assert_ne!(is_same, dying.contains(&process), "{process}");
+        assert_ne!(is_same, deaths.iter().any(|dying| dying.contains(&process)), "{process}");
     }
 
-    let outages = streams.map(|stream| {
-        let log = stream.stop(Duration::from_millis(300));
-        deaths.iter().map(|killed| outage(&log, *killed)).collect::<Vec<_>>()
-    });
-    // For people: shown with --nocapture.
-    eprintln!("outages {outages:?}");
-    assert!(outages.iter().flatten().all(|outage| *outage < OUTAGE), "{outages:?}");
+    let end = now();
+    let logs = streams.map(|stream| stream.stop(Duration::from_millis(300)));
+    // What is on its way at the next death is that one's.
+    let ends = died.iter().skip(1).map(|(_, killed)| killed - 50_000_000).chain([end]);
+    for ((dying, killed), end) in died.iter().zip(ends) {
+        for log in &logs {
+            if dying.contains(&"dataplane") {
+                let outage = outage(log, *killed..end);
+                // For people: shown with --nocapture.
+                eprintln!("{dying:?}: outage {outage:?}");
+                let bound = if idle > 100 { OUTAGE_OF_MANY } else { OUTAGE };
+                assert!(outage < bound, "{outage:?} after the death of {dying:?}");
+            } else {
+                assert_eq!(lost(log, *killed..end), 0, "packets lost by the death of {dying:?}");
+            }
+        }
+    }
     every_packet_is_counted(&testbed);
 
     let wires = nothing_leaked(&mut testbed);

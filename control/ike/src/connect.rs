@@ -249,6 +249,11 @@ impl Endpoint {
         Ok(())
     }
 
+    /// When the last packet passed on the SA with this index in the dataplane; `Time(0)` if none did.
+    pub fn last_packet(&self, index: u32) -> Time {
+        self.activity.activity(index).last
+    }
+
     /// The dataplane has a packet for this policy and no SA. While such packets come, back-off is short.
     pub fn acquire(&mut self, now: Time, policy: u32, packet: Trigger) {
         let Some((number, name)) = self.policies.get(&policy).cloned() else { return };

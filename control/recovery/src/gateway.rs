@@ -143,9 +143,8 @@ impl Gateway {
         let mut gateway = Gateway::make(config, boot, activity, random, now);
         gateway.keep();
         gateway.begin_adoption();
-        gateway.bind_policies();
         gateway.adopt(now, left);
-        gateway.set_policies();
+        gateway.tell_adopted(now);
         gateway
     }
 
@@ -244,7 +243,7 @@ impl Gateway {
             Input::Datagram(datagram) => self.endpoint.handle(now, datagram),
             Input::Addresses(here) => self.addresses(now, &here),
             Input::Event(event) => self.event(now, event),
-            Input::NewDataplane => self.dataplane_is_new(),
+            Input::NewDataplane => self.dataplane_is_new(now),
             Input::Secrets(generations) => self.secrets_written(now, generations),
         }
         self.drain(now);

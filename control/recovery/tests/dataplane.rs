@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::world::{A, B, Setup, World};
-use spindle_abi::SpiState;
+use common::world::{A, B, POLICY, Setup, World};
+use spindle_abi::{Command, SpiState};
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -54,6 +54,37 @@ fn a_new_dataplane_comes_to_know_all_that_the_dead_one_knew() {
         for side in [A, B] {
             world.check_tokens(side);
         }
+    }
+}
+
+/// SAs with traffic before the policies, by which their packets pass again, and all others after.
+#[test]
+fn sas_with_traffic_are_installed_before_all_others() {
+    let mut world = World::up(Setup { children: 3, ..Setup::default() });
+    for child in ["net1", "net2"] {
+        world.wish(A, |gateway, now| gateway.initiate(now, "site", Some(child))).unwrap();
+        world.run(SECOND);
+    }
+    // Of the policy's SAs the latest sends.
+    world.wish(A, |gateway, now| gateway.rekey(now, "site", Some("net"))).unwrap();
+    world.run(SECOND);
+    for side in [A, B] {
+        world.restart_dataplane(side);
+        let mut kinds = String::new();
+        for command in &world.sides[side].running.as_ref().unwrap().commands {
+            kinds.push(match command {
+                Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa }
+                    if sa.policy == POLICY =>
+                {
+                    's'
+                }
+                Command::InstallInbound { .. } | Command::InstallOutbound { .. } => 'o',
+                Command::SetPolicy { .. } => 'p',
+                _ => continue,
+            });
+        }
+        let kinds = kinds.trim_start_matches('s').trim_start_matches('p');
+        assert_eq!(kinds, "oooo", "{side}");
     }
 }
 

@@ -2,7 +2,8 @@
 //! and what the earlier one kept ([`Output::Keep`](crate::api::Output)) says what they are.
 //!
 //! ```text
-//! Doubt → IKE SAs, Child SAs, removed SPIs: installed again → policies → former SPIs → Sweep → ready
+//! IKE SAs, Child SAs, removed SPIs are adopted; then the dataplane is told:
+//! Doubt → SAs with traffic → policies → all other SAs → former SPIs → Sweep → ready
 //! ```
 //!
 //! Commands are idempotent, so an SA that the dataplane has goes on with its sequence numbers, one whose command died
@@ -109,7 +110,6 @@ impl Gateway {
     /// Before anything that asks for an answer is looked at.
     pub(super) fn begin_adoption(&mut self) {
         self.answers.set_control(Control::Starting);
-        self.say_all_again();
         self.has_adopted = true;
     }
 

@@ -8,6 +8,10 @@ use crate::api::Output;
 use crate::stats::Counter;
 use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, SaParameters, Spi, SpiState, Time};
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Of a policy that carried a packet so lately, more may be on their way.
+const TRAFFIC: Duration = Duration::from_secs(10);
 
 /// What an unacknowledged command is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,10 +125,29 @@ impl Told {
         }
     }
 
-    /// What brings a dataplane that knows nothing to the same.
-    fn all(&self) -> Vec<Command> {
+    /// What brings a dataplane that knows nothing to the same: the SAs of policies that carried packets lately, the latest
+    /// first, and all the rest. `last` tells of an SA's index when its last packet passed.
+    fn all(&self, now: Time, last: impl Fn(u32) -> Time) -> [Vec<Command>; 2] {
+        let mut policies: HashMap<u32, Time> = HashMap::new();
+        for (sa, _) in self.parameters() {
+            let policy = policies.entry(sa.policy).or_default();
+            *policy = last(sa.index).max(*policy);
+        }
+        let is_lively = |at: &Time| *at != Time(0) && now.since(*at) < TRAFFIC;
+        let (mut lively, rest): (Vec<_>, Vec<_>) =
+            self.parameters().partition(|(sa, _)| is_lively(&policies[&sa.policy]));
+        // Of one policy's SAs the order stays.
+        lively.sort_by_key(|(sa, _)| std::cmp::Reverse((policies[&sa.policy], sa.policy)));
         let states = self.states.iter().map(|(spi, state)| Command::SetSpiState { spi: *spi, state: *state });
-        self.sas.values().cloned().chain(states).collect()
+        let install = |(_, command): (_, &Command)| command.clone();
+        [lively.into_iter().map(install).collect(), rest.into_iter().map(install).chain(states).collect()]
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = (&SaParameters, &Command)> {
+        self.sas.values().filter_map(|command| match command {
+            Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa } => Some((sa, command)),
+            _ => None,
+        })
     }
 }
 
@@ -145,7 +168,7 @@ impl Gateway {
     }
 
     /// Before the SAs of these policies, which are then those of their interfaces.
-    pub(super) fn bind_policies(&mut self) {
+    fn bind_policies(&mut self) {
         let children = self.config.connections.iter().flat_map(|c| &c.children);
         let bound = children.filter(|c| c.interface > 0);
         let bind = bound.map(|c| Command::BindPolicy { id: c.policy, interface: c.interface });
@@ -153,7 +176,7 @@ impl Gateway {
     }
 
     /// Policies, and the former SPIs.
-    pub(super) fn set_policies(&mut self) {
+    fn set_policies(&mut self) {
         // RFC 4301 section 4.4.1: policies are ordered; here by their ids.
         let children = self.config.connections.iter().flat_map(|c| &c.children);
         let protect = children.map(|c| (c.policy, PolicyAction::Protect, &c.selectors, c.hold_packets));
@@ -207,21 +230,42 @@ impl Gateway {
         sweeps.then(|| self.numbered(Command::Sweep, Awaited::Boot))
     }
 
+    /// What was adopted goes to the dataplane of before, or to one that is new.
+    pub(super) fn tell_adopted(&mut self, now: Time) {
+        let others = self.begin_anew();
+        self.say_all_again();
+        self.tell_all(now);
+        self.output.extend(others);
+    }
+
     /// Another dataplane stands in the dead one's place. Nobody answers for what the dead one was told, so all of it is told
-    /// again: SAs before policies, lest a packet asks for an SA that is only not back yet.
-    pub(super) fn dataplane_is_new(&mut self) {
-        self.output.retain(|output| !matches!(output, Output::Command { .. }));
-        let dataplane = &mut self.dataplane;
-        dataplane.awaited.clear();
-        (dataplane.boot_left, dataplane.is_up, dataplane.is_new) = (0, false, true);
+    /// again.
+    pub(super) fn dataplane_is_new(&mut self, now: Time) {
+        let others = self.begin_anew();
+        (self.dataplane.is_up, self.dataplane.is_new) = (false, true);
         // It has nothing else.
-        dataplane.sweeps = false;
-        let sas = dataplane.told.all();
-        let detail = format!("{} SAs are installed anew", dataplane.told.sas.len());
-        self.bind_policies();
-        self.boot_commands(sas);
-        self.set_policies();
+        self.dataplane.sweeps = false;
+        self.tell_all(now);
+        self.output.extend(others);
+        let detail = format!("{} SAs are installed anew", self.dataplane.told.sas.len());
         self.report("dataplane-restarted", None, None, None, detail);
+    }
+
+    /// No command is on its way any more. All else that is to go out goes after what will be told.
+    fn begin_anew(&mut self) -> Vec<Output> {
+        self.dataplane.awaited.clear();
+        self.dataplane.boot_left = 0;
+        self.output.drain(..).filter(|output| !matches!(output, Output::Command { .. })).collect()
+    }
+
+    /// Packets pass again by the policies, and those are told whole and in their order; so the SAs that packets wait for come
+    /// before them, and all others after.
+    fn tell_all(&mut self, now: Time) {
+        let [lively, rest] = self.dataplane.told.all(now, |index| self.endpoint.last_packet(index));
+        self.bind_policies();
+        self.boot_commands(lively);
+        self.set_policies();
+        self.boot_commands(rest);
     }
 
     pub(super) fn event(&mut self, now: Time, event: Event) {

@@ -89,6 +89,8 @@ pub struct Running {
     inbound: HashMap<Spi, (SaParameters, bool)>,
     outbound: Vec<SaParameters>,
     activity: Activity,
+    /// What the dataplane was told, in this order.
+    pub commands: Vec<Command>,
     acquired: Option<Time>,
 }
 
@@ -137,7 +139,7 @@ fn behind(side: usize, n: u8) -> Selector {
 }
 
 /// The policy of the child `net`, which packets are for.
-const POLICY: u32 = 7;
+pub const POLICY: u32 = 7;
 
 fn config(setup: &Setup, side: usize) -> Config {
     let id = |side: usize| Identity::Fqdn(format!("gateway{side}.example"));
@@ -274,8 +276,9 @@ impl World {
         let reader = Box::new(Reader(activity.clone()));
         let config = config(&self.setup, side);
         let gateway = Gateway::new(config, booted.boot, reader, Box::new(random), self.now);
-        let (states, inbound, outbound) = Default::default();
-        let running = Running { gateway, store, states, inbound, outbound, activity, acquired: None };
+        let (states, inbound, outbound, commands) = Default::default();
+        let running =
+            Running { gateway, store, states, inbound, outbound, activity, commands, acquired: None };
         self.sides[side].running = Some(running);
         here.into_iter().for_each(|here| self.addresses(side, here));
         self.tell(side, Event::Ready);
@@ -295,20 +298,21 @@ impl World {
     /// lost.
     pub fn restart_dataplane(&mut self, side: usize) {
         let running = self.sides[side].running.as_mut().unwrap();
-        (running.states, running.inbound, running.outbound) = Default::default();
-        running.activity.borrow_mut().clear();
+        (running.states, running.inbound, running.outbound, running.commands) = Default::default();
         self.input(side, Input::NewDataplane);
         self.tell(side, Event::Ready);
     }
 
-    /// What a side's dataplane knows: SPIs with their states, inbound SAs, outbound SAs in their order.
+    /// What a side's dataplane knows: SPIs with their states, inbound SAs, each policy's outbound SAs in their order.
     pub fn known(&self, side: usize) -> (BTreeMap<Spi, u8>, BTreeMap<Spi, SaParameters>, Vec<SaParameters>) {
         let running = self.sides[side].running.as_ref().unwrap();
         let states = running.states.iter().filter(|(_, state)| **state != SpiState::Unknown);
+        let mut outbound = running.outbound.clone();
+        outbound.sort_by_key(|sa| sa.policy);
         (
             states.map(|(spi, state)| (*spi, *state as u8)).collect(),
             running.inbound.iter().map(|(spi, (sa, _))| (*spi, sa.clone())).collect(),
-            running.outbound.clone(),
+            outbound,
         )
     }
 
@@ -337,6 +341,7 @@ impl World {
                 Output::Transmit(datagram) => self.transmit(side, datagram),
                 Output::Command { sequence, command } => {
                     let running = self.sides[side].running.as_mut().unwrap();
+                    running.commands.push(command.clone());
                     running.apply(command);
                     running
                         .gateway
