@@ -192,7 +192,10 @@ fn a_killed_client_ends_its_capture_and_keys_need_the_operators_consent() {
     // A's configuration doesn't let keys out, and a name is not one of its connections.
     let refused = |rest: &str| {
         let file = capture.with_extension("refused");
-        let error = testbed.gateway(Side::A).spindle(&line(&file, rest)).expect_err("a refusal");
+        let error = testbed
+            .gateway(Side::A)
+            .spindle(&line(&file, &format!("--seconds 1 {rest}")))
+            .expect_err("a refusal");
         assert!(!file.exists(), "{rest}");
         error.to_string()
     };
