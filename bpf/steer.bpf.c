@@ -12,6 +12,8 @@
 // went, and before it to the kernel: IKE in fragments is the kernel's always.
 // `inside` stands on the protected side: what the host would have to forward goes to the socket. A socket
 // that isn't there means drop, never pass.
+// Either side may be a VLAN (IEEE 802.1Q): then frames with its tag alone are the gateway's, and are looked at behind the
+// tag, which stays in them. All others, and without a VLAN all that have a tag, are of other networks: the kernel's.
 // Each decision is counted; the order of the counts is known to steer.rs.
 
 #include <linux/bpf.h>
@@ -52,6 +54,21 @@ enum decision {
 };
 
 enum side { OUTSIDE, INSIDE };
+
+// IEEE 802.1Q section 9.3: behind the addresses a TPID, ETH_P_8021Q, then the VID in the lower bits of two octets.
+#define VID 0x0fff
+
+struct vlan {
+    __u32 id;     // 0: none, frames have no tag
+    __u32 octets; // of its tag: 4, or 0
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 2); // by side
+    __type(key, __u32);
+    __type(value, struct vlan);
+} vlans SEC(".maps");
 
 struct counts {
     __u64 decisions[DECISIONS];
@@ -165,6 +182,30 @@ static __always_inline int pass(enum side side)
 static __always_inline int drop(enum side side, enum decision decision)
 {
     return decide(side, decision, XDP_DROP);
+}
+
+// Is a frame of the side's own network? TO_SOCKET: it may be for us; `header` is the Ethernet header as if the tag were not
+// there: its type, and the packet behind it. Else what is to be decided of it.
+static __always_inline enum decision find_header(enum side side, struct ethhdr *ethernet, void *end,
+                                                 struct ethhdr **header)
+{
+    __u32 key = side;
+    struct vlan *vlan = bpf_map_lookup_elem(&vlans, &key);
+    void *shifted;
+
+    if (!vlan || (void *)(ethernet + 1) > end)
+        return DROPPED_MALFORMED;
+    if (vlan->id && ethernet->h_proto != bpf_htons(ETH_P_8021Q))
+        return PASSED;
+    // One pointer of which the verifier knows that it is 0 or 4 octets on, so that it looks at what follows once.
+    shifted = (void *)ethernet + (vlan->octets & 4);
+    asm volatile("" : "+r"(shifted));
+    *header = shifted;
+    if (shifted + sizeof(**header) > end)
+        return PASSED;
+    if (vlan->id && (bpf_ntohs(((__be16 *)shifted)[5]) & VID) != vlan->id)
+        return PASSED;
+    return TO_SOCKET;
 }
 
 static __always_inline int to_socket(struct xdp_md *ctx, enum side side, void *sockets, enum decision decision)
@@ -322,9 +363,8 @@ static __always_inline int for_us(struct xdp_md *ctx, __u8 protocol, int fragmen
     return pass(OUTSIDE);
 }
 
-static __always_inline int outside4(struct xdp_md *ctx, struct ethhdr *ethernet, void *end)
+static __always_inline int outside4(struct xdp_md *ctx, struct ethhdr *ethernet, struct iphdr *ip, void *end)
 {
-    struct iphdr *ip = (void *)(ethernet + 1);
     int fragment;
 
     if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
@@ -378,9 +418,8 @@ static __always_inline int for_us6(struct xdp_md *ctx, struct ipv6hdr *ip, __u8 
 }
 
 // Walks the extension headers (RFC 8200 section 4) as spindle_wire::ipv6 does; what is refused there is malformed.
-static __always_inline int outside6(struct xdp_md *ctx, struct ethhdr *ethernet, void *end)
+static __always_inline int outside6(struct xdp_md *ctx, struct ethhdr *ethernet, struct ipv6hdr *ip, void *end)
 {
-    struct ipv6hdr *ip = (void *)(ethernet + 1);
     struct extension *header = (void *)(ip + 1);
     int fragment_header = 0;
     __be16 fragment = 0;
@@ -423,14 +462,17 @@ SEC("xdp")
 int outside(struct xdp_md *ctx)
 {
     void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-    struct ethhdr *ethernet = data;
+    struct ethhdr *ethernet = data, *header;
+    enum decision decision = find_header(OUTSIDE, ethernet, end, &header);
 
-    if ((void *)(ethernet + 1) > end)
-        return drop(OUTSIDE, DROPPED_MALFORMED);
-    if (ethernet->h_proto == bpf_htons(ETH_P_IP))
-        return outside4(ctx, ethernet, end);
-    if (ethernet->h_proto == bpf_htons(ETH_P_IPV6))
-        return outside6(ctx, ethernet, end);
+    if (decision == DROPPED_MALFORMED)
+        return drop(OUTSIDE, decision);
+    if (decision == PASSED)
+        return pass(OUTSIDE);
+    if (header->h_proto == bpf_htons(ETH_P_IP))
+        return outside4(ctx, ethernet, (void *)(header + 1), end);
+    if (header->h_proto == bpf_htons(ETH_P_IPV6))
+        return outside6(ctx, ethernet, (void *)(header + 1), end);
     return pass(OUTSIDE);
 }
 
@@ -438,18 +480,23 @@ SEC("xdp")
 int inside(struct xdp_md *ctx)
 {
     void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-    struct ethhdr *ethernet = data;
-    struct iphdr *ip = (void *)(ethernet + 1);
-    struct ipv6hdr *ip6 = (void *)ip;
+    struct ethhdr *ethernet = data, *header;
+    enum decision decision = find_header(INSIDE, ethernet, end, &header);
+    struct iphdr *ip;
+    struct ipv6hdr *ip6;
 
-    if ((void *)ip > end)
-        return drop(INSIDE, DROPPED_MALFORMED);
-    if (ethernet->h_proto == bpf_htons(ETH_P_IP)) {
+    if (decision == DROPPED_MALFORMED)
+        return drop(INSIDE, decision);
+    if (decision == PASSED)
+        return pass(INSIDE);
+    ip = (void *)(header + 1);
+    ip6 = (void *)ip;
+    if (header->h_proto == bpf_htons(ETH_P_IP)) {
         if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
             return drop(INSIDE, DROPPED_MALFORMED);
         if (is_for_many(ethernet, ip) || is_local(ip->daddr))
             return pass(INSIDE);
-    } else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6)) {
+    } else if (header->h_proto == bpf_htons(ETH_P_IPV6)) {
         if ((void *)(ip6 + 1) > end || ip6->version != 6)
             return drop(INSIDE, DROPPED_MALFORMED);
         if (is_for_link(ethernet, ip6) || is_local6(ip6->daddr))

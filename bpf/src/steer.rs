@@ -20,6 +20,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 pub const MAX_SPIS: u32 = 1 << 21;
 /// The usual UDP port of IKE and ESP behind NATs (RFC 3948 section 2.1).
 pub const NAT_PORT: u16 = 4500;
+/// Octets of a VLAN's tag.
+const TAG: u32 = 4;
 /// Decisions that the program has room to count.
 const DECISIONS: usize = 16;
 
@@ -87,6 +89,7 @@ pub struct Steer {
     counts: PerCpuArray<MapData, [u64; DECISIONS]>,
     addresses: HashMap<MapData, u32, u8>,
     addresses_v6: HashMap<MapData, [u8; 16], u8>,
+    vlans: Array<MapData, [u32; 2]>,
 }
 
 impl Steer {
@@ -98,7 +101,8 @@ impl Steer {
         let counts = PerCpuArray::try_from(object.take_map("steer_counts").expect("in the object"))?;
         let addresses = HashMap::try_from(object.take_map("local_addresses").expect("in the object"))?;
         let addresses_v6 = HashMap::try_from(object.take_map("local_addresses6").expect("in the object"))?;
-        let mut steer = Steer { object, links: Vec::new(), counts, addresses, addresses_v6 };
+        let vlans = Array::try_from(object.take_map("vlans").expect("in the object"))?;
+        let mut steer = Steer { object, links: Vec::new(), counts, addresses, addresses_v6, vlans };
         steer.set_local_addresses(local)?;
         Ok(steer)
     }
@@ -114,6 +118,12 @@ impl Steer {
         }
         replace(&mut self.addresses, &four)?;
         replace(&mut self.addresses_v6, &six)
+    }
+
+    /// Of a side only frames with the tag of this VLAN are the gateway's (IEEE 802.1Q; `id` 1 to 4094); to be said before
+    /// it is attached.
+    pub fn set_vlan(&mut self, side: Side, id: u16) -> Result<(), SteerError> {
+        Ok(self.vlans.set(side as u32, [u32::from(id), TAG], 0)?)
     }
 
     /// Attaches one side's program to an interface. The kernel may hold the link of a killed process for some

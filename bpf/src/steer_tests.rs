@@ -55,6 +55,11 @@ fn run(steer: &mut Steer, side: Side, packet: &[u8]) -> (u32, &'static str) {
     (verdict, name)
 }
 
+/// The frame with a tag behind the addresses: TPID 0x8100, then this (IEEE 802.1Q section 9.6).
+fn tagged(control: u16, frame: &[u8]) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0], &control.to_be_bytes(), &frame[12..]].concat()
+}
+
 const ESP: [u8; 16] = [0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
 
 #[test]
@@ -482,4 +487,59 @@ fn a_refused_attachment_says_what_helps() {
     let error =
         steer.attach(Side::Outside, u32::MAX >> 1, Mode::Native).expect_err("there is no such interface");
     assert!(error.to_string().contains("does the interface exist"), "{error}");
+}
+
+/// IEEE 802.1Q: what has the VLAN's tag is judged by what is behind it, whatever its priority; all else is another
+/// network's.
+#[test]
+fn of_a_vlan_frames_with_its_tag_alone_are_looked_at() {
+    let steer = &mut steer();
+    steer.set_vlan(Side::Outside, 100).unwrap();
+    let ours = packet(US, 50, 0, &ESP);
+    let ours6 = packet6(US6, 50, &ESP);
+    for frame in [&ours, &ours6] {
+        for control in [100, 0xe000 | 100, 0x1000 | 100] {
+            assert_eq!(
+                run(steer, Side::Outside, &tagged(control, frame)),
+                (XDP_DROP, "xdp_outside_dropped_no_socket")
+            );
+        }
+        for other in [tagged(101, frame), tagged(0, frame), tagged(0xfff, frame), frame.clone()] {
+            assert_eq!(run(steer, Side::Outside, &other), (XDP_PASS, "xdp_outside_passed"));
+        }
+        let mut service = tagged(100, &tagged(100, frame));
+        assert_eq!(run(steer, Side::Outside, &service), (XDP_PASS, "xdp_outside_passed"), "two tags");
+        service[12..14].copy_from_slice(&[0x88, 0xa8]);
+        assert_eq!(run(steer, Side::Outside, &service), (XDP_PASS, "xdp_outside_passed"), "Q-in-Q");
+    }
+    for passed in [packet(US, 17, 0, &udp(500, &[0; 28])), packet(US, 6, 0, &[0; 20])] {
+        assert_eq!(run(steer, Side::Outside, &tagged(100, &passed)), (XDP_PASS, "xdp_outside_passed"));
+    }
+    let mut arp = packet(US, 1, 0, &[0; 8]);
+    arp[12..14].copy_from_slice(&[8, 6]);
+    assert_eq!(run(steer, Side::Outside, &tagged(100, &arp)), (XDP_PASS, "xdp_outside_passed"));
+    assert_eq!(
+        run(steer, Side::Outside, &tagged(100, &packet(THEM, 50, 0, &ESP))),
+        (XDP_DROP, "xdp_outside_dropped_not_ours")
+    );
+    // Cut short at any octet, and without a tag on the other side.
+    let whole = tagged(100, &ours);
+    for length in 14..whole.len() - 8 {
+        let said = run(steer, Side::Outside, &whole[..length]);
+        let has_tag = length >= 18;
+        let expected = if has_tag { "xdp_outside_dropped_malformed" } else { "xdp_outside_passed" };
+        assert_eq!(said.1, expected, "{length}");
+    }
+    assert_eq!(run(steer, Side::Inside, &packet(THEM, 6, 0, &[0; 20])).1, "xdp_inside_dropped_no_socket");
+    assert_eq!(run(steer, Side::Inside, &whole), (XDP_PASS, "xdp_inside_passed"));
+    steer.set_vlan(Side::Inside, 100).unwrap();
+    assert_eq!(
+        run(steer, Side::Inside, &tagged(100, &packet(THEM, 6, 0, &[0; 20]))).1,
+        "xdp_inside_dropped_no_socket"
+    );
+    assert_eq!(
+        run(steer, Side::Inside, &tagged(100, &packet6(THEM6, 6, &[0; 20]))).1,
+        "xdp_inside_dropped_no_socket"
+    );
+    assert_eq!(run(steer, Side::Inside, &packet(THEM, 6, 0, &[0; 20])).1, "xdp_inside_passed");
 }

@@ -23,6 +23,9 @@
 //! to or from the outside; and from outside IKE alone, and neighbour discovery, may come from where a route leads into a
 //! tunnel.
 //!
+//! Where a side is a VLAN, all of this holds for its device, to which the kernel gives frames with the tag, and for the
+//! interface below it, whose frames without the tag are of another network.
+//!
 //! A selector that holds an outer address (such as 0.0.0.0/0) cannot be forbidden by itself, or IKE would be cut
 //! off; packets of such pairs are forbidden from `local_ts` to `remote_ts` and back, IKE excepted.
 
@@ -89,11 +92,12 @@ const HOST_SYSCTLS: &[(&str, &str, &str)] = &[("ipv4", "rp_filter", "2")];
 #[derive(Clone, Debug)]
 pub struct Guard {
     table: String,
-    /// The interface of the protected side, if it has one of its own.
-    inside: Option<String>,
+    /// The interface of the protected side, if it has one of its own, and its VLAN's device.
+    inside: Vec<String>,
     /// TUN devices, by which the host itself is on that side.
     devices: Vec<String>,
-    outside: String,
+    /// The interface of the unprotected side, and its VLAN's device.
+    outside: Vec<String>,
     ports: [u16; 2],
     /// IPv4's and IPv6's.
     protected: [Protected; 2],
@@ -171,10 +175,7 @@ impl Guard {
         let by_address = settings.by_address();
         let from: Vec<_> = by_address.iter().flat_map(|(_, set)| &set.local).map(|s| s.addresses).collect();
         let to: Vec<_> = by_address.iter().flat_map(|(_, set)| &set.remote).map(|s| s.addresses).collect();
-        let inside = match &settings.gateway.inside {
-            Inside::Interface(name) => Some(name.clone()),
-            Inside::Host(_) => None,
-        };
+        let inside = settings.gateway.inside_devices();
         let of = |version: &'static Version| {
             let mine = |r: &&AddressRange| r.start.is_ipv4() == version.is_ipv4;
             let is_of = |a: &IpAddr| a.is_ipv4() == version.is_ipv4;
@@ -187,9 +188,9 @@ impl Guard {
                 peers: known.then(|| peers.iter().copied().filter(is_of).collect()),
                 narrow: merge(local.iter().chain(&remote).filter(mine).filter(|r| !is_wide(r))),
                 wide: any_wide.then(|| [merge(from), merge(to.clone())]),
-                own_wide: match inside {
-                    None => merge(to.filter(|r| is_wide(r))),
-                    Some(_) => Vec::new(),
+                own_wide: match settings.gateway.inside {
+                    Inside::Host(_) => merge(to.filter(|r| is_wide(r))),
+                    Inside::Interface(_) => Vec::new(),
                 },
                 in_clear: merge(in_clear.iter().copied().filter(mine)),
             }
@@ -197,7 +198,7 @@ impl Guard {
         Guard {
             table: format!("spindle-{}", settings.gateway.name),
             devices: settings.devices().into_iter().map(|device| device.name).collect(),
-            outside: settings.gateway.outside.clone(),
+            outside: settings.gateway.outside_devices(),
             ports: [settings.gateway.ike_port, settings.gateway.natt_port],
             protected: VERSIONS.map(of),
             inside,
@@ -207,13 +208,13 @@ impl Guard {
 
     /// What `nft -f -` is told: one transaction that replaces an earlier guard of this gateway.
     pub fn ruleset(&self) -> String {
-        let Guard { table, outside, .. } = self;
-        let sides: Vec<String> =
-            self.inside.iter().chain([outside]).map(|side| format!("\"{side}\"")).collect();
-        let sides = format!("{{ {} }}", sides.join(", "));
-        let behind: Vec<String> =
-            self.inside.iter().chain(&self.devices).map(|side| format!("\"{side}\"")).collect();
-        let behind = format!("{{ {} }}", behind.join(", "));
+        let table = &self.table;
+        let sides = names(self.inside.iter().chain(&self.outside));
+        let behind = names(self.inside.iter().chain(&self.devices));
+        let outside = &match &self.outside[..] {
+            [one] => format!("\"{one}\""),
+            all => names(all.iter()),
+        };
         let mut text = format!(
             "table inet {table}\ndelete table inet {table}\ntable arp {table}\ndelete table arp {table}\n\
              table inet {table} {{\n\
@@ -224,7 +225,7 @@ impl Guard {
         for protected in &self.protected {
             if let Some(narrow) = protected.narrow() {
                 let header = protected.version.header;
-                let _ = writeln!(text, "\t\tiifname \"{outside}\" {header} saddr {narrow} drop");
+                let _ = writeln!(text, "\t\tiifname {outside} {header} saddr {narrow} drop");
             }
         }
         if !self.devices.is_empty() {
@@ -232,15 +233,15 @@ impl Guard {
                 protected.write_peers(outside, self.ports, &mut text);
             }
         }
-        let _ = writeln!(text, "\t\tiifname \"{outside}\" fib saddr oifname {behind} drop");
+        let _ = writeln!(text, "\t\tiifname {outside} fib saddr oifname {behind} drop");
         let _ = write!(
             text,
             "\t}}\n\tchain forward {{\n\t\ttype filter hook forward priority -310; policy accept;\n\
              \t\tiifname {sides} drop\n\t\toifname {sides} drop\n\t}}\n\
              \tchain input {{\n\t\ttype filter hook input priority -310; policy accept;\n\
-             \t\tiifname \"{outside}\" meta l4proto esp drop\n\t}}\n\
+             \t\tiifname {outside} meta l4proto esp drop\n\t}}\n\
              \tchain postrouting {{\n\t\ttype filter hook postrouting priority -310; policy accept;\n\
-             \t\toifname != \"{outside}\" accept\n\
+             \t\toifname != {outside} accept\n\
              \t\ticmp type destination-unreachable icmp code {{ prot-unreachable, port-unreachable }} drop\n\
              \t\ticmpv6 type destination-unreachable icmpv6 code port-unreachable drop\n\
              \t\ticmpv6 type parameter-problem icmpv6 code 1 drop\n"
@@ -258,12 +259,12 @@ impl Guard {
         );
         let [protected, _] = &self.protected;
         if let Some(narrow) = protected.narrow() {
-            let _ = writeln!(text, "\t\toifname \"{outside}\" arp saddr ip {narrow} drop");
+            let _ = writeln!(text, "\t\toifname {outside} arp saddr ip {narrow} drop");
             if !protected.in_clear.is_empty() {
                 let asked = set(&protected.in_clear, protected.version.show);
-                let _ = writeln!(text, "\t\toifname \"{outside}\" arp daddr ip {asked} accept");
+                let _ = writeln!(text, "\t\toifname {outside} arp daddr ip {asked} accept");
             }
-            let _ = writeln!(text, "\t\toifname \"{outside}\" arp daddr ip {narrow} drop");
+            let _ = writeln!(text, "\t\toifname {outside} arp daddr ip {narrow} drop");
         }
         text.push_str("\t}\n}\n");
         text
@@ -305,9 +306,11 @@ impl Guard {
                 (format!("/proc/sys/net/{family}/conf/{interface}/{key}"), *value)
             })
         };
-        of(&self.outside, OUTSIDE_SYSCTLS)
+        let of_host = if self.devices.is_empty() { &[] } else { HOST_SYSCTLS };
+        let outside = self.outside.iter();
+        outside
+            .flat_map(move |outside| of(outside, OUTSIDE_SYSCTLS).chain(of(outside, of_host)))
             .chain(self.inside.iter().flat_map(move |inside| of(inside, INSIDE_SYSCTLS)))
-            .chain(of(&self.outside, if self.devices.is_empty() { &[] } else { HOST_SYSCTLS }))
             // A kernel without IPv6 has none of its files, and an interface may come later: `up` sees to that.
             .filter(|(path, _)| Path::new(path).exists())
     }
@@ -375,7 +378,7 @@ impl Protected {
         if !is_ipv4 {
             let _ = writeln!(
                 text,
-                "\t\tiifname \"{outside}\" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept"
+                "\t\tiifname {outside} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept"
             );
         }
         let from = match &self.peers {
@@ -383,7 +386,7 @@ impl Protected {
             Some(peers) if peers.is_empty() => return,
             Some(peers) => format!("{header} saddr {}", list(peers)),
         };
-        let _ = writeln!(text, "\t\tiifname \"{outside}\" {from} udp dport {{ {ike}, {natt} }} accept");
+        let _ = writeln!(text, "\t\tiifname {outside} {from} udp dport {{ {ike}, {natt} }} accept");
     }
 
     /// Only what is from an address of the outside interface may leave by it. IPv6's duplicate address detection is from
@@ -462,6 +465,12 @@ fn merge<'a>(ranges: impl Iterator<Item = &'a AddressRange>) -> Vec<Range> {
         }
     }
     merged
+}
+
+/// Interfaces, as a set of nft's.
+fn names<'a>(interfaces: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<String> = interfaces.map(|name| format!("\"{name}\"")).collect();
+    format!("{{ {} }}", names.join(", "))
 }
 
 fn list(addresses: &[IpAddr]) -> String {
@@ -624,6 +633,29 @@ mod tests {
         assert!(any.contains("fib saddr oifname { \"spindle0\", \"ipsec0\" } drop\n"), "{any}");
         assert!(!any.contains("\t\tip daddr { 0.0.0.0-255.255.255.255 } drop\n"), "{any}");
         assert!(any.contains("\t\tip6 daddr { ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff } drop\n"), "{any}");
+    }
+
+    #[test]
+    fn of_a_vlan_the_device_and_the_interface_below_it_are_guarded() {
+        let source = "[gateway]\nname='b'\ninside=['b-in']\noutside=['b-out']\ninside_vlan=200\n\
+                      outside_vlan={id=100,device='uplink'}\n[connections.c]\n\
+                      local={address='192.0.2.2',psk='k'}\nremote={address='192.0.2.1'}\n\
+                      [connections.c.children.n]\nlocal_ts=['10.2.0.0/24']\nremote_ts=['10.1.0.0/24']\n";
+        let guard = Guard::new(&Settings::parse(Path::new("b.toml"), source).unwrap());
+        let rules = guard.ruleset();
+        let (sides, outside) =
+            ("{ \"b-in\", \"b-in.200\", \"b-out\", \"uplink\" }", "{ \"b-out\", \"uplink\" }");
+        for rule in [
+            format!("iifname {sides} fib daddr . iif type !="),
+            format!("iifname {sides} drop\n\t\toifname {sides} drop\n"),
+            format!("iifname {outside} meta l4proto esp drop"),
+            format!("iifname {outside} fib saddr oifname {{ \"b-in\", \"b-in.200\" }} drop"),
+            format!("oifname != {outside} accept"),
+            format!("oifname {outside} arp daddr ip"),
+        ] {
+            assert!(rules.contains(&rule), "{rule}\n{rules}");
+        }
+        assert!(!rules.contains("\"b-out\" "), "never without the other one: {rules}");
     }
 
     #[test]

@@ -60,6 +60,16 @@ pub fn check(settings: &Settings) -> Result<(), String> {
             return Err(settings.error(&format!("gateway.{key}"), problem).to_string());
         }
     }
+    for (key, interface, vlan) in settings.gateway.vlans() {
+        let (id, device) = (vlan.id, &vlan.device);
+        if rustix::net::netdevice::name_to_index(&probe, device).is_err() {
+            let problem = format!(
+                "this machine has no interface {device} for VLAN {id}; create it by `ip link add link {interface} name \
+                 {device} type vlan id {id}`, or name the one that `ip link` shows: `{{ id = {id}, device = \"…\" }}`"
+            );
+            return Err(settings.error(&format!("gateway.{key}"), problem).to_string());
+        }
+    }
     if !settings.devices().is_empty() && !std::path::Path::new("/dev/net/tun").exists() {
         return Err(
             "this machine has no /dev/net/tun, of which virtual interfaces are made; run `modprobe tun`"

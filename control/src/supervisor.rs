@@ -195,6 +195,10 @@ impl Plan<'_> {
             dataplane.args(["--inside", inside]);
         }
         dataplane.args(["--outside", &gateway.outside]);
+        for (key, _, vlan) in gateway.vlans() {
+            let option = format!("--{}", key.replace('_', "-"));
+            dataplane.args([option, format!("{}:{}", vlan.id, vlan.device)]);
+        }
         for device in self.settings.devices() {
             dataplane.args(["--tun", &format!("{}:{}", device.number, device.name)]);
         }

@@ -16,6 +16,7 @@ mod capture_server;
 mod devices;
 mod handover;
 mod held;
+mod interface;
 mod network;
 mod outlet;
 mod worker;
@@ -28,8 +29,9 @@ use devices::Device;
 use futures_util::{Stream, StreamExt};
 use handover::{Neighbours, Sleeper};
 use held::Towards;
+use interface::{Interface, VlanDevice, port_config};
 use netlink_packet_route::RouteNetlinkMessage;
-use network::{Changed, Link, Network};
+use network::{Changed, Network};
 use outlet::Outlet;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
@@ -40,9 +42,9 @@ use rustix::thread::CpuSet;
 use spindle_aead::Provider;
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
 use spindle_engine::{Engine, EngineConfig, PortConfig, PortId, SaRegion};
-use spindle_port::{WorkerPorts, XdpPort, bind_workers, driver_name, receive_queues};
+use spindle_port::{Vlan, WorkerPorts, XdpPort, bind_workers};
 use spindle_ring::capture::OUTSIDE;
-use spindle_ring::capture_socket::Interface;
+use spindle_ring::capture_socket;
 use spindle_ring::{Bell, Broken, CounterWriter, DataplaneSide, Heir};
 use std::io::IsTerminal;
 use std::net::IpAddr;
@@ -58,8 +60,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use worker::{Polling, SOCKET_COUNTER_NAMES, Shared, Worker};
 
-/// Drivers whose frames may carry a checksum that only their own hardware would have completed.
-const PARTIAL_CHECKSUM_DRIVERS: [&str; 3] = ["veth", "virtio_net", "tun"];
 /// Between two copies of the XDP programs' counters.
 const COUNTERS: Duration = Duration::from_millis(20);
 /// Destinations that wait to be looked up, and updates that wait to be taken.
@@ -78,6 +78,12 @@ struct Arguments {
     /// The unprotected side's interface.
     #[arg(long)]
     outside: String,
+    /// The VLAN of the inside interface that is the protected side, with the kernel's device for it: ID:DEVICE.
+    #[arg(long)]
+    inside_vlan: Option<VlanDevice>,
+    /// The same of the outside interface.
+    #[arg(long)]
+    outside_vlan: Option<VlanDevice>,
     /// The UDP port on which ESP comes in UDP.
     #[arg(long, default_value_t = NAT_PORT)]
     nat_port: u16,
@@ -175,30 +181,34 @@ impl Dataplane {
         ])
         .context("cannot open rtnetlink")?;
         tokio::spawn(connection);
+        let workers = side.workers.len();
+        let (inside_vlan, outside_vlan) = (arguments.inside_vlan.as_ref(), arguments.outside_vlan.as_ref());
         let inside = match &arguments.inside {
-            Some(name) => Some(Link::by_name(&handle, name).await?),
+            Some(name) => Some(Interface::find(&handle, name, inside_vlan, workers).await?),
             None => None,
         };
-        let outside = Link::by_name(&handle, &arguments.outside).await?;
-        if inside.as_ref().is_some_and(|inside| inside.index == outside.index) {
+        let outside = Interface::find(&handle, &arguments.outside, outside_vlan, workers).await?;
+        if inside.as_ref().is_some_and(|inside| inside.wire.index == outside.wire.index) {
             bail!("--inside and --outside are the same interface; they must be two");
         }
         let inside_is_host = arguments.tuns.iter().any(|device| device.interface == 0);
         if inside_is_host && inside.is_some() {
             bail!("--inside and --tun 0 are both the inside; it must be one");
         }
-        let workers = side.workers.len();
-        [inside.as_ref(), Some(&outside)]
-            .into_iter()
-            .flatten()
-            .try_for_each(|link| check_queues(link, workers))?;
         let host = network::local_addresses(&handle).await?;
         let local = each_once(&host);
         // The kernel makes a map with millions of buckets, which takes as long as all the rest; so it goes on beside it.
         let (addresses, nat_port) = (local.clone(), arguments.nat_port);
         let loading = std::thread::spawn(move || Steer::load(&addresses, nat_port, MAX_SPIS));
 
-        let bound = bind_workers(inside.as_ref().map(|link| link.index), outside.index, workers as u32)?;
+        let inside_index = inside.as_ref().map(|inside| inside.wire.index);
+        let mut bound = bind_workers(inside_index, outside.wire.index, workers as u32)?;
+        for ports in &mut bound {
+            ports.outside.set_vlan(outside.vlan);
+            if let (Some(port), Some(inside)) = (&mut ports.inside, &inside) {
+                port.set_vlan(inside.vlan);
+            }
+        }
         let zero_copy = bound.iter().all(|ports| {
             ports.outside.is_zero_copy() && ports.inside.as_ref().is_none_or(XdpPort::is_zero_copy)
         });
@@ -206,9 +216,10 @@ impl Dataplane {
         for (provider, algorithm) in &choice.failed {
             tracing::error!(%provider, ?algorithm, "a self-test failed: something is amiss with this machine");
         }
-        let ports = (inside.as_ref().map(|inside| port_config(inside, &host)), port_config(&outside, &host));
+        let config_of = |interface: &Interface| port_config(&interface.link, &host);
+        let ports = (inside.as_ref().map(config_of), config_of(&outside));
         // Without an inside nothing leaves by it.
-        let mtu = devices::mtu(outside.mtu);
+        let mtu = devices::mtu(outside.link.mtu);
         let none =
             || PortConfig { mac: [0; 6], mtu, complete_checksums: false, address: None, address_v6: None };
         let provider = choice.provider;
@@ -218,6 +229,10 @@ impl Dataplane {
         let config = EngineConfig { provider, nat_port, inside_is_host, region, workers, ..config };
         let mut steer = loading.join().map_err(|_| anyhow!("loading the XDP programs failed"))??;
         let spi_states = steer.take_spi_states()?.context("the XDP program has no SPI states")?;
+        let vlans = [(Side::Inside, inside.as_ref()), (Side::Outside, Some(&outside))];
+        for (side, vlan) in vlans.into_iter().filter_map(|(side, of)| Some((side, of?.vlan?))) {
+            steer.set_vlan(side, vlan.id())?;
+        }
         let in_clear = steer.take_in_clear()?.context("the XDP program has no addresses of policies")?;
         for (queue, ports) in (0..).zip(&bound) {
             if let Some(inside) = &ports.inside {
@@ -261,9 +276,9 @@ impl Dataplane {
             counters: counters.clone(),
         };
         let all: Vec<Arc<Shared>> = sleepers.iter().map(|sleeper| Arc::new(shared(sleeper))).collect();
-        let outside_mtu = outside.mtu;
-        let links = [(PortId::Inside, inside.clone()), (PortId::Outside, Some(outside.clone()))];
-        let links = links.into_iter().filter_map(|(port, link)| link.map(|link| (port, link))).collect();
+        let outside_mtu = outside.link.mtu;
+        let sides = [(PortId::Inside, inside.as_ref()), (PortId::Outside, Some(&outside))];
+        let links = sides.into_iter().filter_map(|(port, side)| Some((port, side?.link.clone()))).collect();
         let by_interface = !arguments.tuns.is_empty();
         let network = Network::new(handle.clone(), links, by_interface, all.clone()).await?;
         let (requests_in, requests) = mpsc::channel(QUEUE);
@@ -299,12 +314,16 @@ impl Dataplane {
             }
         };
         if let Some(inside) = &inside {
-            steer.attach(Side::Inside, inside.index, mode).context(inside.name.clone())?;
+            steer.attach(Side::Inside, inside.wire.index, mode).context(inside.wire.name.clone())?;
         }
-        steer.attach(Side::Outside, outside.index, mode).context(outside.name.clone())?;
+        steer.attach(Side::Outside, outside.wire.index, mode).context(outside.wire.name.clone())?;
+        let vlan =
+            |interface: Option<&Interface>| interface.and_then(|interface| interface.vlan).map(Vlan::id);
         tracing::info!(
-            inside = inside.map_or("the host".to_owned(), |inside| inside.name),
-            outside = outside.name,
+            inside_vlan = vlan(inside.as_ref()),
+            outside_vlan = vlan(Some(&outside)),
+            inside = inside.map_or("the host".to_owned(), |inside| inside.wire.name),
+            outside = outside.wire.name,
             ?mode,
             zero_copy,
             workers,
@@ -441,12 +460,12 @@ impl Dataplane {
 }
 
 /// Where frames can be captured.
-fn interfaces(arguments: &Arguments) -> Vec<Interface> {
+fn interfaces(arguments: &Arguments) -> Vec<capture_socket::Interface> {
     let inside = arguments.inside.iter().map(|name| (0, false, name));
     let tuns = arguments.tuns.iter().map(|device| (device.interface, true, &device.name));
     let outside = [(OUTSIDE, false, &arguments.outside)];
     let all = inside.chain(tuns).chain(outside);
-    all.map(|(number, raw, name)| Interface { number, raw, name: name.clone() }).collect()
+    all.map(|(number, raw, name)| capture_socket::Interface { number, raw, name: name.clone() }).collect()
 }
 
 /// Ends with the supervisor; leaves no keys in core files or swap; is not traced.
@@ -468,44 +487,9 @@ fn each_once(host: &[(u32, IpAddr)]) -> Vec<IpAddr> {
     all
 }
 
-fn port_config(link: &Link, host: &[(u32, IpAddr)]) -> PortConfig {
-    let driver = driver_name(&link.name).unwrap_or_default();
-    let own = || host.iter().filter(|(index, _)| *index == link.index).map(|(_, address)| *address);
-    PortConfig {
-        mac: link.mac,
-        mtu: link.mtu,
-        complete_checksums: PARTIAL_CHECKSUM_DRIVERS.contains(&driver.as_str()),
-        address: own()
-            .find_map(|address| if let IpAddr::V4(address) = address { Some(address) } else { None }),
-        address_v6: own().find_map(|address| match address {
-            IpAddr::V6(address) if !address.is_unicast_link_local() => Some(address),
-            _ => None,
-        }),
-    }
-}
-
 fn sleeper() -> Result<Arc<Sleeper>> {
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
     Ok(Arc::new(Sleeper::new(Bell::new(bell))))
-}
-
-/// Each worker needs a queue, and a queue without one is a black hole.
-fn check_queues(link: &Link, workers: usize) -> Result<()> {
-    // Not all drivers tell.
-    let Ok(queues) = receive_queues(&link.name) else { return Ok(()) };
-    let (name, queues) = (&link.name, queues as usize);
-    if queues < workers {
-        bail!(
-            "{name} has {queues} receive queues for {workers} workers: `ethtool -L {name} combined {workers}` (veth: `rx {workers} tx {workers}`), or lower gateway.workers"
-        );
-    }
-    if queues > workers {
-        tracing::error!(
-            "{name} has {queues} receive queues, and what comes on those beyond {workers} is dropped: raise gateway.workers, or \
-             `ethtool -L {name} combined {workers}`"
-        );
-    }
-    Ok(())
 }
 
 fn start_worker(

@@ -9,7 +9,7 @@ use crate::worker::{Shared, Update};
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -26,33 +26,32 @@ use std::sync::Arc;
 /// Destinations that are followed at most; beyond, all are forgotten and asked for again.
 const MAX_DESTINATIONS: usize = 1 << 16;
 
-/// One of our two interfaces.
+/// One of our two interfaces, as the kernel's tables know it.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) index: u32,
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u16,
+    /// Its frames may carry a checksum that is yet to be completed.
+    pub(crate) complete_checksums: bool,
 }
 
 impl Link {
-    /// Looks an interface up by name.
-    pub(crate) async fn by_name(handle: &Handle, name: &str) -> Result<Link> {
-        let mut links = handle.link().get().match_name(name).execute();
-        let message = links.try_next().await.ok().flatten().with_context(|| {
-            format!("there is no interface {name} in this network namespace: see `ip link`")
-        })?;
+    /// What the kernel says of an interface.
+    pub(crate) fn of(name: &str, message: &LinkMessage) -> Result<Link> {
         let no_ethernet = || format!("{name} is no Ethernet interface, and AF_XDP frames need one");
         if message.header.link_layer_type != LinkLayerType::Ether {
             bail!(no_ethernet());
         }
-        let mut link = Link { name: name.into(), index: message.header.index, mac: [0; 6], mtu: 1500 };
-        for attribute in message.attributes {
+        let index = message.header.index;
+        let mut link = Link { name: name.into(), index, mac: [0; 6], mtu: 1500, complete_checksums: false };
+        for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::Address(address) => {
-                    link.mac = address.try_into().ok().with_context(no_ethernet)?;
+                    link.mac = address.as_slice().try_into().ok().with_context(no_ethernet)?;
                 }
-                LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(mtu).unwrap_or(u16::MAX),
+                LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
                 _ => {}
             }
         }

@@ -40,6 +40,7 @@ mod testbed;
 mod timeline;
 mod topology;
 mod traffic;
+mod vlan;
 
 pub use capture::Capture;
 pub use cleanup::{PREFIX, prepare};

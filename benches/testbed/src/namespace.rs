@@ -63,9 +63,10 @@ impl Namespace {
         run(Command::new("ip").args(["-netns", &self.name]).args(line.split_whitespace()))
     }
 
-    /// Writes a setting under /proc/sys/net of this namespace; the path uses dots or slashes.
+    /// Writes a setting under /proc/sys/net of this namespace; the path uses slashes, or dots.
     pub fn sysctl(&self, path: &str, value: &str) -> Result<()> {
-        let file = format!("/proc/sys/net/{}", path.replace('.', "/"));
+        let path = if path.contains('/') { path.to_owned() } else { path.replace('.', "/") };
+        let file = format!("/proc/sys/net/{path}");
         // The directory shows the namespace of the thread that opens it.
         self.enter(|| std::fs::write(&file, value))?.context(|| format!("writing {value} to {file}"))
     }

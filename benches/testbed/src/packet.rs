@@ -35,6 +35,15 @@ nix::getsockopt_impl!(
     sockopt::GetStruct<PacketStatistics>
 );
 
+/// What the kernel says of a frame's VLAN tag, which it has taken off (PACKET_AUXDATA, `struct tpacket_auxdata`).
+#[derive(Clone, Copy, Debug)]
+struct AuxiliaryData;
+nix::setsockopt_impl!(AuxiliaryData, libc::SOL_PACKET, libc::PACKET_AUXDATA, bool, sockopt::SetBool);
+/// Octets of that structure.
+const AUXILIARY: usize = 20;
+/// Octets of a tag.
+const TAG: usize = 4;
+
 #[derive(Clone, Copy, Debug)]
 struct OffloadHeader;
 nix::setsockopt_impl!(OffloadHeader, libc::SOL_PACKET, libc::PACKET_VNET_HDR, bool, sockopt::SetBool);
@@ -85,6 +94,7 @@ impl PacketSocket {
                     setsockopt(&descriptor, sockopt::ReceiveTimestampns, &true).context(what)?;
                 }
             }
+            setsockopt(&descriptor, AuxiliaryData, &true).context(what)?;
             // A queue that holds what arrives while the reader is not scheduled.
             setsockopt(&descriptor, sockopt::RcvBufForce, &(256 << 20)).context(what)?;
             bind(descriptor.as_raw_fd(), &link).context(what)?;
@@ -97,16 +107,12 @@ impl PacketSocket {
         })?
     }
 
-    /// The next frame, or `None` if none waits.
+    /// The next frame as it was on the wire, its VLAN tag included, or `None` if none waits.
     pub(crate) fn receive(&self, frame: &mut [u8]) -> nix::Result<Option<Received>> {
-        let mut control = if self.show == Show::BothDirections {
-            Some(nix::cmsg_space!(nix::sys::time::TimeSpec))
-        } else {
-            None
-        };
+        let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec, [u8; AUXILIARY]);
         loop {
             let mut slices = [IoSliceMut::new(frame)];
-            let buffer = control.as_deref_mut();
+            let buffer = Some(&mut control[..]);
             match recvmsg::<LinkAddr>(self.descriptor.as_raw_fd(), &mut slices, buffer, MsgFlags::empty()) {
                 Ok(message) => {
                     let outgoing =
@@ -114,13 +120,24 @@ impl PacketSocket {
                     if outgoing && self.show == Show::ArrivingWithOffloads {
                         continue;
                     }
-                    let at = message.cmsgs().ok().and_then(|mut messages| {
-                        messages.find_map(|message| match message {
-                            ControlMessageOwned::ScmTimestampns(time) => Some(nanoseconds(time)),
-                            _ => None,
-                        })
-                    });
-                    return Ok(Some(Received { length: message.bytes, at: at.unwrap_or(0) }));
+                    let (mut at, mut tag, mut length) = (0, None, message.bytes);
+                    for message in message.cmsgs().into_iter().flatten() {
+                        match message {
+                            ControlMessageOwned::ScmTimestampns(time) => at = nanoseconds(time),
+                            ControlMessageOwned::Unknown(data)
+                                if data.cmsg_header.cmsg_type == libc::PACKET_AUXDATA =>
+                            {
+                                tag = taken_off(&data.data_bytes);
+                            }
+                            _ => {}
+                        }
+                    }
+                    if let Some((tpid, control)) = tag {
+                        let with_offloads = self.show == Show::ArrivingWithOffloads;
+                        let before = if with_offloads { OFFLOAD_HEADER } else { 0 };
+                        length = insert_tag(frame, length, before, tpid, control);
+                    }
+                    return Ok(Some(Received { length, at }));
                 }
                 Err(Errno::EAGAIN) => return Ok(None),
                 // The interface went down (ENETDOWN is reported once), or a signal came.
@@ -151,6 +168,35 @@ impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
+}
+
+/// TPID, and priority and VID, of the tag that a frame had.
+fn taken_off(auxiliary: &[u8]) -> Option<(u16, u16)> {
+    let word = |at: usize| Some(u16::from_ne_bytes(*auxiliary.get(at..)?.first_chunk()?));
+    let status = u32::from_ne_bytes(*auxiliary.first_chunk()?);
+    (status & libc::TP_STATUS_VLAN_VALID != 0).then_some(())?;
+    Some((word(18)?, word(16)?))
+}
+
+/// Puts a tag into the frame of this length `before` octets into the buffer, be it none or an offload header; the new length.
+pub(crate) fn insert_tag(buffer: &mut [u8], length: usize, before: usize, tpid: u16, control: u16) -> usize {
+    let at = before + 12;
+    if length < at || buffer.len() < length + TAG {
+        return length;
+    }
+    buffer.copy_within(at..length, at + TAG);
+    buffer[at..at + 2].copy_from_slice(&tpid.to_be_bytes());
+    buffer[at + 2..at + TAG].copy_from_slice(&control.to_be_bytes());
+    if before == OFFLOAD_HEADER {
+        // `struct virtio_net_hdr`: the length of the headers and where what is summed begins, if they are told.
+        for field in [2, 6] {
+            let value = u16::from_ne_bytes([buffer[field], buffer[field + 1]]);
+            if value > 0 {
+                buffer[field..field + 2].copy_from_slice(&(value + TAG as u16).to_ne_bytes());
+            }
+        }
+    }
+    length + TAG
 }
 
 /// A kernel time in nanoseconds.

@@ -115,7 +115,7 @@ impl Testbed {
             gateway(Side::B, topology.gateway(Side::B), "b", &options.b)?,
         ];
         let second = match options.layout {
-            Layout::Plain | Layout::Queues(_) | Layout::Nat => None,
+            Layout::Plain | Layout::Queues(_) | Layout::Nat | Layout::Vlans { .. } => None,
             Layout::Pair => Some(gateway(Side::B, topology.member(Member::Second), "b2", &options.second)?),
         };
         Ok(Testbed {

@@ -15,6 +15,9 @@
 //! With [`Layout::Nat`] a NAT stands between gateway A and the box: A is 198.51.100.1 then, and B sees 192.0.2.1, until the
 //! mapping moves to 192.0.2.5. What is called A's wire is the one before the NAT.
 //!
+//! With [`Layout::Vlans`] frames between the gateways, and between each and its host, have tags: the addresses are those of
+//! devices `a-out.100` and so on, and the interfaces above have none.
+//!
 //! With [`Layout::Pair`] two gateways stand in B's place, each on a switch per side and with addresses of its own. Those
 //! that B has above are nobody's until one of the two is given them, or takes them (keepalived does):
 //!
@@ -28,6 +31,7 @@
 use crate::cleanup::{self, unique_name};
 use crate::error::{Context, Error, Result};
 use crate::namespace::Namespace;
+use crate::vlan::{self, VlanDevice};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -143,6 +147,13 @@ pub enum Layout {
     Pair,
     /// Gateway A behind a NAT.
     Nat,
+    /// Plain, but that all frames have tags: with these VIDs of IEEE 802.1Q.
+    Vlans {
+        /// Between the gateways.
+        outside: u16,
+        /// Between each gateway and its host.
+        inside: u16,
+    },
 }
 
 /// One of the two gateways in B's place, where there are two.
@@ -295,6 +306,17 @@ pub struct Topology {
     queues: u32,
     pair: Option<Pair>,
     nat: Option<Namespace>,
+    vlans: Option<Vlans>,
+}
+
+/// What VLANs have besides.
+#[derive(Debug)]
+struct Vlans {
+    outside: u16,
+    inside: u16,
+    devices: Vec<VlanDevice>,
+    /// Where the devices' far ends are.
+    far: Namespace,
 }
 
 /// What a pair has besides.
@@ -320,7 +342,7 @@ impl Topology {
         cleanup::prepare()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let namespace = |what: &str| Namespace::create(&unique_name(number, what));
-        let topology = Topology {
+        let mut topology = Topology {
             number,
             addresses,
             hosts: [namespace("host-a")?, namespace("host-b")?],
@@ -328,10 +350,18 @@ impl Topology {
             delay_box: namespace("box")?,
             queues: if let Layout::Queues(queues) = layout { queues } else { 1 },
             pair: match layout {
-                Layout::Plain | Layout::Queues(_) | Layout::Nat => None,
+                Layout::Plain | Layout::Queues(_) | Layout::Nat | Layout::Vlans { .. } => None,
                 Layout::Pair => Some(Pair { second: namespace("gateway-b2")?, switch: namespace("switch")? }),
             },
             nat: if layout == Layout::Nat { Some(namespace("nat")?) } else { None },
+            vlans: match layout {
+                Layout::Vlans { outside, inside } => {
+                    let far = namespace("vlans")?;
+                    far.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+                    Some(Vlans { outside, inside, devices: Vec::new(), far })
+                }
+                _ => None,
+            },
         };
         topology.delay_box.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         if topology.addresses.use_ipv6() {
@@ -343,14 +373,48 @@ impl Topology {
         topology.connect(Side::A)?;
         topology.connect_nat()?;
         match &topology.pair {
-            None => topology.connect(Side::B)?,
             Some(pair) => topology.connect_pair(pair)?,
+            None => topology.connect(Side::B)?,
         }
         Ok(topology)
     }
 
-    fn connect(&self, side: Side) -> Result<()> {
-        let (host, gateway, addresses) = (self.host(side), self.gateway(side), &self.addresses);
+    fn connect(&mut self, side: Side) -> Result<()> {
+        self.join_interfaces(side)?;
+        self.make_vlans(side)?;
+        let (gateway, addresses) = (self.gateway(side), &self.addresses);
+        self.give_host_its_address(side)?;
+        self.equip(gateway, side, addresses.gateway_outside(side), addresses.gateway_inside(side))
+    }
+
+    fn make_vlans(&mut self, side: Side) -> Result<()> {
+        let Some(vlans) = &mut self.vlans else { return Ok(()) };
+        let (host, gateway) = (&self.hosts[side as usize], &self.gateways[side as usize]);
+        for (namespace, interface, id) in [
+            (host, side.host_interface(), vlans.inside),
+            (gateway, side.inside_interface(), vlans.inside),
+            (gateway, side.outside_interface(), vlans.outside),
+        ] {
+            vlans.devices.push(VlanDevice::create(namespace, &interface, id, &vlans.far)?);
+        }
+        Ok(())
+    }
+
+    /// The kernel's devices of a gateway, inside and outside, and of its host: those with addresses.
+    fn devices(&self, side: Side) -> (String, String, String) {
+        let (inside, outside, host) =
+            (side.inside_interface(), side.outside_interface(), side.host_interface());
+        match &self.vlans {
+            None => (inside, outside, host),
+            Some(vlans) => {
+                let inside = vlan::device(&inside, vlans.inside);
+                (inside, vlan::device(&outside, vlans.outside), vlan::device(&host, vlans.inside))
+            }
+        }
+    }
+
+    fn join_interfaces(&self, side: Side) -> Result<()> {
+        let (host, gateway) = (self.host(side), self.gateway(side));
         let (on_host, inside) = (side.host_interface(), side.inside_interface());
         let (outside, on_box) = (side.outside_interface(), side.box_interface());
         join_queues(self.queues, (host, &on_host), (gateway, &inside))?;
@@ -361,8 +425,7 @@ impl Topology {
             }
             _ => join_queues(self.queues, (gateway, &outside), (&self.delay_box, &on_box))?,
         }
-        self.give_host_its_address(side)?;
-        self.equip(gateway, side, addresses.gateway_outside(side), addresses.gateway_inside(side))
+        Ok(())
     }
 
     /// The same for B's side with two gateways: a switch (of two bridges) instead of each veth pair.
@@ -393,7 +456,7 @@ impl Topology {
 
     fn give_host_its_address(&self, side: Side) -> Result<()> {
         let (host, addresses) = (self.host(side), &self.addresses);
-        let (on_host, prefix) = (side.host_interface(), addresses.inside(side).prefix);
+        let ((_, _, on_host), prefix) = (self.devices(side), addresses.inside(side).prefix);
         self.give(host, addresses.host(side), prefix, &on_host)?;
         host.ip(&format!("route add default via {}", addresses.gateway_inside(side)))?;
         if addresses.use_ipv6() {
@@ -421,7 +484,7 @@ impl Topology {
     ) -> Result<()> {
         let addresses = &self.addresses;
         let (here, there) = (addresses.inside(side), addresses.inside(side.other()));
-        let (inside, outside) = (side.inside_interface(), side.outside_interface());
+        let (inside, outside, _) = self.devices(side);
         self.give(gateway, inside_address, here.prefix, &inside)?;
         self.give(gateway, outside_address, addresses.outside_of(side).prefix, &outside)?;
         let next = match addresses.behind_nat.filter(|_| side == Side::A) {

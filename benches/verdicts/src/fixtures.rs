@@ -26,6 +26,10 @@ pub const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
 pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x99);
 /// The port of ESP in UDP (RFC 3948).
 pub const PORT: u16 = 4500;
+/// The VLANs (VIDs of IEEE 802.1Q), where the sides are some.
+pub const OUTSIDE_VLAN: u16 = 100;
+/// See [`OUTSIDE_VLAN`].
+pub const INSIDE_VLAN: u16 = 200;
 /// SPIs with a state.
 pub const LARVAL: Spi = Spi(0x1122_3341);
 /// See [`LARVAL`].
@@ -64,6 +68,47 @@ pub fn all() -> Vec<Fixture> {
     outside6(|name, frame, steer, engine| add(Side::Outside, name, frame, steer, engine));
     inside(|name, frame, steer, engine| add(Side::Inside, name, frame, steer, engine));
     all
+}
+
+/// Those where both sides are VLANs: all of the others with the tag, of which the same is said, and frames of other networks.
+pub fn of_vlans() -> Vec<Fixture> {
+    let priority = 0xb000;
+    let own = |side| if side == Side::Outside { OUTSIDE_VLAN } else { INSIDE_VLAN };
+    let mut all = all();
+    for fixture in &mut all {
+        fixture.frame = tagged(TPID, priority | own(fixture.side), &fixture.frame);
+    }
+    for (side, plain) in [
+        (Side::Outside, ipv4(PEER, US, ESP, 0, &esp(FORMER))),
+        (Side::Inside, ipv4(HOST, PEER, TCP, 0, &[0; 20])),
+    ] {
+        let id = own(side);
+        let with_tag = tagged(TPID, id, &plain);
+        let others = [
+            ("without a tag", plain.clone()),
+            ("with another VLAN's", tagged(TPID, id + 1, &plain)),
+            ("with a priority tag", tagged(TPID, priority, &plain)),
+            ("of the same number in Q-in-Q's outer tag", tagged(0x88a8, id, &plain)),
+            ("in Q-in-Q", tagged(0x88a8, id, &with_tag)),
+            ("behind another tag", tagged(TPID, id + 1, &with_tag)),
+            ("with the tag twice", tagged(TPID, id, &with_tag)),
+            ("cut short within the tag", with_tag[..17].to_vec()),
+        ];
+        let passed = |(name, frame)| Fixture { name, side, frame, steer: "passed", engine: "not_ip" };
+        all.extend(others.map(passed));
+        let (steer, engine) = MALFORMED_IP;
+        let frame = with_tag[..18].to_vec();
+        all.push(Fixture { name: "cut short behind the tag", side, frame, steer, engine });
+    }
+    all
+}
+
+/// The TPID of IEEE 802.1Q.
+pub const TPID: u16 = 0x8100;
+
+/// A frame with a tag: this TPID, then priority and VID.
+pub fn tagged(tpid: u16, control: u16, frame: &[u8]) -> Vec<u8> {
+    [&frame[..12], &tpid.to_be_bytes(), &control.to_be_bytes(), &frame[12..]].concat()
 }
 
 type Texts = (&'static str, &'static str);
@@ -108,7 +153,9 @@ fn outside(mut add: impl FnMut(&'static str, Vec<u8>, &'static str, &'static str
     add("a ping to us", ipv4(PEER, US, ICMP, 0, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]), HOSTS);
     add("TCP to us", ipv4(PEER, US, TCP, 0, &[0; 20]), HOSTS);
     add("ARP", ethernet(0x0806, &[0; 28]), ("passed", "not_ip"));
-    add("a frame with an 802.1Q tag", ethernet(0x8100, &[0, 5, 8, 0, 0x45, 0, 0, 20]), ("passed", "not_ip"));
+    let former = ipv4(PEER, US, ESP, 0, &esp(FORMER));
+    add("a frame with an 802.1Q tag", tagged(TPID, 5, &former), ("passed", "not_ip"));
+    add("one with a priority tag", tagged(TPID, 0xe000, &former), ("passed", "not_ip"));
     add("multicast", ipv4(PEER, Ipv4Addr::new(224, 0, 0, 5), 89, 0, &[0; 8]), ("passed", "not_unicast"));
     add(
         "broadcast",

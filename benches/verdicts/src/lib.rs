@@ -4,16 +4,21 @@
 //!
 //! frame → `Steer::test_run` → its decision ┐
 //! frame → `Engine::process` → its counter  ┴→ [`Opinions`] → [`Opinions::agree`]
+//!
+//! Where the sides are VLANs, the engine sees a frame as a port gives it, without the tag.
 
 pub mod fixtures;
 
-use fixtures::{FORMER, HOST, INSIDE, LARVAL, PEER, PEER_NETWORK, PORT, RETIRED, US, US6};
+use fixtures::{
+    FORMER, HOST, INSIDE, INSIDE_VLAN, LARVAL, OUTSIDE_VLAN, PEER, PEER_NETWORK, PORT, RETIRED, US, US6,
+};
 use rustix::net::{AddressFamily, SocketType};
 use spindle_abi::{Command, Event, PolicyAction, Selector, SelectorSet, Spi, SpiState, Time};
 use spindle_bpf::steer::{InClear, Steer, SteerError};
 use spindle_engine::{
     ArrayVec, BURST, Counters, DropReason, Engine, EngineConfig, MemoryFrame, Output, PortConfig, PortId,
 };
+use spindle_port::Vlan;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -30,6 +35,8 @@ const STATES: [(Spi, SpiState); 3] =
 /// BYPASS policy.
 pub struct Judge {
     steer: Steer,
+    /// By [`Side`].
+    vlans: [Option<Vlan>; 2],
     _in_clear: InClear,
     _sockets: Vec<OwnedFd>,
 }
@@ -66,14 +73,28 @@ impl Judge {
         steer.set_socket(Side::Outside, 0, sockets[0].as_fd())?;
         steer.set_background(0, sockets[1].as_fd())?;
         steer.set_socket(Side::Inside, 0, sockets[2].as_fd())?;
-        Ok(Judge { steer, _in_clear: in_clear, _sockets: sockets })
+        Ok(Judge { steer, vlans: [None; 2], _in_clear: in_clear, _sockets: sockets })
+    }
+
+    /// The same where both sides are VLANs.
+    pub fn of_vlans() -> Result<Judge, SteerError> {
+        let mut judge = Judge::new()?;
+        for (side, id) in [(Side::Outside, OUTSIDE_VLAN), (Side::Inside, INSIDE_VLAN)] {
+            judge.steer.set_vlan(side, id)?;
+            judge.vlans[side as usize] = Vlan::new(id);
+        }
+        Ok(judge)
     }
 
     /// Asks both of them about a frame of [`LENGTHS`].
     pub fn ask(&self, side: Side, frame: &[u8]) -> Result<Opinions, SteerError> {
         let (_, decisions) = self.steer.test_run(side, frame)?;
         let steer = decisions.first().map_or("none", |(name, _)| name);
-        let engine = engines(side, frame);
+        let mut received = MemoryFrame::new(frame);
+        if let Some(vlan) = self.vlans[side as usize] {
+            vlan.strip(&mut received);
+        }
+        let engine = engines(side, received);
         Ok(Opinions { side, is_group: frame[0] & 1 == 1, steer, engine })
     }
 }
@@ -110,10 +131,10 @@ impl Opinions {
 }
 
 /// What an engine says of a frame, the first that it sees.
-fn engines(side: Side, frame: &[u8]) -> &'static str {
+fn engines(side: Side, frame: MemoryFrame) -> &'static str {
     let mut engine = engine();
     let mut burst: ArrayVec<MemoryFrame, BURST> = ArrayVec::new();
-    burst.push(MemoryFrame::new(frame));
+    burst.push(frame);
     let ingress = if side == Side::Outside { PortId::Outside } else { PortId::Inside };
     let mut end = End(None);
     engine.process(Time(1), ingress, &mut burst, &mut end);

@@ -102,7 +102,7 @@ pub(super) fn inside(value: &Value<'_>) -> Result<Inside> {
     }
 }
 
-fn check_name(value: &Value<'_>, name: &str) -> Result<String> {
+pub(super) fn check_name(value: &Value<'_>, name: &str) -> Result<String> {
     let valid = (1..=15).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         && name != "."
@@ -111,7 +111,7 @@ fn check_name(value: &Value<'_>, name: &str) -> Result<String> {
         return Ok(name.into());
     }
     Err(value.error(format!(
-        "\"{name}\" cannot be the name of a virtual interface; write 1 to 15 letters, digits, - _ and ."
+        "\"{name}\" cannot be the name of such a device; write 1 to 15 letters, digits, - _ and ."
     )))
 }
 

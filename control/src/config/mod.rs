@@ -10,9 +10,11 @@ mod policies;
 pub(crate) mod ports;
 mod read;
 mod transport;
+mod vlans;
 
 pub use interfaces::{Device, Inside, InterfaceSettings};
 pub use read::ConfigError;
+pub use vlans::Vlan;
 
 use policies::Places;
 use read::{Document, Section, Value};
@@ -69,6 +71,10 @@ pub struct GatewaySettings {
     pub interfaces: Vec<InterfaceSettings>,
     /// The interface of the unprotected side.
     pub outside: String,
+    /// The VLAN of `inside` that is the protected side.
+    pub inside_vlan: Option<Vlan>,
+    /// The VLAN of `outside` that is the unprotected side.
+    pub outside_vlan: Option<Vlan>,
     /// The maker id of a cluster; without it, a random one of this gateway.
     pub cluster: Option<String>,
     /// How workers wait for packets.
@@ -223,6 +229,7 @@ impl Settings {
         };
         policies::check_order(&settings)?;
         settings.check_interfaces()?;
+        settings.check_vlans()?;
         Ok(settings)
     }
 
@@ -297,6 +304,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
     if matches!(&inside, Inside::Interface(name) | Inside::Host(name) if *name == outside) {
         return Err(outside_value.error(format!("{outside} is the inside interface too; name another one")));
     }
+    let (inside_vlan, outside_vlan) = vlans::vlans(section, &inside, &outside)?;
     let cluster = match section.optional("cluster") {
         Some(value) if value.string()?.len() > 64 => {
             return Err(value.error("is longer than 64 octets; write a shorter name"));
@@ -349,6 +357,8 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         inside,
         interfaces,
         outside,
+        inside_vlan,
+        outside_vlan,
         cluster,
         polling,
         workers,

@@ -228,6 +228,10 @@ impl<'a> Value<'a> {
         self.value.as_array().is_some()
     }
 
+    pub(super) fn is_table(&self) -> bool {
+        self.value.as_table().is_some()
+    }
+
     pub(super) fn expected(&self, what: &str) -> ConfigError {
         self.error(format!("is {}, and must be {what}", article(self.value.type_str())))
     }

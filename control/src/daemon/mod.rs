@@ -246,7 +246,7 @@ impl<'a> Daemon<'a> {
         let addresses = moved.then(|| Addresses::follow(settings.local_addresses())).transpose();
         let addresses = addresses.map_err(|e| Failure::Failed(format!("cannot follow addresses: {e}")))?;
         // Routes may lead into virtual interfaces, and IKE never does.
-        let device = (!settings.devices().is_empty()).then_some(settings.gateway.outside.as_str());
+        let device = (!settings.devices().is_empty()).then_some(settings.gateway.outside_device());
         let (sockets, datagrams) =
             Sockets::bind(&settings.local_addresses(), ports, moved, device).map_err(|(socket, e)| {
                 let fix = match e.kind() {

@@ -1,4 +1,5 @@
-//! What an interface's driver is called (ethtool's ETHTOOL_GDRVINFO), and its receive queues (ETHTOOL_GCHANNELS).
+//! What an interface's driver is called (ethtool's ETHTOOL_GDRVINFO), its receive queues (ETHTOOL_GCHANNELS), and whether it
+//! takes VLAN tags off (ETHTOOL_GFLAGS).
 
 use rustix::net::{AddressFamily, SocketType};
 use std::io;
@@ -27,6 +28,16 @@ struct Channels {
 
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct Flags {
+    command: u32,
+    flags: u32,
+}
+
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+
 /// The driver's name, such as `veth`, `virtio_net` or `tun`.
 pub fn driver_name(interface: &str) -> io::Result<String> {
     let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
@@ -41,6 +52,14 @@ pub fn receive_queues(interface: &str) -> io::Result<u32> {
     ask(interface, &mut channels)?;
     let [receiving, _, _, both] = channels.used;
     Ok(receiving + both)
+}
+
+/// May the interface take VLAN tags off received frames, so that XDP does not see them (`ethtool -K NAME rxvlan on`)? An
+/// error where the driver does not tell.
+pub fn takes_tags_off(interface: &str) -> io::Result<bool> {
+    let mut flags = Flags { command: ETHTOOL_GFLAGS, flags: 0 };
+    ask(interface, &mut flags)?;
+    Ok(flags.flags & ETH_FLAG_RXVLAN != 0)
 }
 
 /// `question` is a structure that begins with its command and that the kernel fills.

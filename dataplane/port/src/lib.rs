@@ -5,6 +5,8 @@
 //! [`Port::flush`] → kernel; [`Port::replenish`] takes back what was sent and gives the kernel empty frames. All
 //! ports of all workers share one UMEM, so a frame crosses the gateway without a copy.
 //!
+//! Where a port is a [`Vlan`]'s, tags end at it: frames come without, and leave with one.
+//!
 //! [`Tuns`] are the host's own stack instead of a wire; a packet is copied there.
 //!
 //! The sockets are set up here by plain system calls: xsk-rs keeps a descriptor's address to itself, and a header can
@@ -15,12 +17,14 @@ mod kernel_ring;
 mod memory;
 mod tun;
 mod umem;
+mod vlan;
 mod xdp;
 
-pub use driver::{driver_name, receive_queues};
+pub use driver::{driver_name, receive_queues, takes_tags_off};
 pub use memory::MemoryPort;
 pub use tun::{MAX_TUN_MTU, Tuns};
 pub use umem::{CHUNK, HEADROOM, Pool, Umem, XdpFrame};
+pub use vlan::Vlan;
 pub use xdp::{BindError, SocketCounts, WorkerPorts, XdpPort, bind_workers};
 
 use arrayvec::ArrayVec;

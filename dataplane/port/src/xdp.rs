@@ -7,7 +7,7 @@
 
 use crate::kernel_ring::{FromKernel, ToKernel};
 use crate::umem::{CHUNK, Pool, Umem, XdpFrame};
-use crate::{BURST, Port};
+use crate::{BURST, Port, Vlan};
 use arrayvec::ArrayVec;
 use rustix::io::Errno;
 use rustix::net::xdp::{
@@ -97,6 +97,8 @@ pub struct XdpPort {
     fill: ToKernel<u64>,
     completion: FromKernel<u64>,
     zero_copy: bool,
+    /// Whose tag all of its frames have.
+    vlan: Option<Vlan>,
     /// The kernel stopped before it had sent all that was published.
     unfinished: bool,
 }
@@ -268,6 +270,7 @@ impl XdpPort {
             fill,
             completion,
             zero_copy,
+            vlan: None,
             unfinished: false,
         })
     }
@@ -275,6 +278,11 @@ impl XdpPort {
     /// Do frames reach the driver without a copy?
     pub fn is_zero_copy(&self) -> bool {
         self.zero_copy
+    }
+
+    /// All of its frames have the tag of this VLAN, or none has any.
+    pub fn set_vlan(&mut self, vlan: Option<Vlan>) {
+        self.vlan = vlan;
     }
 
     /// The socket that receives in the background.
@@ -348,14 +356,23 @@ impl Port for XdpPort {
     type Frame = XdpFrame;
 
     fn receive(&mut self, burst: &mut ArrayVec<XdpFrame, BURST>) {
+        let before = burst.len();
         take(&mut self.receive, self.umem, burst);
         if let Some(background) = &mut self.background {
             take(&mut background.receive, self.umem, burst);
         }
+        if let Some(vlan) = self.vlan {
+            burst[before..].iter_mut().for_each(|frame| vlan.strip(frame));
+        }
     }
 
-    fn transmit(&mut self, frame: XdpFrame) -> Result<(), XdpFrame> {
+    fn transmit(&mut self, mut frame: XdpFrame) -> Result<(), XdpFrame> {
         if self.transmit.room(1) == 0 {
+            return Err(frame);
+        }
+        if let Some(vlan) = self.vlan
+            && !vlan.push(&mut frame)
+        {
             return Err(frame);
         }
         let (addr, len) = self.umem.give_to_kernel(frame)?;

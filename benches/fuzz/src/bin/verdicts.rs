@@ -5,17 +5,18 @@ use spindle_verdicts::{Judge, LENGTHS, Side};
 use std::cell::OnceCell;
 
 thread_local! {
-    static JUDGE: OnceCell<Judge> = const { OnceCell::new() };
+    static JUDGES: OnceCell<[Judge; 2]> = const { OnceCell::new() };
 }
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let Some((side, frame)) = data.split_first() else { return };
+    let Some((how, frame)) = data.split_first() else { return };
     if !LENGTHS.contains(&frame.len()) {
         return;
     }
-    let side = if side & 1 == 0 { Side::Inside } else { Side::Outside };
-    JUDGE.with(|judge| {
-        let judge = judge.get_or_init(|| Judge::new().expect("root is needed"));
+    let side = if how & 1 == 0 { Side::Inside } else { Side::Outside };
+    JUDGES.with(|judges| {
+        let made = || [Judge::new, Judge::of_vlans].map(|judge| judge().expect("root is needed"));
+        let judge = &judges.get_or_init(made)[usize::from(how >> 1 & 1)];
         let said = judge.ask(side, frame).expect("the frame's length is right");
         assert!(said.agree(), "{said:?}");
     });

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [target, directory] = &arguments[..] else { return usage() };
-    for (number, fixture) in fixtures::all().into_iter().enumerate() {
+    let plain = fixtures::all().into_iter().map(|fixture| (false, fixture));
+    let of_vlans = fixtures::of_vlans().into_iter().map(|fixture| (true, fixture));
+    for (number, (of_vlans, fixture)) in plain.chain(of_vlans).enumerate() {
         let is_outside = fixture.side == Side::Outside;
         let head = match target.as_str() {
-            "verdicts" => vec![u8::from(is_outside)],
+            "verdicts" => vec![u8::from(is_outside) | u8::from(of_vlans) << 1],
             // A step of `spindle_engine::fuzz`: from inside 0, from outside 1; then the length.
             "engine" => vec![u8::from(is_outside), fixture.frame.len() as u8],
             _ => return usage(),
