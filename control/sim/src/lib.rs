@@ -48,6 +48,8 @@ pub struct Summary {
     pub control_deaths: u64,
     /// Starts of control beside a dataplane that had gone on.
     pub adoptions: u64,
+    /// Deaths of dataplanes alone.
+    pub dataplane_deaths: u64,
     /// IKE SAs authenticated, counted at both ends.
     pub established: u64,
     /// Of these, by a ticket.
@@ -109,6 +111,7 @@ impl Summary {
         self.steps += other.steps;
         self.boots += other.boots;
         self.crashes += other.crashes;
+        self.dataplane_deaths += other.dataplane_deaths;
         self.control_deaths += other.control_deaths;
         self.adoptions += other.adoptions;
         self.established += other.established;

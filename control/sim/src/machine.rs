@@ -1,21 +1,22 @@
-//! One machine: its disk, and while it is up the gateway's dataplane and its control plane on it, and the memory that
-//! outlives the latter.
+//! One machine: its disk, and while it is up the gateway's dataplane and its control plane on it, and the memories that
+//! outlive either.
 
 use crate::disk::{Disk, Handle};
 use crate::network::{ipv4, udp};
 use crate::random::{Dice, GatewayRandom};
-use spindle_abi::{Command, Event, KeyMaterial, SaActivity, Spi, SpiState, Time};
+use spindle_abi::{Command, Event, KeyMaterial, SaActivity, Spi, SpiState, Time, sa_slot};
 use spindle_engine::{
-    ArrayVec, DropReason, Engine, EngineConfig, Frame, MemoryFrame, NextHop, Output, PortConfig, PortId,
+    ArrayVec, DropReason, Engine, EngineConfig, Frame, Memory, MemoryFrame, NextHop, Output, PortConfig,
+    PortId, SaRegion,
 };
 use spindle_ike::api::{ActivityReader, Change, Key};
 use spindle_recovery::api::{Boot, Config, Generation, JournalWrite, TokenMethod, UsedTicket};
 use spindle_recovery::store::{Store, StoreError, write_secrets};
 use spindle_recovery::{Gateway, Left, Records};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -27,6 +28,7 @@ const CLUSTER: &[u8] = b"cluster";
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const MTU: u16 = 1500;
+const MAX_SAS: u32 = 1 << 8;
 
 /// A gateway's machine.
 pub(crate) struct Machine {
@@ -43,16 +45,23 @@ pub(crate) struct Machine {
     pub(crate) life: u64,
     /// Counts the starts of both together.
     pub(crate) whole_life: u64,
+    /// Counts the starts of the dataplane; what was under way to or from an earlier one is lost.
+    pub(crate) dataplane_life: u64,
     /// Control dies before this many outputs more are carried out, and is away so long.
     pub(crate) fuse: Option<(u32, Duration)>,
     /// What outlives control.
     region: BTreeMap<Key, Zeroizing<Vec<u8>>>,
+    /// The SAs' slots, which outlive the dataplane.
+    slots: Memory,
     random: Dice,
 }
 
 /// The dataplane's process.
 pub(crate) struct Dataplane {
-    engine: Rc<RefCell<Engine>>,
+    engine: Engine,
+    slots: Memory,
+    /// When it receives packets and commands.
+    pub(crate) up_at: Time,
     /// Of the latest outbound SA on each SPI; peers draw the same ones again.
     keys: BTreeMap<Spi, KeyMaterial>,
 }
@@ -104,12 +113,27 @@ impl Output<MemoryFrame> for Verdicts {
     }
 }
 
-struct Activity(Rc<RefCell<Engine>>);
+struct Activity(Memory);
 
 impl ActivityReader for Activity {
     fn activity(&self, index: u32) -> SaActivity {
-        self.0.borrow().activity(index).unwrap_or_default()
+        let slot = slot(&self.0, index);
+        let word = |at: usize| slot[at].load(Relaxed);
+        SaActivity {
+            packets: word(sa_slot::PACKETS),
+            bytes: word(sa_slot::BYTES),
+            last: Time(word(sa_slot::LAST)),
+        }
     }
+}
+
+fn slot(slots: &Memory, index: u32) -> &[AtomicU64] {
+    let start = index as usize * sa_slot::WORDS;
+    &(**slots).as_ref()[start..start + sa_slot::WORDS]
+}
+
+fn no_slots() -> Memory {
+    Arc::new((0..MAX_SAS as usize * sa_slot::WORDS).map(|_| AtomicU64::new(0)).collect::<Vec<_>>())
 }
 
 impl Machine {
@@ -123,8 +147,10 @@ impl Machine {
             dataplane: None,
             life: 0,
             whole_life: 0,
+            dataplane_life: 0,
             fuse: None,
             region: BTreeMap::new(),
+            slots: no_slots(),
             random,
         }
     }
@@ -159,20 +185,19 @@ impl Machine {
         if self.member {
             booted.boot.maker_id = CLUSTER.into();
         }
-        let engine = Rc::new(RefCell::new(self.engine()));
-        let activity = Box::new(Activity(Rc::clone(&engine)));
+        self.slots = no_slots();
+        let activity = Box::new(Activity(self.slots.clone()));
         let config = self.config.clone();
         let gateway = Gateway::keeping(config, booted.boot.clone(), activity, Box::new(random), now);
         self.region.clear();
-        self.dataplane = Some(Dataplane { engine, keys: BTreeMap::new() });
+        self.start_dataplane(now);
         self.running = Some(Running { gateway, store, handle, random: secrets, pending: Vec::new() });
         Ok(booted.boot)
     }
 
     /// Starts control alone, from what it left in memory. What was not adopted?
     pub(crate) fn resume(&mut self, now: Time, wall_clock: u64) -> Result<Result<(), String>, StoreError> {
-        let Some(Dataplane { engine, .. }) = &self.dataplane else { return Ok(Ok(())) };
-        let activity = Box::new(Activity(Rc::clone(engine)));
+        let activity = Box::new(Activity(self.slots.clone()));
         self.life += 1;
         let handle = self.disk.attach();
         let (random, secrets) = self.draw();
@@ -212,11 +237,25 @@ impl Machine {
         }
     }
 
+    /// One that knows nothing but what the slots hold. It is up at this time.
+    pub(crate) fn start_dataplane(&mut self, up_at: Time) {
+        self.dataplane_life += 1;
+        let (engine, slots) = (self.engine(), self.slots.clone());
+        self.dataplane = Some(Dataplane { engine, slots, up_at, keys: BTreeMap::new() });
+    }
+
+    /// The dataplane, if it is up.
+    pub(crate) fn dataplane_at(&mut self, now: Time) -> Option<&mut Dataplane> {
+        self.dataplane.as_mut().filter(|dataplane| dataplane.up_at <= now)
+    }
+
     fn engine(&self) -> Engine {
         let port =
             || PortConfig { mac: MAC, mtu: MTU, complete_checksums: false, address: None, address_v6: None };
         let mut config = EngineConfig::new(vec![self.outside.into()], port(), port());
-        config.max_sas = 1 << 8;
+        config.max_sas = MAX_SAS;
+        // Windows of 64 packets are in the slots.
+        config.region = Some(SaRegion::new(self.slots.clone(), Arc::new(Vec::new())));
         config.max_spis = 1 << 10;
         config.max_policies = 16;
         config.max_next_hops = 64;
@@ -273,7 +312,7 @@ impl Dataplane {
         if let Command::InstallOutbound { sa } = &command {
             self.keys.insert(sa.spi, sa.keymat.clone());
         }
-        self.engine.borrow_mut().apply(now, command).is_ok()
+        self.engine.apply(now, command).is_ok()
     }
 
     /// The key under which it sends on an SPI.
@@ -289,7 +328,7 @@ impl Dataplane {
         let mut burst = ArrayVec::new();
         burst.push(MemoryFrame::new(&frame));
         let mut verdicts = Verdicts::default();
-        let mut engine = self.engine.borrow_mut();
+        let engine = &mut self.engine;
         engine.process(now, ingress, &mut burst, &mut verdicts);
         for (port, destination, frame) in std::mem::take(&mut verdicts.unresolved) {
             let hop = NextHop { port, source_mac: MAC, destination_mac: MAC, mtu: MTU };
@@ -297,19 +336,31 @@ impl Dataplane {
             let _ = engine.set_next_hop(destination, Some(hop));
             engine.forward(now, port, destination, frame, &mut verdicts);
         }
+        self.note_activity();
         verdicts
     }
 
     /// Lets the dataplane tell what it owes.
     pub(crate) fn sweep(&mut self, now: Time) -> Verdicts {
         let mut verdicts = Verdicts::default();
-        self.engine.borrow_mut().sweep::<MemoryFrame>(now, &mut verdicts);
+        self.engine.sweep::<MemoryFrame>(now, &mut verdicts);
+        self.note_activity();
         verdicts
+    }
+
+    fn note_activity(&mut self) {
+        let slots = &self.slots;
+        self.engine.changed_activity(usize::MAX, |index, activity| {
+            let slot = slot(slots, index);
+            slot[sa_slot::PACKETS].store(activity.packets, Relaxed);
+            slot[sa_slot::BYTES].store(activity.bytes, Relaxed);
+            slot[sa_slot::LAST].store(activity.last.0, Relaxed);
+        });
     }
 
     /// The dataplane's view of an SPI.
     pub(crate) fn spi_state(&self, spi: Spi) -> SpiState {
-        self.engine.borrow().spi_state(spi)
+        self.engine.spi_state(spi)
     }
 }
 

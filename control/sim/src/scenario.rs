@@ -68,6 +68,8 @@ pub(crate) enum Action {
     Forget { side: usize, child: bool },
     /// Control dies alone, after so many outputs more, and starts again after a while.
     ControlDies { side: usize, after: u32, down: Duration },
+    /// A dataplane dies alone, and another one is up after a while.
+    DataplaneDies { side: usize, down: Duration },
     /// Nothing reaches a gateway for a while.
     CutOff { side: usize, for_: Duration },
 }
@@ -112,6 +114,7 @@ impl Scenario {
         scenario.draw_cluster(&mut Dice::new(seed, 14));
         scenario.draw_forgotten(&mut Dice::new(seed, 17));
         scenario.draw_control_deaths(&mut Dice::new(seed, 18));
+        scenario.draw_dataplane_deaths(&mut Dice::new(seed, 19));
         scenario
     }
 
@@ -228,6 +231,26 @@ impl Scenario {
             let down = milliseconds(dice.one(&[5, 5, 50, 300, 2000]));
             self.actions.push((at, Action::ControlDies { side, after, down }));
             if dice.percent(60) {
+                let (by, ike) = (dice.below(2), dice.percent(50));
+                self.actions.push((at.after(Duration::from_micros(1)), Action::Rekey { side: by, ike }));
+            }
+        }
+        self.actions.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Deaths of the dataplane, some of them together with control's; drawn from dice of their own too.
+    fn draw_dataplane_deaths(&mut self, dice: &mut Dice) {
+        for _ in 0..dice.one(&[0, 0, 0, 1, 2, 5]) {
+            let side = dice.below(2);
+            let at = Time(0).after(dice.between(Duration::ZERO, self.calm.since(Time(0))));
+            let down = milliseconds(dice.one(&[0, 1, 30, 300]));
+            self.actions.push((at, Action::DataplaneDies { side, down }));
+            if dice.percent(40) {
+                let gap = Duration::from_micros(dice.one(&[0, 1, 300, 5_000, 100_000]));
+                let (after, down) = (dice.one(&[0, 0, 3, 10]), milliseconds(dice.one(&[5, 50, 300])));
+                self.actions.push((at.after(gap), Action::ControlDies { side, after, down }));
+            }
+            if dice.percent(30) {
                 let (by, ike) = (dice.below(2), dice.percent(50));
                 self.actions.push((at.after(Duration::from_micros(1)), Action::Rekey { side: by, ike }));
             }

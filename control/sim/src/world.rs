@@ -2,6 +2,7 @@
 //! in consequence is carried out in [`outputs`].
 
 mod cluster;
+mod due;
 mod lives;
 mod outputs;
 
@@ -14,11 +15,12 @@ use crate::random::Dice;
 use crate::scenario::{Action, CONNECTION, Death, HOSTS, MEMBERS, OUTSIDE, Scenario};
 use crate::schedule::Schedule;
 use crate::{Failure, Summary};
-use spindle_abi::{Command, Event, SpiState, Time};
+use due::Due;
+use spindle_abi::{Event, SpiState, Time};
 use spindle_engine::PortId;
 use spindle_ike::api::{ChildSaStatus, Datagram, IkeSaStatus};
 use spindle_ike::wire::{Payload, Protection, View, exchange, notify};
-use spindle_recovery::api::{Generation, Input, TokenMethod};
+use spindle_recovery::api::Input;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -38,60 +40,6 @@ const STEADY: Duration = Duration::from_secs(1);
 const MAX_STEPS_AT_ONCE: u32 = 20_000;
 /// Things under way at most.
 const MAX_QUEUE: usize = 20_000;
-
-enum Due {
-    Arrive(usize, Packet),
-    Command {
-        side: usize,
-        life: u64,
-        sequence: u64,
-        command: Box<Command>,
-    },
-    Told {
-        side: usize,
-        life: u64,
-        event: Event,
-    },
-    Commit {
-        side: usize,
-        life: u64,
-    },
-    Secrets {
-        side: usize,
-        life: u64,
-        new: Option<(TokenMethod, u64)>,
-        keep: Vec<Generation>,
-    },
-    Sweep {
-        side: usize,
-        life: u64,
-    },
-    Boot(usize),
-    /// Control alone.
-    Resume {
-        side: usize,
-        life: u64,
-    },
-    PowerGone {
-        side: usize,
-        life: u64,
-    },
-    Host(usize),
-    Strike,
-    /// At a member's own address.
-    Asked {
-        machine: usize,
-        packet: Packet,
-    },
-    /// The cluster's address comes to this machine.
-    AddressComes(usize),
-    /// A member looks which addresses it has.
-    Look {
-        machine: usize,
-        life: u64,
-    },
-    Act(Action),
-}
 
 /// How many messages with a token in clear this may cause: one for a request with an SK payload (or the first
 /// fragment), none for any other datagram.
@@ -406,13 +354,17 @@ impl World {
         match due {
             Due::Arrive(side, packet) => self.arrive(side, packet),
             // The rings of a control process that died are read until there is another one.
-            Due::Command { side, life, sequence, command } if self.machines[side].life == life => {
+            Due::Command { side, life, dataplane, sequence, command }
+                if self.machines[side].life == life && self.machines[side].dataplane_life == dataplane =>
+            {
                 let Some(dataplane) = self.machines[side].dataplane.as_mut() else { return Ok(()) };
                 let done = dataplane.apply(self.now, *command);
                 self.tell(side, Event::Acknowledged { sequence, done });
                 Ok(())
             }
-            Due::Told { side, life, event } if self.alive(side, life) => {
+            Due::Told { side, life, dataplane, event }
+                if self.alive(side, life) && self.machines[side].dataplane_life == dataplane =>
+            {
                 self.trace(|| format!("{side} is told {event:?}"));
                 if let Event::FormerSpi(report) | Event::UnknownSpi(report) = &event {
                     // Just after the start the dataplane may not know yet which SPIs are former ones.
@@ -439,6 +391,10 @@ impl World {
             }
             Due::Boot(side) => self.boot(side),
             Due::Resume { side, life } if self.is_whole(side, life) => self.resume(side),
+            Due::Up { side, dataplane } if self.machines[side].dataplane_life == dataplane => {
+                self.tell(side, Event::Ready);
+                Ok(())
+            }
             Due::PowerGone { side, life } if self.is_whole(side, life) => {
                 // The fuse of a machine that wrote nothing burns down all the same.
                 self.die(side, Death::Power);
@@ -481,8 +437,8 @@ impl World {
         if !event.is_urgent() && self.dice.percent(10) {
             return;
         }
-        let life = self.machines[side].life;
-        self.schedule(self.scenario.ring_delay, Due::Told { side, life, event });
+        let (life, dataplane) = (self.machines[side].life, self.machines[side].dataplane_life);
+        self.schedule(self.scenario.ring_delay, Due::Told { side, life, dataplane, event });
     }
 
     fn arrive(&mut self, side: usize, packet: Packet) -> Result<(), String> {
@@ -516,8 +472,9 @@ impl World {
                 self.oracle.nothing_ended(before.unwrap_or_default(), &self.machines[side])
             }
             Packet::Esp(octets) => {
-                let Some(dataplane) = self.machines[side].dataplane.as_mut() else { return Ok(()) };
-                let verdicts = dataplane.process(self.now, PortId::Outside, &octets);
+                let now = self.now;
+                let Some(dataplane) = self.machines[side].dataplane_at(now) else { return Ok(()) };
+                let verdicts = dataplane.process(now, PortId::Outside, &octets);
                 if self.sweep_until[side] == Time(0) {
                     let life = self.machines[side].whole_life;
                     self.schedule(SWEEP, Due::Sweep { side, life });
@@ -535,8 +492,9 @@ impl World {
         self.summary.packets_sent += 1;
         let packet = inside_packet(HOSTS[side], HOSTS[1 - side], number);
         let Some(machine) = self.active[side] else { return Ok(number) };
-        if let Some(dataplane) = self.machines[machine].dataplane.as_mut() {
-            let verdicts = dataplane.process(self.now, PortId::Inside, &packet);
+        let now = self.now;
+        if let Some(dataplane) = self.machines[machine].dataplane_at(now) {
+            let verdicts = dataplane.process(now, PortId::Inside, &packet);
             self.carry_out(machine, verdicts)?;
         }
         Ok(number)
@@ -582,6 +540,10 @@ impl World {
                 }
                 Ok(())
             }
+            Action::DataplaneDies { side, down } => match self.active[side] {
+                Some(machine) => self.dataplane_dies(machine, down),
+                None => Ok(()),
+            },
             Action::CutOff { side, for_ } => {
                 self.network.cut_off(side, self.now.after(for_));
                 Ok(())

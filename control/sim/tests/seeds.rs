@@ -45,6 +45,7 @@ fn play(hand: u64) {
         let shown = [
             sum.crashes,
             sum.control_deaths,
+            sum.dataplane_deaths,
             sum.adoptions,
             sum.established,
             sum.ike_rekeys,

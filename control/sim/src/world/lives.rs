@@ -52,7 +52,10 @@ impl World {
                 self.trace(|| format!("{side}'s control starts"));
                 self.summary.adoptions += 1;
                 self.oracle.nobody_is_forsaken(side, &self.machines)?;
-                self.tell(side, Event::Ready);
+                let now = self.now;
+                if self.machines[side].dataplane_at(now).is_some() {
+                    self.tell(side, Event::Ready);
+                }
                 self.settle(side)
             }
             Err(_) if self.machines[side].disk.is_dark() => Ok(()),
@@ -71,6 +74,23 @@ impl World {
         self.oracle.control_died(side);
         let life = self.machines[side].whole_life;
         self.schedule(down, Due::Resume { side, life });
+    }
+
+    /// `kill -9` of the dataplane alone: another one stands in its place, with rings of its own, and is up after a while.
+    pub(super) fn dataplane_dies(&mut self, side: usize, down: Duration) -> Result<(), String> {
+        let machine = &mut self.machines[side];
+        if machine.dataplane.is_none() {
+            return Ok(());
+        }
+        machine.start_dataplane(self.now.after(down));
+        let dataplane = machine.dataplane_life;
+        self.summary.dataplane_deaths += 1;
+        self.trace(|| format!("{side}'s dataplane dies"));
+        self.schedule(down, Due::Up { side, dataplane });
+        // A control process that is away finds out when it is back.
+        let Some(running) = self.machines[side].running.as_mut() else { return Ok(()) };
+        running.gateway.handle(self.now, Input::NewDataplane);
+        self.settle(side)
     }
 
     pub(super) fn die(&mut self, side: usize, death: Death) {

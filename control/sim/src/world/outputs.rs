@@ -7,7 +7,7 @@ use crate::nat::Nat;
 use crate::network::Packet;
 use crate::oracle::side_of;
 use crate::scenario::{Death, OUTSIDE};
-use spindle_abi::Command;
+use spindle_abi::{Command, Time};
 use spindle_ike::api::Datagram;
 use spindle_ike::wire::View;
 use spindle_recovery::api::Output;
@@ -63,9 +63,12 @@ impl World {
                         }
                         _ => {}
                     }
-                    let life = self.machines[side].life;
+                    let machine = &self.machines[side];
+                    let (life, dataplane) = (machine.life, machine.dataplane_life);
+                    let up_at = machine.dataplane.as_ref().map_or(Time(0), |dataplane| dataplane.up_at);
+                    let at = self.now.after(self.scenario.ring_delay).max(up_at);
                     let command = Box::new(command);
-                    self.schedule(self.scenario.ring_delay, Due::Command { side, life, sequence, command });
+                    self.schedule_at(at, Due::Command { side, life, dataplane, sequence, command });
                 }
                 Output::Journal(write) => {
                     running.pending.push(write);
