@@ -44,6 +44,8 @@ pub struct EngineConfig {
     pub max_policies: u32,
     /// Next hops at most.
     pub max_next_hops: u32,
+    /// Flows of which it is remembered what was decided, at most (rounded up to a power of two): 64 octets each.
+    pub max_flows: usize,
     /// Datagrams from outside that are put together from fragments at a time, at most.
     pub max_reassemblies: usize,
     /// Who encrypts.
@@ -57,8 +59,8 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// Usual sizes: 131,072 SAs, 2^21 SPIs, 65,536 policies and next hops, MSS clamped, 256 datagrams in
-    /// fragments.
+    /// Usual sizes: 131,072 SAs, 2^21 SPIs, 65,536 policies and next hops, 4,096 flows, MSS clamped, 256
+    /// datagrams in fragments.
     pub fn new(local_addresses: Vec<IpAddr>, inside: PortConfig, outside: PortConfig) -> EngineConfig {
         EngineConfig {
             local_addresses,
@@ -71,6 +73,7 @@ impl EngineConfig {
             max_spis: 1 << 21,
             max_policies: 1 << 16,
             max_next_hops: 1 << 16,
+            max_flows: 4096,
             max_reassemblies: 256,
             provider: Provider::default(),
             worker: 0,

@@ -1,15 +1,16 @@
 //! From outside: frames become ESP packets, their SPIs' states decide, and what opens and is within its SA's
 //! selectors goes inside. In steps over the burst, so that memory is fetched ahead of its use.
 
+use crate::flows::{Key, Plain};
 use crate::interfaces::INSIDE;
 use crate::selectors::Flow;
 use crate::spi_table::{End, Known};
-use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Origin, Output, PortId};
+use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, NextHop, Origin, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Spi, SpiReport, Time};
 use spindle_esp::{Encapsulation, OpenFault, transport, tunnel};
 use spindle_wire::ip::{self, Head};
-use spindle_wire::{esp, ethernet, icmpv4, icmpv6, protocol, repair, tcp, udp};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use spindle_wire::{checksum, esp, ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, repair, tcp, udp};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
 /// An ESP packet for us, and where it is in its frame.
@@ -17,17 +18,34 @@ use std::ops::Range;
 struct Arrival {
     spi: Spi,
     sequence: u32,
-    source: End,
-    destination: End,
     start: u16,
     end: u16,
     encapsulated: bool,
+    is_ipv6: bool,
     outer_class: u8,
 }
 
 impl Arrival {
-    fn report(&self, at: Time) -> SpiReport {
-        let (source, destination) = (SocketAddr::from(self.source), SocketAddr::from(self.destination));
+    /// Whence and whereto: `octets` are its frame's, as they came.
+    fn ends(&self, octets: &[u8]) -> (End, End) {
+        let packet = &octets[ETHERNET..];
+        let nobody = || (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into());
+        let (source, destination) = match self.is_ipv6 {
+            true => ipv6::Packet::new_checked(packet)
+                .map_or_else(|_| nobody(), |packet| (packet.source().into(), packet.destination().into())),
+            false => ipv4::Packet::new_checked(packet)
+                .map_or_else(|_| nobody(), |packet| (packet.source().into(), packet.destination().into())),
+        };
+        let ports = match udp::Packet::new_checked(&octets[usize::from(self.start) - udp::HEADER_LENGTH..]) {
+            Ok(datagram) if self.encapsulated => (datagram.source_port(), datagram.destination_port()),
+            _ => (0, 0),
+        };
+        ((source, ports.0), (destination, ports.1))
+    }
+
+    fn report(&self, octets: &[u8], at: Time) -> SpiReport {
+        let (source, destination) = self.ends(octets);
+        let (source, destination) = (SocketAddr::from(source), SocketAddr::from(destination));
         SpiReport { spi: self.spi, sequence: self.sequence, source, destination, at }
     }
 }
@@ -36,8 +54,14 @@ impl Arrival {
 struct Opened {
     start: usize,
     length: usize,
-    destination: IpAddr,
-    interface: u16,
+    onward: Onward,
+}
+
+enum Onward {
+    /// As was decided of its flow.
+    By(NextHop),
+    To(IpAddr),
+    Host(u16),
 }
 
 /// What a frame from outside is.
@@ -122,13 +146,13 @@ impl Engine {
             Kind::Esp(arrival, Known::Current(index)) => self.decapsulate(now, index, arrival, frame, out),
             Kind::Esp(arrival, Known::Unknown) => {
                 *detected += 1;
-                if !out.event(Event::UnknownSpi(arrival.report(now))) {
+                if !out.event(Event::UnknownSpi(arrival.report(frame.data(), now))) {
                     self.counters.add(Counter::NoiseLost, 1);
                 }
                 out.discard(frame, DropReason::UnknownSpi);
             }
             Kind::Esp(arrival, Known::Former(slot)) => {
-                let ends = (arrival.source, arrival.destination);
+                let ends = arrival.ends(frame.data());
                 self.spis.note(slot, arrival.sequence, ends, now);
                 self.discard(frame, DropReason::FormerSpi, out);
             }
@@ -146,8 +170,44 @@ impl Engine {
         }
     }
 
+    /// What most frames are: ESP without UDP around it, over IPv4 without options, to us. `None`: see [`Engine::classify_any`].
+    #[inline(always)]
+    fn classify_plain(&self, octets: &[u8]) -> Option<Arrival> {
+        const START: usize = ETHERNET + ipv4::HEADER_LENGTH;
+        let front: &[u8; START + esp::HEADER_LENGTH] = octets.first_chunk()?;
+        let (ethernet, packet) = front.split_first_chunk::<ETHERNET>()?;
+        let (header, esp) = packet.split_first_chunk::<{ ipv4::HEADER_LENGTH }>()?;
+        let [.., high, low] = *ethernet;
+        let [first, outer_class, l, m, _, _, f, g, _, protocol, _, _, a, b, c, d, s, t, u, v] = *header;
+        let end = ETHERNET + usize::from(u16::from_be_bytes([l, m]));
+        let is_whole = u16::from_be_bytes([f, g]) & 0x3fff == 0;
+        let is_plain = u16::from_be_bytes([high, low]) == ethernet::IPV4 && first == 0x45 && is_whole;
+        let fits = (front.len()..=octets.len().min(usize::from(u16::MAX))).contains(&end);
+        if !is_plain || protocol != protocol::ESP || !fits || !checksum::is_right(header) {
+            return None;
+        }
+        let (source, destination) = (Ipv4Addr::new(a, b, c, d).into(), Ipv4Addr::new(s, t, u, v).into());
+        if !is_unicast(source) || !is_unicast(destination) || !self.is_local(destination) {
+            return None;
+        }
+        let [a, b, c, d, e, f, g, h] = *esp.first_chunk()?;
+        let (spi, sequence) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+        let (start, end) = (START as u16, end as u16);
+        let arrival =
+            Arrival { spi: Spi(spi), sequence, start, end, encapsulated: false, is_ipv6: false, outer_class };
+        (spi >= 256).then_some(arrival)
+    }
+
     #[inline]
     fn classify(&self, octets: &[u8]) -> Kind {
+        match self.classify_plain(octets) {
+            Some(arrival) => Kind::Esp(arrival, Known::Unknown),
+            None => self.classify_any(octets),
+        }
+    }
+
+    #[inline(never)]
+    fn classify_any(&self, octets: &[u8]) -> Kind {
         let (head, packet) = match head(octets) {
             Ok(read) => read,
             Err(reason) => return Kind::Drop(reason),
@@ -158,7 +218,6 @@ impl Engine {
         if !self.is_local(head.destination) {
             return Kind::Clear;
         }
-        let (mut source_port, mut destination_port) = (0, 0);
         let mut start = ETHERNET + head.upper;
         let mut payload = head.payload(packet);
         let encapsulated = head.protocol == protocol::UDP;
@@ -175,8 +234,7 @@ impl Engine {
                     return Kind::Drop(DropReason::MalformedEsp);
                 };
                 datagram = checked;
-                (source_port, destination_port) = (datagram.source_port(), datagram.destination_port());
-                if destination_port != self.nat_port {
+                if datagram.destination_port() != self.nat_port {
                     return Kind::Drop(DropReason::ForHost);
                 }
                 payload = datagram.payload();
@@ -198,11 +256,10 @@ impl Engine {
         let arrival = Arrival {
             spi: Spi(header.spi()),
             sequence: header.sequence(),
-            source: (head.source, source_port),
-            destination: (head.destination, destination_port),
             start: start as u16,
             end: (start + payload.len()).min(usize::from(u16::MAX)) as u16,
             encapsulated,
+            is_ipv6: head.source.is_ipv6(),
             outer_class: head.traffic_class,
         };
         Kind::Esp(arrival, Known::Unknown)
@@ -221,19 +278,21 @@ impl Engine {
     ) {
         match self.open(now, index, &arrival, frame.data_mut(), out) {
             Err(reason) => self.discard(frame, reason, out),
-            Ok(Opened { start, length, destination, interface }) => {
+            Ok(Opened { start, length, onward }) => {
                 frame.shrink_front(start - ETHERNET);
                 frame.truncate(ETHERNET + length);
                 self.counters.add(Counter::Decapsulated, 1);
-                match interface {
-                    INSIDE => self.send(PortId::Inside, destination, frame, out),
-                    interface => self.send_to_host(interface, frame, out),
+                match onward {
+                    Onward::By(hop) => self.transmit(PortId::Inside, hop, frame, out),
+                    Onward::To(destination) => self.send(PortId::Inside, destination, frame, out),
+                    Onward::Host(interface) => self.send_to_host(interface, frame, out),
                 }
             }
         }
     }
 
     /// Opens the packet and checks what is in it.
+    #[inline(always)]
     fn open<F: Frame>(
         &mut self,
         now: Time,
@@ -266,10 +325,59 @@ impl Engine {
         }
         let first = std::mem::take(&mut inbound.report_first);
         let (interface, in_transport) = (inbound.interface, inbound.in_transport);
-        let around =
-            Encapsulation { is_ipv6: arrival.source.0.is_ipv6(), in_udp: inbound.encapsulated, in_transport };
+        let around = Encapsulation { is_ipv6: arrival.is_ipv6, in_udp: inbound.encapsulated, in_transport };
         let payload = esp_start + opened.payload.start..esp_start + opened.payload.end;
-        let found = find_inner(octets, payload, opened.next_header, around);
+        let mut key = None;
+        if opened.next_header == protocol::IPV4 && !in_transport && interface == INSIDE {
+            let packet = &mut octets[payload.clone()];
+            let plain = Plain::read(packet).filter(|plain| !self.clamp_mss || plain.is_no_syn(packet));
+            key = plain.as_ref().map(|plain| plain.on_sa(index));
+            if let (Some(plain), Some(key)) = (plain, key)
+                && plain.ttl > 1
+                && tunnel::inner_traffic_class(plain.traffic_class, arrival.outer_class)
+                    == Some(plain.traffic_class)
+                && let Some(decision) = self.flows.find(key)
+            {
+                ipv4::decrement_ttl(packet);
+                let onward = Onward::By(decision.hop);
+                let limit = inbound.usage.count(now, plain.length);
+                if first {
+                    self.tell(Event::FirstInbound { spi: arrival.spi }, out);
+                }
+                if let Some(limit) = limit {
+                    self.tell_limit(index, limit, out);
+                }
+                self.sas.mark_changed(index);
+                return Ok(Opened { start: payload.start, length: plain.length, onward });
+            }
+        }
+        self.check_opened(
+            now,
+            index,
+            arrival,
+            (payload, opened.next_header, around),
+            (key, first),
+            octets,
+            out,
+        )
+    }
+
+    /// Checks what was in the packet, which is authentic. Of its flow may be remembered what is decided.
+    #[allow(clippy::too_many_arguments, reason = "what is known of one packet")]
+    #[inline(never)]
+    fn check_opened<F: Frame>(
+        &mut self,
+        now: Time,
+        index: u32,
+        arrival: &Arrival,
+        (payload, next_header, around): (Range<usize>, u8, Encapsulation),
+        (key, first): (Option<Key>, bool),
+        octets: &mut [u8],
+        out: &mut impl Output<F>,
+    ) -> Result<Opened, DropReason> {
+        let Some(inbound) = self.sas.inbound(index) else { return Err(DropReason::RetiredSpi) };
+        let (interface, in_transport) = (inbound.interface, inbound.in_transport);
+        let found = find_inner(octets, payload, next_header, around);
         let checked = found.clone().and_then(|(inner, is_ipv6)| {
             let policies = Some(&self.policies).filter(|_| interface == INSIDE);
             let may_carry = |flow: &Flow| {
@@ -306,7 +414,11 @@ impl Engine {
         let back = (self.clamp_mss && repair::is_syn(&head, inner))
             .then(|| self.flow_limit(now, interface, &Flow::of(&head, inner).reversed(), around));
         self.leave(interface, &head, &mut octets[start..start + head.length], back)?;
-        Ok(Opened { start, length: head.length, destination: head.destination, interface })
+        let onward = if interface == INSIDE { Onward::To(head.destination) } else { Onward::Host(interface) };
+        if let Some(key) = key {
+            self.remember_inbound(key, head.destination);
+        }
+        Ok(Opened { start, length: head.length, onward })
     }
 
     /// A hop on a packet's way: one less to live; and if its connection runs through a tunnel, which takes packets of

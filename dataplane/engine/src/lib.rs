@@ -17,6 +17,7 @@
 mod config;
 mod counters;
 mod doubts;
+mod flows;
 mod frame;
 pub mod fuzz;
 mod hot;
@@ -42,6 +43,7 @@ pub use frame::{BURST, Frame, MemoryFrame, Origin, Output, PortId};
 pub use hot::{Memory, SaRegion};
 
 use doubts::Doubts;
+use flows::Flows;
 use hot::Direction;
 use interfaces::Interfaces;
 use next_hops::NextHops;
@@ -92,6 +94,7 @@ pub struct Engine {
     max_policies: u32,
     inside_is_host: bool,
     next_hops: NextHops,
+    flows: Flows,
     counters: Counters,
     /// Urgent events for which there was no room. Its capacity grows with installations, never with packets.
     owed: VecDeque<Event>,
@@ -128,6 +131,7 @@ impl Engine {
             max_policies: config.max_policies,
             inside_is_host: config.inside_is_host,
             next_hops: NextHops::new(config.max_next_hops),
+            flows: Flows::new(config.max_flows),
             counters: Counters::new(),
             owed: VecDeque::new(),
             local_addresses: LocalAddresses::default(),
@@ -155,6 +159,7 @@ impl Engine {
     /// Carries out a command; its cost is bounded by the tables' sizes. The process answers control with
     /// `Acknowledged`. Idempotent: an SA that is installed already keeps its sequence numbers and replay window.
     pub fn apply(&mut self, _now: Time, command: Command) -> Result<(), Refused> {
+        self.flows.forget();
         self.dispel_doubts(&command);
         match command {
             Command::SetPolicy { id, priority, action, selectors, hold } => {
@@ -461,17 +466,19 @@ impl Engine {
     /// Takes a frame that [`Output::without_sa`] kept, now that its policy has a new SA.
     pub fn take_up<F: Frame>(&mut self, now: Time, policy: u32, frame: F, out: &mut impl Output<F>) {
         self.counters.subtract(Counter::Held, 1);
-        self.process_one(now, self.interfaces.of(policy), frame, out);
+        self.process_one(now, self.interfaces.of(policy), None, frame, out);
     }
 
     /// Sets or removes the next hop towards one destination (the packet's own destination address, not the
     /// router's). Refused if the table is full.
     pub fn set_next_hop(&mut self, destination: IpAddr, next_hop: Option<NextHop>) -> Result<(), Refused> {
+        self.flows.forget();
         self.next_hops.set(destination, next_hop)
     }
 
     /// Forgets all next hops (after a route changed).
     pub fn clear_next_hops(&mut self) {
+        self.flows.forget();
         self.next_hops.clear();
     }
 
@@ -484,6 +491,7 @@ impl Engine {
 
     /// A port has changed: its MTU, or its addresses.
     pub fn set_port(&mut self, port: PortId, config: &PortConfig) {
+        self.flows.forget();
         self.mtu[port as usize] = config.mtu;
         self.complete_checksums[port as usize] = config.complete_checksums;
         if port == PortId::Inside {
@@ -494,6 +502,7 @@ impl Engine {
 
     /// Replaces this host's addresses.
     pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) {
+        self.flows.forget();
         self.local_addresses = LocalAddresses::new(addresses);
     }
 

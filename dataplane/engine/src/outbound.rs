@@ -1,7 +1,9 @@
 //! From inside: the ordered policies decide, and what is to be protected goes into the latest SA of its policy.
 
+use crate::flows::{Decision as Known, Key, Plain};
 use crate::inbound::{head, is_unicast};
 use crate::interfaces::INSIDE;
+use crate::policies::NO_SA;
 use crate::sas::Limit;
 use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Origin, Output, PortId};
@@ -83,8 +85,8 @@ struct Seen {
 }
 
 impl Engine {
-    /// In steps over the burst, so that memory is fetched ahead of its use: headers, policies, SAs, then what is done.
-    /// Nothing is decided before the last one, for a packet may change what the next one finds.
+    /// In steps over the burst, so that memory is fetched ahead of its use: headers, what was decided of their flows, SAs,
+    /// then what is done. Nothing is decided before the last one, for a packet may change what the next one finds.
     pub(crate) fn process_inside<F: Frame>(
         &mut self,
         now: Time,
@@ -92,46 +94,147 @@ impl Engine {
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
+        let (mut keys, mut indexes) = ([None; BURST], [NO_SA; BURST]);
+        for (frame, key) in burst.iter().zip(&mut keys) {
+            *key = self.key_from_inside(interface, frame.data());
+            key.iter().for_each(|key| self.flows.prefetch(*key));
+        }
+        let (mut all_known, mut last) = (true, NO_SA);
+        for (key, index) in keys[..burst.len()].iter().zip(&mut indexes) {
+            let Some(decision) = key.and_then(|key| self.flows.find(key)) else {
+                all_known = false;
+                continue;
+            };
+            *index = decision.index;
+            if *index != last {
+                last = *index;
+                self.fetch_outbound(last);
+            }
+        }
+        let seen = if all_known { ArrayVec::new() } else { self.see_others(interface, burst, &indexes) };
+        last = NO_SA;
+        for index in &indexes[..burst.len()] {
+            if *index != last && *index != NO_SA {
+                last = *index;
+                self.sas.prefetch_behind_outbound(last);
+            }
+        }
+        for (at, frame) in burst.drain(..).enumerate() {
+            let key = keys[at];
+            let decision = key.filter(|_| indexes[at] != NO_SA).and_then(|key| self.flows.find(key).copied());
+            match decision {
+                Some(decision) => match self.follow(now, interface, &decision, frame, out) {
+                    Ok(()) => {}
+                    Err(frame) => self.process_one(now, interface, None, frame, out),
+                },
+                None => match seen.get(at) {
+                    Some(seen) if indexes[at] == NO_SA => {
+                        self.judge_inside(now, interface, key, seen, frame, out);
+                    }
+                    _ => self.process_one(now, interface, key, frame, out),
+                },
+            }
+        }
+    }
+
+    /// The flow of a packet of which it may be remembered what to do.
+    #[inline(always)]
+    fn key_from_inside(&self, interface: u16, octets: &[u8]) -> Option<Key> {
+        let (ethernet, packet) = octets.split_first_chunk::<ETHERNET>()?;
+        let [.., a, b] = *ethernet;
+        if u16::from_be_bytes([a, b]) != ethernet::IPV4 {
+            return None;
+        }
+        let plain = Plain::read(packet)?;
+        (!self.clamp_mss || plain.is_no_syn(packet)).then(|| plain.of_inside(interface))
+    }
+
+    #[inline]
+    fn fetch_outbound(&self, index: u32) {
+        self.sas.prefetch_outbound(index);
+        self.region.iter().for_each(|region| region.prefetch(index));
+    }
+
+    /// Reads those of a burst of whose flows nothing is known, which have [`NO_SA`], and fetches what they need.
+    #[inline(never)]
+    fn see_others<F: Frame>(
+        &self,
+        interface: u16,
+        burst: &ArrayVec<F, BURST>,
+        indexes: &[u32; BURST],
+    ) -> ArrayVec<Result<Seen, DropReason>, BURST> {
         let mut all: ArrayVec<Result<Seen, DropReason>, BURST> = ArrayVec::new();
         let policies = self.policies_of(interface);
-        for frame in burst.iter() {
-            let seen = see(frame.data());
+        for (frame, index) in burst.iter().zip(indexes) {
+            let seen = if *index == NO_SA { see(frame.data()) } else { Err(DropReason::NoPolicy) };
             if let (Some(policies), Ok(seen)) = (policies, &seen) {
                 policies.prefetch_index(&seen.flow);
             }
             all.push(seen);
         }
-        if let Some(policies) = policies {
-            all.iter().flatten().for_each(|seen| policies.prefetch(&seen.flow));
-            for seen in all.iter_mut().flatten() {
-                seen.place = policies.place(&seen.flow);
-                if let Ok(place) = seen.place {
-                    self.sas.prefetch_outbound(policies.at(place).latest);
-                }
-            }
-            for seen in all.iter().flatten() {
-                if let Ok(place) = seen.place {
-                    let index = policies.at(place).latest;
-                    self.sas.prefetch_behind_outbound(index);
-                    self.region.iter().for_each(|region| region.prefetch(index));
-                }
+        let Some(policies) = policies else { return all };
+        all.iter().flatten().for_each(|seen| policies.prefetch(&seen.flow));
+        for seen in all.iter_mut().flatten() {
+            seen.place = policies.place(&seen.flow);
+            if let Ok(place) = seen.place {
+                self.fetch_outbound(policies.at(place).latest);
             }
         }
-        for (frame, seen) in burst.drain(..).zip(all) {
-            self.judge_inside(now, interface, seen, frame, out);
+        for seen in all.iter().flatten() {
+            if let Ok(place) = seen.place {
+                self.sas.prefetch_behind_outbound(policies.at(place).latest);
+            }
         }
+        all
     }
 
-    /// A packet that is not part of a burst.
+    /// Does with a packet what was decided of its flow. `Err`: that it is too long, or has no hop to spare.
+    #[inline(always)]
+    fn follow<F: Frame>(
+        &mut self,
+        now: Time,
+        interface: u16,
+        decision: &Known,
+        mut frame: F,
+        out: &mut impl Output<F>,
+    ) -> Result<(), F> {
+        let is_host = self.is_host(interface);
+        let Some((_, packet)) = frame.data_mut().split_first_chunk_mut::<ETHERNET>() else {
+            return Err(frame);
+        };
+        let Some([_, _, l, m, _, _, _, _, ttl, ..]) = packet.first_chunk::<{ ipv4::HEADER_LENGTH }>() else {
+            return Err(frame);
+        };
+        let length = usize::from(u16::from_be_bytes([*l, *m]));
+        if length > usize::from(decision.limit) || !is_host && *ttl <= 1 {
+            return Err(frame);
+        }
+        if !is_host {
+            if self.complete_checksums[PortId::Inside as usize] && complete(&mut packet[..length]) {
+                self.counters.add(Counter::ChecksumsCompleted, 1);
+            }
+            ipv4::decrement_ttl(packet);
+        }
+        frame.truncate(ETHERNET + length);
+        match self.protect(now, decision.index, length, &mut frame, out) {
+            Ok(_) => self.transmit(PortId::Outside, decision.hop, frame, out),
+            Err(reason) => self.discard(frame, reason, out),
+        }
+        Ok(())
+    }
+
+    /// A packet that is not part of a burst. Of its flow may be remembered what is decided.
+    #[inline(never)]
     pub(crate) fn process_one<F: Frame>(
         &mut self,
         now: Time,
         interface: u16,
+        key: Option<Key>,
         frame: F,
         out: &mut impl Output<F>,
     ) {
         let seen = self.see_one(interface, frame.data());
-        self.judge_inside(now, interface, seen, frame, out);
+        self.judge_inside(now, interface, key, &seen, frame, out);
     }
 
     fn see_one(&self, interface: u16, octets: &[u8]) -> Result<Seen, DropReason> {
@@ -142,39 +245,59 @@ impl Engine {
         Ok(seen)
     }
 
-    #[inline]
+    #[inline(never)]
     fn judge_inside<F: Frame>(
         &mut self,
         now: Time,
         interface: u16,
-        seen: Result<Seen, DropReason>,
+        key: Option<Key>,
+        seen: &Result<Seen, DropReason>,
         frame: F,
         out: &mut impl Output<F>,
     ) {
-        let mut seen = match seen {
+        let seen = match seen {
             Ok(seen) => seen,
-            Err(reason) => return self.discard(frame, reason, out),
+            Err(reason) => return self.discard(frame, *reason, out),
         };
         // RFC 4303 section 3.3.4: only whole packets go into transport mode.
-        let (mut frame, whole) = match self.for_transport(&seen.head) {
-            Ok(false) => (frame, false),
+        match self.for_transport(&seen.head) {
+            Ok(false) => self.go_on(now, interface, key, false, seen, frame, out),
             Ok(true) => {
                 let Some(whole) = self.reassemble(now, frame, out) else { return };
                 out.made(Origin::Inside(interface), &whole);
-                seen = match self.see_one(interface, whole.data()) {
-                    Ok(seen) => seen,
-                    Err(reason) => return self.discard(whole, reason, out),
-                };
-                (whole, true)
+                match self.see_one(interface, whole.data()) {
+                    Ok(seen) => self.go_on(now, interface, None, true, &seen, whole, out),
+                    Err(reason) => self.discard(whole, reason, out),
+                }
             }
-            Err(reason) => return self.discard(frame, reason, out),
-        };
-        match self.decide(now, interface, whole, &seen, frame.data_mut(), out) {
-            Ok(decision) if decision.length <= decision.limit => {
+            Err(reason) => self.discard(frame, reason, out),
+        }
+    }
+
+    /// `whole`: it came in fragments.
+    #[allow(clippy::too_many_arguments, reason = "what is known of one packet")]
+    #[inline]
+    fn go_on<F: Frame>(
+        &mut self,
+        now: Time,
+        interface: u16,
+        key: Option<Key>,
+        whole: bool,
+        seen: &Seen,
+        mut frame: F,
+        out: &mut impl Output<F>,
+    ) {
+        match self.decide(now, interface, whole, seen, frame.data_mut(), out) {
+            Ok(decision) => {
+                if let (Some(key), Way::Protect { index, .. }) = (key, decision.way) {
+                    self.remember_outbound(now, key, index, decision.limit);
+                }
+                if decision.length > decision.limit {
+                    return self.fragment(now, decision, frame, out);
+                }
                 frame.truncate(ETHERNET + decision.length);
                 self.go(now, decision.way, decision.length, frame, out);
             }
-            Ok(decision) => self.fragment(now, decision, frame, out),
             Err(refusal) => self.turn_down(now, interface, refusal, frame, out),
         }
     }
@@ -367,7 +490,7 @@ impl Engine {
     }
 
     /// Encapsulates; the peer's outer address.
-    #[inline]
+    #[inline(always)]
     fn protect<F: Frame>(
         &mut self,
         now: Time,
@@ -585,6 +708,12 @@ fn quote<F: Frame>(frame: &mut F, quoted: usize, headers: usize) -> Option<&mut 
     }
     frame.truncate(ETHERNET + headers + quoted);
     frame.data_mut().get_mut(ETHERNET..)
+}
+
+/// Completes the checksum of a packet that was read already; `true` if it did.
+#[inline(never)]
+fn complete(packet: &mut [u8]) -> bool {
+    Head::parse(packet).is_ok_and(|head| repair::complete_checksum(&head, packet))
 }
 
 /// Reads the headers of a packet from inside.

@@ -55,6 +55,12 @@ impl PathMtus {
         (now < learned.until).then_some(learned.mtu)
     }
 
+    /// Does anything hold still?
+    #[inline]
+    pub(crate) fn hold_any(&self, now: Time) -> bool {
+        now < self.until
+    }
+
     fn learn(&mut self, index: u32, mtu: u16, now: Time) {
         let until = Time(now.0 + AGE.as_nanos() as u64);
         self.set(index, Some(Learned { until, mtu }));
@@ -130,6 +136,7 @@ impl Engine {
                 // RFC 1191 section 3: never raised on such a message.
                 if self.path_mtus.of(index, now).is_none_or(|known| told <= known) {
                     self.path_mtus.learn(index, told, now);
+                    self.flows.forget();
                     self.counters.add(Counter::PathMtuLearned, 1);
                 }
                 Ok(DropReason::IcmpAboutEsp)

@@ -127,6 +127,10 @@ impl SpiTable {
         let mut at = self.home(spi);
         for _ in 0..self.buckets.len() {
             let lanes = &self.buckets[at].0;
+            let own = spi.0 as usize % WIDTH;
+            if lanes[own] == spi.0 {
+                return Some((at * WIDTH + own) as u32);
+            }
             // Without a branch per lane, so that it becomes a few vector instructions.
             let (mut here, mut empty) = (0u32, 0u32);
             for (number, held) in (1u32..).zip(lanes) {
@@ -232,7 +236,10 @@ impl SpiTable {
         // The limit leaves room, so this ends.
         for step in 0..self.buckets.len() {
             let at = (home + step) & mask;
-            if let Some(lane) = self.buckets[at].0.iter().position(|held| *held <= REMOVED) {
+            let lanes = &self.buckets[at].0;
+            // Its own lane is looked at first.
+            let own = Some(spi.0 as usize % WIDTH).filter(|own| lanes[*own] <= REMOVED);
+            if let Some(lane) = own.or_else(|| lanes.iter().position(|held| *held <= REMOVED)) {
                 self.buckets[at].0[lane] = spi.0;
                 (0..step).for_each(|back| self.passed[(home + back) & mask] += 1);
                 self.count += 1;

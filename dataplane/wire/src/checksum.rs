@@ -52,7 +52,7 @@ pub fn internet(octets: &[u8]) -> u16 {
 /// Do these octets hold a right checksum? In whichever order a machine reads words, their sum is all ones then (RFC 1071
 /// section 2, B).
 #[inline]
-pub(crate) fn is_right(octets: &[u8; 20]) -> bool {
+pub fn is_right(octets: &[u8; 20]) -> bool {
     let (words, _) = octets.as_chunks();
     fold(words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()) == 0xffff
 }

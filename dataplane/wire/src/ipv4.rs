@@ -192,7 +192,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
 
 /// One hop less for the header at the front, whose TTL is not 0.
 #[inline]
-pub(crate) fn decrement_ttl(octets: &mut [u8]) {
+pub fn decrement_ttl(octets: &mut [u8]) {
     let Some(header) = octets.first_chunk_mut::<HEADER_LENGTH>() else { return };
     let word = u16::from_be_bytes([header[8], header[9]]);
     let checksum = u16::from_be_bytes([header[10], header[11]]);

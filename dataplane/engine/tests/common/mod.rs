@@ -88,17 +88,22 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new(inside: Ipv4Addr, outer: Ipv4Addr) -> Gateway {
-        Gateway::with(inside, outer, None, (0, 1))
+        Gateway::with(inside, outer, None, (0, 1), 4)
     }
 
     /// One of so many workers.
     pub fn worker(inside: Ipv4Addr, outer: Ipv4Addr, worker: u16, workers: u16) -> Gateway {
-        Gateway::with(inside, outer, None, (worker, workers))
+        Gateway::with(inside, outer, None, (worker, workers), 4)
     }
 
     /// One whose SAs' hot state outlives it.
     pub fn over(inside: Ipv4Addr, outer: Ipv4Addr, region: SaRegion) -> Gateway {
-        Gateway::with(inside, outer, Some(region), (0, 1))
+        Gateway::with(inside, outer, Some(region), (0, 1), 4)
+    }
+
+    /// One that remembers so many flows; the others do four, so that these give way to one another.
+    pub fn remembering(inside: Ipv4Addr, outer: Ipv4Addr, flows: usize) -> Gateway {
+        Gateway::with(inside, outer, None, (0, 1), flows)
     }
 
     fn with(
@@ -106,6 +111,7 @@ impl Gateway {
         outer: Ipv4Addr,
         region: Option<SaRegion>,
         (worker, workers): (u16, u16),
+        flows: usize,
     ) -> Gateway {
         let port = |mac, address, complete_checksums| PortConfig {
             mac,
@@ -119,7 +125,7 @@ impl Gateway {
             port(INSIDE_MAC, inside, true),
             port(OUTSIDE_MAC, outer, false),
         );
-        (config.max_spis, config.max_sas) = (4096, 4096);
+        (config.max_spis, config.max_sas, config.max_flows) = (4096, 4096, flows);
         (config.region, config.worker, config.workers) = (region, worker, workers);
         Gateway { engine: Engine::new(config), out: Collected::default(), now: Time(SECOND) }
     }

@@ -1,0 +1,185 @@
+//! What was decided lately of a flow's packets, so that the next one of it is not held against policies, selectors and routes
+//! again.
+//!
+//! Only the plainest packets have a place here: whole IPv4 without options, TCP or UDP with its ports, in tunnel mode. All
+//! others, and whatever is not found, take the long way, which decides everything and remembers what it has decided. A flow
+//! has one place, which the latest one takes; so whoever sends on many flows costs look-ups on the long way, no more. What a
+//! decision rests on are tables that only commands and the process change: with any such change all is forgotten
+//! ([`Flows::forget`]). What depends on the packet or changes with packets (lengths, TTL, limits of an SA, learned path MTUs)
+//! is not here.
+
+use crate::{Engine, NextHop, PortId};
+use spindle_abi::Time;
+use spindle_aead::prefetch;
+use spindle_wire::{checksum, ipv4, protocol, tcp};
+
+/// A packet that can have a place here, as its headers say.
+pub(crate) struct Plain {
+    addresses: u64,
+    ports: u32,
+    is_udp: bool,
+    pub(crate) length: usize,
+    pub(crate) ttl: u8,
+    pub(crate) traffic_class: u8,
+}
+
+impl Plain {
+    /// Octets of IPv4 header and ports.
+    const OCTETS: usize = ipv4::HEADER_LENGTH + 4;
+
+    /// Reads the IP packet at the front, and checks what `ip::Head` would.
+    #[inline(always)]
+    pub(crate) fn read(packet: &[u8]) -> Option<Plain> {
+        let octets: &[u8; Self::OCTETS] = packet.first_chunk()?;
+        let header: &[u8; ipv4::HEADER_LENGTH] = octets.first_chunk()?;
+        let [first, traffic_class, l, m, _, _, f, g, ttl, protocol, _, _, addresses @ ..] = *header;
+        let [.., a, b, c, d] = *octets;
+        let length = usize::from(u16::from_be_bytes([l, m]));
+        let is_whole = u16::from_be_bytes([f, g]) & 0x3fff == 0;
+        let is_udp = protocol == protocol::UDP;
+        let fits = (Self::OCTETS..=packet.len()).contains(&length);
+        if first != 0x45 || !is_whole || !(is_udp || protocol == protocol::TCP) || !fits {
+            return None;
+        }
+        let (addresses, ports) = (u64::from_ne_bytes(addresses), u32::from_ne_bytes([a, b, c, d]));
+        checksum::is_right(header).then_some(Plain { addresses, ports, is_udp, length, ttl, traffic_class })
+    }
+
+    /// Is it no SYN, whose MSS may be to be lowered? `packet` is what it was read from.
+    #[inline]
+    pub(crate) fn is_no_syn(&self, packet: &[u8]) -> bool {
+        const FLAGS: usize = ipv4::HEADER_LENGTH + 13;
+        self.is_udp || packet.get(FLAGS).is_some_and(|flags| flags & tcp::SYN == 0)
+    }
+
+    /// As it comes from inside by this interface.
+    #[inline]
+    pub(crate) fn of_inside(&self, interface: u16) -> Key {
+        self.key(u32::from(interface) << 1)
+    }
+
+    /// As it came in ESP on the SA with this index.
+    #[inline]
+    pub(crate) fn on_sa(&self, index: u32) -> Key {
+        self.key(index << 1 | 1)
+    }
+
+    #[inline]
+    fn key(&self, whence: u32) -> Key {
+        let rest = u64::from(self.ports) << 32 | u64::from(whence << 1) | u64::from(self.is_udp);
+        Key { addresses: self.addresses, rest }
+    }
+}
+
+const _: () = assert!(spindle_abi::MAX_SAS <= 1 << 30);
+
+/// A flow, and whence it comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Key {
+    addresses: u64,
+    rest: u64,
+}
+
+/// What is done with a flow's packets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decision {
+    /// From inside: the outbound SA.
+    pub(crate) index: u32,
+    /// From inside: octets of a packet that fits the path, at most.
+    pub(crate) limit: u16,
+    /// Where they leave, or the ESP around them.
+    pub(crate) hop: NextHop,
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Place {
+    key: Key,
+    /// In which it was decided.
+    generation: u64,
+    decision: Decision,
+}
+
+const _: () = assert!(size_of::<Place>() == 64);
+
+pub(crate) struct Flows {
+    /// None, or a power of two.
+    places: Vec<Place>,
+    /// Never that of a place which is free.
+    generation: u64,
+}
+
+impl Flows {
+    /// With so many places, rounded up to a power of two.
+    pub(crate) fn new(places: usize) -> Flows {
+        let hop = NextHop { port: PortId::Outside, source_mac: [0; 6], destination_mac: [0; 6], mtu: 0 };
+        let free = Place {
+            key: Key { addresses: 0, rest: 0 },
+            generation: 0,
+            decision: Decision { index: 0, limit: 0, hop },
+        };
+        let places = if places == 0 { 0 } else { places.next_power_of_two() };
+        Flows { places: vec![free; places], generation: 1 }
+    }
+
+    /// Something changed on which decisions rest.
+    #[inline]
+    pub(crate) fn forget(&mut self) {
+        self.generation += 1;
+    }
+
+    #[inline]
+    fn place(&self, key: Key) -> usize {
+        let hash = (key.addresses ^ key.rest.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash ^ key.rest.wrapping_mul(0xd6e8_feb8_6659_fd93)) as usize >> 32
+            & self.places.len().wrapping_sub(1)
+    }
+
+    #[inline]
+    pub(crate) fn prefetch(&self, key: Key) {
+        if let Some(place) = self.places.get(self.place(key)) {
+            prefetch(place);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn find(&self, key: Key) -> Option<&Decision> {
+        let place = self.places.get(self.place(key))?;
+        (place.key == key && place.generation == self.generation).then_some(&place.decision)
+    }
+
+    fn put(&mut self, key: Key, decision: Decision) {
+        let (at, generation) = (self.place(key), self.generation);
+        if let Some(place) = self.places.get_mut(at) {
+            *place = Place { key, generation, decision };
+        }
+    }
+}
+
+impl Engine {
+    /// A packet from inside goes by this SA, in tunnel mode, over a path that takes packets of so many octets.
+    pub(crate) fn remember_outbound(&mut self, now: Time, key: Key, index: u32, limit: usize) {
+        // What ICMP told of a path holds for a time.
+        if self.path_mtus.hold_any(now) {
+            return;
+        }
+        let Some(outbound) = self.sas.outbound_at(index).filter(|outbound| !outbound.sa.is_in_transport())
+        else {
+            return;
+        };
+        if let Some(hop) = self.next_hops.find(outbound.sa.remote()).filter(|hop| hop.port == PortId::Outside)
+        {
+            self.flows.put(key, Decision { index, limit: limit.min(usize::from(u16::MAX)) as u16, hop });
+        }
+    }
+
+    /// A packet that came on an SA goes to the inside, to this destination.
+    pub(crate) fn remember_inbound(&mut self, key: Key, destination: std::net::IpAddr) {
+        if self.inside_is_host || self.is_local(destination) {
+            return;
+        }
+        if let Some(hop) = self.next_hops.find(destination).filter(|hop| hop.port == PortId::Inside) {
+            self.flows.put(key, Decision { index: 0, limit: 0, hop });
+        }
+    }
+}
