@@ -28,6 +28,11 @@ pub enum Request {
     Events,
     /// [`Secret`].
     Secret,
+    /// Reads the configuration anew and follows it, or says what that would change. Result: [`Reload`].
+    Reload {
+        /// Change nothing.
+        dry_run: bool,
+    },
     /// Rotates the QCD secret, and waits until the new generation is in use. Result: [`Secret`].
     RotateSecret {
         /// How long to wait.
@@ -94,6 +99,8 @@ pub enum Response {
     Result(serde_json::Value),
     /// Why not, for people.
     Error(String),
+    /// The configuration is not one; why, for people.
+    Refused(String),
 }
 
 /// `status`.
@@ -353,6 +360,60 @@ pub struct TakenDown {
     pub deleted: usize,
 }
 
+/// What `reload` changes of the configuration that runs, or did. Policies of children are named `CONNECTION/CHILD`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Reload {
+    /// Was it done?
+    pub applied: bool,
+    /// New connections.
+    pub added: Vec<String>,
+    /// Connections whose SAs end.
+    pub removed: Vec<String>,
+    /// Connections that are configured differently.
+    pub changed: Vec<ChangedConnection>,
+    /// Connections whose key is another one; it counts from the next authentication on.
+    pub secrets: Vec<String>,
+    /// What becomes of the policies.
+    pub policies: ChangedPolicies,
+    /// Keys that only a restart changes: with one of them nothing is done.
+    pub restart: Vec<String>,
+}
+
+/// One connection that is configured differently.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChangedConnection {
+    /// Its name.
+    pub name: String,
+    /// Its keys that differ.
+    pub keys: Vec<String>,
+    /// Its IKE SAs end, with their Child SAs.
+    pub ike_sas_end: bool,
+    /// Children whose Child SAs end.
+    pub child_sas_end: Vec<String>,
+}
+
+/// Policies by what becomes of them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChangedPolicies {
+    /// New ones.
+    pub added: Vec<String>,
+    /// Those that are there no more.
+    pub removed: Vec<String>,
+    /// Those that stand elsewhere among the others.
+    pub moved: Vec<String>,
+    /// Those that match or do something else.
+    pub changed: Vec<String>,
+}
+
+impl Reload {
+    /// Is there nothing to change?
+    pub fn is_empty(&self) -> bool {
+        let Reload { applied: _, added, removed, changed, secrets, policies, restart } = self;
+        let ChangedPolicies { added: a, removed: r, moved: m, changed: c } = policies;
+        changed.is_empty() && [added, removed, secrets, restart, a, r, m, c].iter().all(|all| all.is_empty())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,6 +559,20 @@ mod tests {
         is_as_documented(&["events"], [event]);
         let taken_down = TakenDown { done: text(), peers: 1, redirected: 1, deleted: 1 };
         is_as_documented(&["take-down"], taken_down);
+        let names = || vec![text()];
+        let changed =
+            ChangedConnection { name: text(), keys: names(), ike_sas_end: false, child_sas_end: names() };
+        let policies = ChangedPolicies { added: names(), removed: names(), moved: names(), changed: names() };
+        let reload = Reload {
+            applied: true,
+            added: names(),
+            removed: names(),
+            changed: vec![changed],
+            secrets: names(),
+            policies,
+            restart: names(),
+        };
+        is_as_documented(&["reload"], reload);
         is_as_documented(&["initiate", "terminate", "rekey"], Done { done: text(), sas: 1 });
     }
 }

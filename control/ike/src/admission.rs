@@ -69,7 +69,8 @@ impl Endpoint {
     pub(crate) fn has_room_for(&self, remote: IpAddr) -> bool {
         let max = self.config.max_half_open;
         let first = (Some(remote), IpAddr::from([0, 0, 0, 0]));
-        let named = || self.by_addresses.range(first..).next().is_some_and(|((r, _), _)| *r == Some(remote));
+        let named =
+            || self.lookups.by_addresses.range(first..).next().is_some_and(|((r, _), _)| *r == Some(remote));
         let few = self.half_open.of(&remote) < (max / SHARE).max(1) && self.half_open.count < max.div_ceil(2);
         self.sas.len() < self.config.max_ike_sas && self.half_open.count < max && (few || named())
     }

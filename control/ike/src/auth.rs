@@ -190,10 +190,10 @@ impl Endpoint {
         let suite = sa.keys.as_ref()?.ike.suite();
         let offer = [crate::crypto::IkeProposal::from(suite).to_wire(1, &[])];
         // As by `candidates`, but from the few with this identity: there may be very many at one address.
-        let named = self.by_remote_id.get(&identity.in_one_case()).map_or(&[][..], Vec::as_slice);
+        let named = self.lookups.by_remote_id.get(&identity.in_one_case()).map_or(&[][..], Vec::as_slice);
         let between = |remote| {
             // In ascending order.
-            let all = self.by_addresses.get(&(remote, sa.local.ip())).map_or(&[][..], Vec::as_slice);
+            let all = self.lookups.by_addresses.get(&(remote, sa.local.ip())).map_or(&[][..], Vec::as_slice);
             let named = named.iter().filter(move |number| all.binary_search(number).is_ok());
             named.map(|number| &self.connections[*number].profile)
         };

@@ -144,6 +144,22 @@ impl Connection {
         }
     }
 
+    /// The same with another configuration and place.
+    pub(crate) fn with(self, number: usize, config: ConnectionConfig) -> Connection {
+        let fresh = Connection::new(number, config);
+        let policies: BTreeSet<u32> = fresh.profile.children.iter().map(|child| child.policy).collect();
+        let mut connection = Connection { profile: fresh.profile, ..self };
+        connection.triggers.retain(|policy, _| policies.contains(policy));
+        connection.waiting.retain(|name| connection.profile.child(name).is_some());
+        connection
+    }
+
+    /// What is left of one that the configuration has no more: its IKE SAs.
+    pub(crate) fn leaving(self, number: usize) -> Connection {
+        let config = self.profile.config.clone();
+        Connection { sas: self.sas, ..Connection::new(number, config) }
+    }
+
     /// Our port and the peer's address and port to initiate to.
     fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         let configured = self.profile.remote.map(|address| self.profile.ends_at(address));
@@ -256,7 +272,7 @@ impl Endpoint {
 
     /// The dataplane has a packet for this policy and no SA. While such packets come, back-off is short.
     pub fn acquire(&mut self, now: Time, policy: u32, packet: Trigger) {
-        let Some((number, name)) = self.policies.get(&policy).cloned() else { return };
+        let Some((number, name)) = self.lookups.policies.get(&policy).cloned() else { return };
         let serves = |sa: &IkeSa| {
             let mut children = sa.children.iter().filter(|c| c.state == ChildState::Installed);
             children.any(|c| c.config.name == name && (c.outbound_installed || c.outbound_waits))
@@ -307,7 +323,7 @@ impl Endpoint {
 
     /// The packet that wants this child, once: as the selectors of RFC 7296 section 2.9, if they are within the child's.
     pub(crate) fn take_trigger(&mut self, profile: &ChildProfile) -> Option<(Selector, Selector)> {
-        let (number, _) = self.policies.get(&profile.policy)?;
+        let (number, _) = self.lookups.policies.get(&profile.policy)?;
         let (local, remote) = self.connections[*number].triggers.remove(&profile.policy)?;
         let packet = SelectorSet { local: vec![local], remote: vec![remote] };
         profile.selectors.holds(&packet).then_some((local, remote))
@@ -529,7 +545,7 @@ impl Endpoint {
 
     /// The other IKE SAs with the same peer, half-open ones included.
     pub(crate) fn same_peer(&self, sa: &IkeSa) -> Vec<IkeSaId> {
-        let numbers = self.peers.get(&crate::auth::peer(&sa.connection)).map_or(&[][..], |n| n);
+        let numbers = self.lookups.peers.get(&crate::auth::peer(&sa.connection)).map_or(&[][..], |n| n);
         let ids = numbers.iter().flat_map(|n| &self.connections[*n].sas).copied();
         let counts = |id: &IkeSaId| {
             *id != sa.id && self.sas.get(id).is_some_and(|other| other.state != State::Refused)

@@ -32,16 +32,7 @@ pub struct Endpoint {
     pub(crate) connections: Vec<Connection>,
     /// When connections are initiated again, by number.
     pub(crate) retries: BTreeSet<(Time, usize)>,
-    /// The connection and child of a policy.
-    pub(crate) policies: BTreeMap<u32, (usize, String)>,
-    /// The connections between two identities, ours first.
-    pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
-    /// The connections between two addresses, the peer's first; without one, for peers at any.
-    pub(crate) by_addresses: BTreeMap<(Option<IpAddr>, IpAddr), Vec<usize>>,
-    /// The connections with a peer of this identity, in one case.
-    pub(crate) by_remote_id: BTreeMap<Identity, Vec<usize>>,
-    /// A connection's number by its name.
-    pub(crate) by_name: HashMap<String, usize>,
+    pub(crate) lookups: Lookups,
     pub(crate) tokens: Box<dyn TokenMaker>,
     pub(crate) tickets: Box<dyn TicketKeeper>,
     pub(crate) activity: Box<dyn ActivityReader>,
@@ -79,6 +70,38 @@ pub struct Endpoint {
     pub(crate) kept: Option<Kept>,
 }
 
+/// How connections are found, by their numbers.
+#[derive(Default)]
+pub(crate) struct Lookups {
+    /// The connection and child of a policy.
+    pub(crate) policies: BTreeMap<u32, (usize, String)>,
+    /// The connections between two identities, ours first.
+    pub(crate) peers: BTreeMap<(Identity, Identity), Vec<usize>>,
+    /// The connections between two addresses, the peer's first; without one, for peers at any.
+    pub(crate) by_addresses: BTreeMap<(Option<IpAddr>, IpAddr), Vec<usize>>,
+    /// The connections with a peer of this identity, in one case.
+    pub(crate) by_remote_id: BTreeMap<Identity, Vec<usize>>,
+    /// A connection's number by its name.
+    pub(crate) by_name: HashMap<String, usize>,
+}
+
+impl Lookups {
+    pub(crate) fn new(connections: &[ConnectionConfig]) -> Lookups {
+        let mut found = Lookups::default();
+        for (number, connection) in connections.iter().enumerate() {
+            found.peers.entry(peer(connection)).or_default().push(number);
+            found.by_addresses.entry((connection.remote, connection.local)).or_default().push(number);
+            for gateway in &connection.redirect_to {
+                found.by_addresses.entry((Some(*gateway), connection.local)).or_default().push(number);
+            }
+            found.by_remote_id.entry(connection.remote_id.in_one_case()).or_default().push(number);
+            found.by_name.entry(connection.name.clone()).or_insert(number);
+            found.policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
+        }
+        found
+    }
+}
+
 impl Endpoint {
     /// Without any SA.
     pub fn new(
@@ -87,32 +110,14 @@ impl Endpoint {
         activity: Box<dyn ActivityReader>,
         random: Box<dyn Random>,
     ) -> Endpoint {
-        let mut policies = BTreeMap::new();
-        let mut peers: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-        let mut by_addresses: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-        let mut by_remote_id: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-        let mut by_name = HashMap::new();
         let configured = std::mem::take(&mut config.connections);
-        for (number, connection) in configured.iter().enumerate() {
-            peers.entry(peer(connection)).or_default().push(number);
-            by_addresses.entry((connection.remote, connection.local)).or_default().push(number);
-            for gateway in &connection.redirect_to {
-                by_addresses.entry((Some(*gateway), connection.local)).or_default().push(number);
-            }
-            by_remote_id.entry(connection.remote_id.in_one_case()).or_default().push(number);
-            by_name.entry(connection.name.clone()).or_insert(number);
-            policies.extend(connection.children.iter().map(|c| (c.policy, (number, c.name.clone()))));
-        }
+        let lookups = Lookups::new(&configured);
         let connections = configured.into_iter().enumerate();
         Endpoint {
             config,
             connections: connections.map(|(number, config)| Connection::new(number, config)).collect(),
             retries: BTreeSet::new(),
-            policies,
-            peers,
-            by_addresses,
-            by_remote_id,
-            by_name,
+            lookups,
             tokens,
             tickets: Box::new(NoTickets),
             activity,

@@ -279,7 +279,7 @@ impl Endpoint {
 
     /// The connections that a peer at this address may have, the most specific first.
     pub(crate) fn candidates(&self, local: IpAddr, remote: IpAddr) -> impl Iterator<Item = &Rc<Profile>> {
-        let between = move |remote| self.by_addresses.get(&(remote, local)).into_iter().flatten();
+        let between = move |remote| self.lookups.by_addresses.get(&(remote, local)).into_iter().flatten();
         let numbers = between(Some(remote)).chain(between(None));
         numbers.map(|number| &self.connections[*number].profile)
     }

@@ -21,7 +21,7 @@ impl Endpoint {
         child: Option<&str>,
         initial_contact: bool,
     ) -> Result<(), Refused> {
-        let number = self.by_name.get(connection).copied();
+        let number = self.lookups.by_name.get(connection).copied();
         let number = number.ok_or_else(|| Refused::UnknownConnection(connection.into()))?;
         let profile = &self.connections[number].profile;
         let found = match child {
@@ -35,13 +35,13 @@ impl Endpoint {
 
     /// The configuration of the connection with this name.
     pub fn connection(&self, name: &str) -> Option<&ConnectionConfig> {
-        Some(&self.connections[*self.by_name.get(name)?].profile)
+        Some(&self.connections[*self.lookups.by_name.get(name)?].profile)
     }
 
     /// Where the peer of a connection without a configured remote address was before a restart, our port first: it can
     /// be initiated to there until it is authenticated anew.
     pub fn peer_was_at(&mut self, connection: &str, port: u16, remote: SocketAddr) {
-        if let Some(number) = self.by_name.get(connection) {
+        if let Some(number) = self.lookups.by_name.get(connection) {
             self.connections[*number].last_seen = Some((port, remote));
         }
     }
@@ -305,7 +305,7 @@ impl Endpoint {
 
     /// Those of one connection.
     pub fn sas_of(&self, connection: &str) -> Vec<IkeSaStatus> {
-        let number = self.by_name.get(connection);
+        let number = self.lookups.by_name.get(connection);
         let ids = number.into_iter().flat_map(|number| &self.connections[*number].sas);
         ids.filter_map(|id| self.sas.get(id)).map(status).collect()
     }

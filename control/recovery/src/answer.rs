@@ -86,6 +86,19 @@ impl Answers {
         }
     }
 
+    /// Another configuration. What was served stays so until the next start: SAs there may be ending.
+    pub(crate) fn reconfigure(&mut self, config: &Config) {
+        for connection in &config.connections {
+            let is_new = !self.serving.values().any(|address| *address == connection.local);
+            if is_new {
+                self.here.insert(connection.local);
+            }
+        }
+        self.serving = config.connections.iter().map(|c| (c.name.clone(), c.local)).collect();
+        self.known
+            .extend(config.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied()));
+    }
+
     /// While what lives is adopted it is not known.
     pub(crate) fn set_control(&mut self, control: Control) {
         self.control = control;

@@ -12,6 +12,7 @@ use crate::limits::{BySource, SourceHash, Total};
 use crate::qcd::{ProtectedTokens, Tokens};
 use crate::reconnect::Reconnect;
 use crate::rotation::Rotation;
+use crate::spd::Spd;
 use crate::stats::{Counter, Stats};
 use crate::tickets::{SharedTickets, Tickets};
 pub use adopt::{Left, Records};
@@ -24,7 +25,7 @@ use spindle_ike::api::{
 };
 use spindle_ike::random::Random;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use take_down::TakingDown;
 pub use take_down::{TakeDownRefused, TakeDownStatus};
@@ -48,7 +49,11 @@ pub struct ConnectionStatus {
 
 /// A whole gateway's control plane.
 pub struct Gateway {
+    /// As it was given.
+    configured: Config,
+    /// The same with the policies' ids in the dataplane.
     config: Config,
+    spd: Spd,
     incarnation: u64,
     wall_clock: (u64, Time),
     endpoint: Endpoint,
@@ -97,6 +102,8 @@ pub struct Gateway {
     stopping: bool,
     /// Of which life what is kept is: to be kept as well.
     life: Option<Change>,
+    /// The policies' numbers: the same.
+    numbers: Option<Change>,
     /// An earlier process of this incarnation has done what is done at the start.
     has_adopted: bool,
 }
@@ -111,7 +118,7 @@ impl Gateway {
         random: Box<dyn Random>,
         now: Time,
     ) -> Gateway {
-        Gateway::make(config, boot, activity, random, now).begin(now)
+        Gateway::make(config, None, boot, activity, random, now).begin(now)
     }
 
     /// The same, where what it needs to go on after its death is kept ([`Output::Keep`]).
@@ -122,7 +129,7 @@ impl Gateway {
         random: Box<dyn Random>,
         now: Time,
     ) -> Gateway {
-        let mut gateway = Gateway::make(config, boot, activity, random, now);
+        let mut gateway = Gateway::make(config, None, boot, activity, random, now);
         gateway.keep();
         // The dataplane may have outlived a control process whose memory is lost.
         gateway.say_all_again();
@@ -140,7 +147,7 @@ impl Gateway {
         now: Time,
     ) -> Gateway {
         adopt::as_begun(&mut boot, &left);
-        let mut gateway = Gateway::make(config, boot, activity, random, now);
+        let mut gateway = Gateway::make(config, left.records.policies(), boot, activity, random, now);
         gateway.keep();
         gateway.begin_adoption();
         gateway.adopt(now, left);
@@ -148,8 +155,10 @@ impl Gateway {
         gateway
     }
 
+    /// `told`: the policies that the dataplane has.
     fn make(
         config: Config,
+        told: Option<Spd>,
         boot: Boot,
         activity: Box<dyn ActivityReader>,
         mut random: Box<dyn Random>,
@@ -158,6 +167,10 @@ impl Gateway {
         let mut key = Zeroizing::new([0; 32]);
         random.fill(&mut *key);
         let hash = SourceHash::new(&key);
+        let configured = config.clone();
+        let spd = told.map_or_else(|| Spd::new(&config), |told| told.next(&config, &BTreeSet::new()));
+        let mut config = config;
+        spd.number(&mut config);
         let sir = sir::Sir::new(&config, &mut *random, now);
         let mut boot = boot;
         if !config.journal {
@@ -225,7 +238,10 @@ impl Gateway {
             taking_down: None,
             stopping: false,
             life: None,
+            numbers: None,
             has_adopted: false,
+            configured,
+            spd,
             config,
         }
     }
@@ -275,7 +291,7 @@ impl Gateway {
         }
         // Before anybody sees what has changed.
         let mut changes = self.endpoint.take_changes();
-        changes.extend(self.life.take());
+        changes.extend(self.life.take().into_iter().chain(self.numbers.take()));
         if !changes.is_empty() {
             return Some(Output::Keep(changes));
         }
@@ -434,6 +450,9 @@ impl Gateway {
                 let role = if initiator { "initiator" } else { "responder" };
                 let detail = if resumed { format!("{role}, resumed") } else { role.into() };
                 self.report("ike-established", Some(connection), Some(spis), None, detail);
+                if !self.endpoint.serves_a_connection(ike) {
+                    let _ = self.endpoint.terminate_ike(now, ike);
+                }
             }
             Ike::IkeRekeyed { old, new, spis } => {
                 self.tokens.given().reported(spis);
@@ -493,6 +512,10 @@ impl Gateway {
                     if replaces.is_some() { ", rekeyed" } else { "" }
                 );
                 self.report("installed", Some(connection), None, Some(inbound), detail);
+                // Its exchange was under way when its configuration was changed.
+                if !self.endpoint.is_configured(child) {
+                    let _ = self.endpoint.terminate_child(now, child);
+                }
             }
             Ike::ChildMoved { child, ike, .. } => self.journal.child_moved(child, ike),
             Ike::ChildDeleted { child, inbound, .. } => {
@@ -604,6 +627,7 @@ mod adopt;
 mod contact;
 mod dataplane;
 mod heard;
+mod reconfigure;
 mod secrets;
 mod sir;
 mod take_down;

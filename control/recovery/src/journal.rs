@@ -71,13 +71,9 @@ pub(crate) struct Installed<'a> {
 
 impl Journal {
     pub(crate) fn new(config: &Config, incarnation: u64) -> Journal {
-        let of = |c: &ConnectionConfig| {
-            let children = c.children.iter();
-            children.map(|child| (child.name.clone(), lifetime(c.rekey_time, child.rekey_time))).collect()
-        };
         Journal {
             incarnation,
-            lifetimes: config.connections.iter().map(|c| (c.name.clone(), of(c))).collect(),
+            lifetimes: lifetimes(config),
             ike_sas: HashMap::new(),
             by_connection: HashMap::new(),
             children: HashMap::new(),
@@ -86,6 +82,11 @@ impl Journal {
             timed_out: Vec::new(),
             writes: Vec::new(),
         }
+    }
+
+    /// Records are of this configuration from here on.
+    pub(crate) fn reconfigure(&mut self, config: &Config) {
+        self.lifetimes = lifetimes(config);
     }
 
     /// The SAs of an earlier process of this incarnation, and what came to the disk of them. `now`: seconds since 1970.
@@ -290,6 +291,15 @@ pub(crate) fn longest_lifetime(config: &Config) -> u64 {
         c.children.iter().map(|child| lifetime(c.rekey_time, child.rekey_time)).max().unwrap_or(UNLIMITED)
     };
     config.connections.iter().map(of).max().unwrap_or(SHORTEST)
+}
+
+/// Seconds that the records of each child live, by connection.
+fn lifetimes(config: &Config) -> HashMap<String, HashMap<String, u64>> {
+    let of = |c: &ConnectionConfig| {
+        let children = c.children.iter();
+        children.map(|child| (child.name.clone(), lifetime(c.rekey_time, child.rekey_time))).collect()
+    };
+    config.connections.iter().map(|c| (c.name.clone(), of(c))).collect()
 }
 
 /// Seconds that a record lives: the peer may hold the SA as long.

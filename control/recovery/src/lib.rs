@@ -4,6 +4,7 @@
 
 mod answer;
 pub mod api;
+mod changes;
 mod gateway;
 mod given;
 mod hints;
@@ -16,6 +17,7 @@ mod record;
 mod rotation;
 pub mod secrets;
 mod sir;
+mod spd;
 mod stats;
 pub mod store;
 mod taker;
@@ -23,5 +25,6 @@ mod taker;
 mod testing;
 mod tickets;
 
+pub use changes::{Changes, ConnectionChange, PolicyChanges};
 pub use gateway::{ConnectionStatus, Gateway, Left, Records, TakeDownRefused, TakeDownStatus};
 pub use rotation::{GenerationStatus, Refused as RotationRefused, SecretStatus};

@@ -150,6 +150,11 @@ impl Rotation {
         }
     }
 
+    /// SAs may live so long from here on, those from before as long as they did.
+    pub(crate) fn sas_live(&mut self, lifetime: u64) {
+        self.lifetime = self.lifetime.max(lifetime);
+    }
+
     /// All generations with their numbers, newest first.
     pub(crate) fn generations(&self) -> impl Iterator<Item = (u64, &Generation)> {
         self.rows.iter().map(|row| (row.number, &row.generation))

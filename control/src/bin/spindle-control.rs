@@ -1,7 +1,6 @@
 //! The control process; started by `spindle up`.
 
 use clap::Parser;
-use spindle_control::config::Settings;
 use spindle_control::daemon::{self, Failure, Start};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,20 +26,13 @@ struct Arguments {
 fn main() -> ExitCode {
     spindle_control::log_to_stderr();
     let arguments = Arguments::parse();
-    let settings = match Settings::load(&arguments.config) {
-        Ok(settings) => settings,
-        Err(e) => {
-            tracing::error!("{e}");
-            return ExitCode::from(2);
-        }
-    };
     let start = Start {
         supervisor: rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get() as u32),
         dataplane: arguments.dataplane_pid,
         started_us: arguments.started_us,
         new_secret: arguments.new_secret,
     };
-    match daemon::run(&settings, start) {
+    match daemon::run(&arguments.config, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");

@@ -357,7 +357,7 @@ impl Watch {
         control.read_line(&mut answer).await.map_err(failed)?;
         match serde_json::from_str(&answer) {
             Ok(Response::Result(_)) => {}
-            Ok(Response::Error(why)) => return Err(why),
+            Ok(Response::Error(why) | Response::Refused(why)) => return Err(why),
             Err(e) => return Err(format!("an answer of another version: {e}")),
         }
         let keys = match &options.keys {

@@ -44,6 +44,7 @@ pub(super) fn ask(run_dir: &Path, request: &Request) -> Result<serde_json::Value
     match serde_json::from_str(&answer) {
         Ok(Response::Result(value)) => Ok(value),
         Ok(Response::Error(reason)) => Err(Unsuccessful::failed(reason)),
+        Ok(Response::Refused(reason)) => Err(Unsuccessful::usage(reason)),
         Err(e) => Err(Unsuccessful::failed(format!("an answer of another version: {e}"))),
     }
 }

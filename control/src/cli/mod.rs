@@ -6,7 +6,7 @@ mod tables;
 
 use crate::config::{RUN_DIR, Settings};
 use crate::guard::Guard;
-use crate::protocol::{Done, Request};
+use crate::protocol::{Done, Reload, Request};
 use crate::supervisor;
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
@@ -44,6 +44,16 @@ enum Verb {
         /// The configuration.
         #[arg(long)]
         config: PathBuf,
+    },
+    /// Follows the configuration as the file has it now: connections, their secrets and policies. No packet is lost of what
+    /// did not change.
+    #[command(visible_alias = "load-all")]
+    Reload {
+        /// Say what would change, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        ask: Ask,
     },
     /// Shows how the gateway is.
     Status(Ask),
@@ -244,6 +254,22 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
             let runtime = runtime.map_err(Unsuccessful::failed)?;
             runtime.block_on(crate::interfaces::remove(&settings)).map_err(Unsuccessful::failed)?;
             Ok(0)
+        }
+        Verb::Reload { dry_run, ask: whom } => {
+            // Of the gateway as it runs: its file may be what is wrong.
+            let result = client::ask(&run_dir(&whom)?, &Request::Reload { dry_run })?;
+            let reload: Reload = serde_json::from_value(result.clone())
+                .map_err(|e| Unsuccessful::failed(format!("an answer of another version: {e}")))?;
+            let json = || serde_json::to_string_pretty(&result).map_err(Unsuccessful::failed);
+            print(&if whom.json { json()? } else { tables::reload(&reload, dry_run) });
+            if reload.restart.is_empty() {
+                return Ok(0);
+            }
+            let keys = reload.restart.join(", ");
+            Err(Unsuccessful::failed(format!(
+                "nothing was changed: {keys} can only be changed by a restart; stop the gateway and start it again, or \
+                 change them back and reload"
+            )))
         }
         Verb::Status(a) => ask(&a, Request::Status, tables::status),
         Verb::ListSas(a) => ask(&a, Request::ListSas, tables::sas),

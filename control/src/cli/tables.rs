@@ -1,6 +1,6 @@
 //! Answers as tables for people.
 
-use crate::protocol::{Connection, IkeSa, LoggedEvent, Secret, Stats, Status, TakenDown};
+use crate::protocol::{Connection, IkeSa, LoggedEvent, Reload, Secret, Stats, Status, TakenDown};
 use serde_json::{Result, Value, from_value};
 use std::fmt::Write;
 
@@ -25,6 +25,44 @@ fn table(lines: &[Vec<String>]) -> String {
 
 fn cells<const N: usize>(line: [&str; N]) -> Vec<String> {
     line.map(str::to_owned).to_vec()
+}
+
+/// What a reload changes, or would: a line for each change.
+pub(super) fn reload(reload: &Reload, dry_run: bool) -> String {
+    if reload.is_empty() {
+        return "nothing changes\n".into();
+    }
+    let mut text = String::new();
+    let mut line = |what: &str, name: &str, more: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{what} {name}{more}");
+    };
+    let none = String::new;
+    reload.added.iter().for_each(|name| line("+ connection", name, none()));
+    reload.removed.iter().for_each(|name| line("- connection", name, ": its SAs end".into()));
+    for change in &reload.changed {
+        let cost = match (change.ike_sas_end, &change.child_sas_end[..]) {
+            (true, _) => "; its IKE SAs end".into(),
+            (false, []) => "; its SAs stay".into(),
+            (false, children) => format!("; Child SAs end of {}", children.join(", ")),
+        };
+        line("~ connection", &change.name, format!(": {}{cost}", change.keys.join(", ")));
+    }
+    reload.secrets.iter().for_each(|name| line("~ secret", name, ": from the next authentication on".into()));
+    let policies = &reload.policies;
+    for (what, names) in [
+        ("+ policy", &policies.added),
+        ("- policy", &policies.removed),
+        ("> policy", &policies.moved),
+        ("~ policy", &policies.changed),
+    ] {
+        names.iter().for_each(|name| line(what, name, none()));
+    }
+    reload.restart.iter().for_each(|key| line("! restart", key, none()));
+    if dry_run {
+        text.push_str("(nothing was changed)\n");
+    }
+    text
 }
 
 pub(super) fn status(value: Value) -> Result<String> {

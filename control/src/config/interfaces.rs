@@ -19,7 +19,7 @@ pub enum Inside {
 }
 
 /// `[gateway.interfaces.*]`: a virtual interface's own addresses and routes.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InterfaceSettings {
     /// Its name.
     pub name: String,

@@ -9,6 +9,7 @@ mod order;
 mod policies;
 pub(crate) mod ports;
 mod read;
+mod restart;
 mod transport;
 mod vlans;
 
@@ -27,6 +28,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Where lock and control socket are if the file doesn't say.
 pub const RUN_DIR: &str = "/run/spindle";
@@ -52,6 +54,18 @@ pub struct Settings {
     children_interfaces: Vec<String>,
     /// By dotted path.
     lines: BTreeMap<String, usize>,
+    /// The text of the file.
+    source: Source,
+}
+
+/// A text with secrets. Redacted in Debug.
+#[derive(Clone)]
+struct Source(Zeroizing<String>);
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Source(..)")
+    }
 }
 
 /// `[gateway]`: the machine's side.
@@ -226,6 +240,7 @@ impl Settings {
             connection_methods,
             children_interfaces,
             lines,
+            source: Source(Zeroizing::new(source.to_owned())),
         };
         policies::check_order(&settings)?;
         settings.check_interfaces()?;
@@ -237,6 +252,11 @@ impl Settings {
     pub fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         let line = self.lines.get(key).copied().unwrap_or(0);
         ConfigError { file: self.file.clone(), line, key: key.into(), problem: problem.into() }
+    }
+
+    /// The text that these settings were read from, keys in it.
+    pub fn source(&self) -> &Zeroizing<String> {
+        &self.source.0
     }
 
     /// Our outer addresses, each once.

@@ -20,6 +20,14 @@ impl Keeper {
         Ok(Some((Keeper { region, full: 0 }, records)))
     }
 
+    /// The configuration that an earlier process of this incarnation ran with: a file that was edited since counts when
+    /// it is reloaded, not by a death.
+    pub(super) fn configuration(records: &Records) -> Option<&str> {
+        records.incarnation()?;
+        let (_, text) = records.0.iter().find(|(key, _)| *key == Key::Configuration)?;
+        std::str::from_utf8(text).ok()
+    }
+
     /// What is there is nobody's.
     pub(super) fn clear(&mut self) {
         self.region.clear();

@@ -14,6 +14,7 @@ mod events;
 mod keep;
 mod merge;
 mod messages;
+mod reload;
 mod rotation;
 mod safety;
 mod server;
@@ -37,7 +38,7 @@ use rustix::time::{ClockId, clock_gettime};
 use server::Asked;
 use sockets::Sockets;
 use spindle_abi::{Event, Time};
-use spindle_ike::api::{ActivityReader, Datagram};
+use spindle_ike::api::{ActivityReader, Change, Datagram, Key};
 use spindle_ike::random::Random;
 use spindle_recovery::api::{Config, Input, Output, Report};
 use spindle_recovery::secrets::method_name;
@@ -46,12 +47,14 @@ use spindle_recovery::{Gateway, Left, Records};
 use spindle_ring::{AttachError, Broken, ControlSide, Heir};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
 use wait::{Verdict, Waiter};
 use watchers::Watchers;
+use zeroize::Zeroizing;
 
 /// Datagrams taken at a time.
 const PORTION: usize = 256;
@@ -109,8 +112,8 @@ pub fn wall_clock_us() -> u64 {
     t.tv_sec as u64 * 1_000_000 + t.tv_nsec as u64 / 1_000
 }
 
-/// Runs until it is told to stop, or something breaks.
-pub fn run(settings: &Settings, start: Start) -> Result<(), Failure> {
+/// Runs by this file until it is told to stop, or something breaks.
+pub fn run(file: &Path, start: Start) -> Result<(), Failure> {
     // Keys stay out of core files, of other users' ptrace, and of swap: the last only where no limit could make a
     // later allocation fail.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
@@ -122,6 +125,11 @@ pub fn run(settings: &Settings, start: Start) -> Result<(), Failure> {
     let side = ControlSide::from_environment().map_err(unattached)?;
     let heir = Heir::from_environment().map_err(unattached)?;
     let kept = Keeper::from_environment().map_err(unattached)?;
+    let settings = match kept.as_ref().and_then(|(_, records)| Keeper::configuration(records)) {
+        Some(text) => Settings::parse(file, text),
+        None => Settings::load(file),
+    };
+    let settings = settings.map_err(|e| Failure::Refused(e.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| Failure::Failed(format!("no event loop: {e}")))?.block_on(async {
         let mut daemon = Daemon::start(settings, start, side, heir, kept)?;
@@ -134,8 +142,8 @@ fn watch<T: AsRawFd>(descriptor: T) -> io::Result<AsyncFd<T>> {
     AsyncFd::new(descriptor)
 }
 
-struct Daemon<'a> {
-    settings: &'a Settings,
+struct Daemon {
+    settings: Settings,
     status: Status,
     gateway: Gateway,
     bridge: Bridge,
@@ -159,16 +167,19 @@ struct Daemon<'a> {
     waiters: Vec<Waiter>,
     watchers: Watchers,
     stopping: Option<Time>,
+    /// Nothing makes them unsafe.
+    makes_tokens: bool,
 }
 
-impl<'a> Daemon<'a> {
+impl Daemon {
     fn start(
-        settings: &'a Settings,
+        settings: Settings,
         start: Start,
         side: ControlSide,
         heir: Option<Heir>,
         kept: Option<(Keeper, Records)>,
-    ) -> Result<Daemon<'a>, Failure> {
+    ) -> Result<Daemon, Failure> {
+        let settings = &settings;
         let state_dir = &settings.gateway.state_dir;
         let refused = |e: StoreError| {
             let problem = match &e {
@@ -289,25 +300,7 @@ impl<'a> Daemon<'a> {
         };
         let journal = Journal::start(store).map_err(|e| Failure::Failed(format!("no thread: {e}")))?;
         let bridge = Bridge::new(side, settings.gateway.natt_port);
-        let config = Config {
-            name: settings.gateway.name.clone(),
-            connections: settings.connections.clone(),
-            policies: settings.policies.clone(),
-            methods: settings.recovery.methods.clone(),
-            connection_methods: settings.connection_methods.clone(),
-            proactive: settings.recovery.proactive,
-            // A cluster's members share identities: what one of them holds, another one cannot know.
-            replicated: settings.gateway.cluster.is_some(),
-            token_maker: settings.recovery.token_maker && off.is_none(),
-            token_taker: settings.recovery.token_taker,
-            token_method: method,
-            secret_rotation: settings.recovery.secret_rotation,
-            secret_shared: settings.recovery.secret_file.is_some(),
-            journal: settings.recovery.journal,
-            limits: settings.recovery.limits,
-            cookie_threshold: settings.gateway.cookie_threshold,
-            ticket_lifetime: settings.gateway.ticket_lifetime,
-        };
+        let config = gateway_config(settings, off.is_none());
         let activity = Box::new(bridge.activity());
         let (reader, random) = (Box::new(bridge.activity()), Box::new(SystemRandom));
         let mut gateway = match left {
@@ -320,7 +313,7 @@ impl<'a> Daemon<'a> {
         }
         tracing::debug!("the gateway is made");
         let mut daemon = Daemon {
-            settings,
+            settings: settings.clone(),
             status,
             gateway,
             bridge,
@@ -339,7 +332,9 @@ impl<'a> Daemon<'a> {
             waiters: Vec::new(),
             watchers: Watchers::default(),
             stopping: None,
+            makes_tokens: off.is_none(),
         };
+        daemon.keep_configuration();
         let detail = format!("incarnation {}", daemon.status.incarnation);
         let report = |name, detail| Report { name, connection: None, spis: None, spi: None, detail };
         daemon.note(start.started_us, &report("start", detail));
@@ -347,6 +342,18 @@ impl<'a> Daemon<'a> {
             daemon.note(start.started_us, &report("maker-off", format!("no QCD token leaves: {why}")));
         }
         Ok(daemon)
+    }
+
+    /// What the gateway is told of these settings.
+    fn config(&self, settings: &Settings) -> Config {
+        gateway_config(settings, self.makes_tokens)
+    }
+
+    /// So that another control process goes on with this configuration, whatever the file says then.
+    fn keep_configuration(&mut self) {
+        let text = Zeroizing::new(self.settings.source().as_bytes().to_vec());
+        let change = Change { key: Key::Configuration, record: Some(text) };
+        self.keeper.iter_mut().for_each(|keeper| keeper.write(std::slice::from_ref(&change)));
     }
 
     async fn run(&mut self) -> Result<(), Failure> {
@@ -571,6 +578,11 @@ impl<'a> Daemon<'a> {
             Request::WatchSas { connection, keys } => {
                 return self.watch_sas(connection, keys, caller, lines, answer);
             }
+            Request::Reload { dry_run } => {
+                // A caller that has gone needs no answer.
+                let _ = answer.send(self.reload(dry_run));
+                return;
+            }
             Request::RotateSecret { timeout_ms } => return self.rotate_secret(timeout_ms, answer),
             Request::TakeDown { to, grace_ms, timeout_ms } => {
                 return self.take_down(to, grace_ms, timeout_ms, answer);
@@ -656,6 +668,28 @@ impl<'a> Daemon<'a> {
             .map(owned);
         let dataplane = self.bridge.dataplane_counters().into_iter().collect();
         Stats { control: control.chain(ours).collect(), packets: show::equation(&dataplane), dataplane }
+    }
+}
+
+fn gateway_config(settings: &Settings, makes_tokens: bool) -> Config {
+    Config {
+        name: settings.gateway.name.clone(),
+        connections: settings.connections.clone(),
+        policies: settings.policies.clone(),
+        methods: settings.recovery.methods.clone(),
+        connection_methods: settings.connection_methods.clone(),
+        proactive: settings.recovery.proactive,
+        // A cluster's members share identities: what one of them holds, another one cannot know.
+        replicated: settings.gateway.cluster.is_some(),
+        token_maker: settings.recovery.token_maker && makes_tokens,
+        token_taker: settings.recovery.token_taker,
+        token_method: settings.recovery.token_method,
+        secret_rotation: settings.recovery.secret_rotation,
+        secret_shared: settings.recovery.secret_file.is_some(),
+        journal: settings.recovery.journal,
+        limits: settings.recovery.limits,
+        cookie_threshold: settings.gateway.cookie_threshold,
+        ticket_lifetime: settings.gateway.ticket_lifetime,
     }
 }
 

@@ -6,7 +6,7 @@ use spindle_recovery::api::{Generation, Input, Report, TokenMethod};
 use spindle_recovery::store::{SmallFile, write_secrets};
 use tokio::sync::oneshot;
 
-impl Daemon<'_> {
+impl Daemon {
     /// Rare and small, so that the loop may wait for the disk.
     pub(super) fn write_secrets(&mut self, new: Option<(TokenMethod, u64)>, keep: Vec<Generation>) {
         let written = write_secrets(&mut self.files, &mut SystemRandom, new, keep).map_err(|e| {

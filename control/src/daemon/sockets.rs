@@ -41,6 +41,10 @@ pub(super) struct Counts {
 pub(super) struct Sockets {
     sockets: HashMap<SocketAddr, Arc<UdpSocket>>,
     counts: Arc<Counts>,
+    ports: [u16; 2],
+    moved: bool,
+    device: Option<String>,
+    sender: mpsc::Sender<Datagram>,
 }
 
 impl Sockets {
@@ -55,17 +59,27 @@ impl Sockets {
     ) -> Result<(Sockets, mpsc::Receiver<Datagram>), (SocketAddr, io::Error)> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let counts = Arc::new(Counts::default());
-        let mut sockets = HashMap::new();
-        for address in addresses {
-            for (port, known_as) in ports.into_iter().zip([IKE, NATT]) {
+        let (sockets, device) = (HashMap::new(), device.map(str::to_owned));
+        let mut sockets = Sockets { sockets, counts, ports, moved, device, sender };
+        sockets.add(addresses)?;
+        Ok((sockets, receiver))
+    }
+
+    /// Binds the same on further addresses; all of them, or none.
+    pub(super) fn add(&mut self, addresses: &[IpAddr]) -> Result<(), (SocketAddr, io::Error)> {
+        let mut bound = Vec::new();
+        for address in addresses.iter().filter(|a| !self.sockets.contains_key(&SocketAddr::new(**a, IKE))) {
+            for (port, known_as) in self.ports.into_iter().zip([IKE, NATT]) {
                 let real = SocketAddr::new(*address, port);
-                let socket = Arc::new(bind(real, moved, device).map_err(|e| (real, e))?);
-                let local = SocketAddr::new(*address, known_as);
-                tokio::spawn(receive(socket.clone(), local, sender.clone(), counts.clone()));
-                sockets.insert(local, socket);
+                let socket = bind(real, self.moved, self.device.as_deref()).map_err(|e| (real, e))?;
+                bound.push((SocketAddr::new(*address, known_as), Arc::new(socket)));
             }
         }
-        Ok((Sockets { sockets, counts }, receiver))
+        for (local, socket) in bound {
+            tokio::spawn(receive(socket.clone(), local, self.sender.clone(), self.counts.clone()));
+            self.sockets.insert(local, socket);
+        }
+        Ok(())
     }
 
     /// Sends, or counts what cannot be sent now: retransmission makes up for it. By a system call of its own, for the

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-impl Daemon<'_> {
+impl Daemon {
     pub(super) fn take_down(
         &mut self,
         to: Option<IpAddr>,

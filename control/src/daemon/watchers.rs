@@ -71,7 +71,7 @@ impl Watcher {
     }
 }
 
-impl Daemon<'_> {
+impl Daemon {
     /// Tells who asks of the SAs that there are, and from now on of those that come.
     pub(super) fn watch_sas(
         &mut self,

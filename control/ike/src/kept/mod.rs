@@ -68,6 +68,10 @@ pub enum Key {
     Spi(Spi),
     /// A tombstone, by our own SPI.
     Tombstone(IkeSpi),
+    /// The policies' ids; written and read by recovery.
+    Policies,
+    /// The configuration that runs; written and read by the daemon.
+    Configuration,
 }
 
 impl Key {
@@ -79,6 +83,8 @@ impl Key {
             Key::Ike(id) => [2, id.0],
             Key::Spi(spi) => [3, spi.0.into()],
             Key::Tombstone(own) => [4, u64::from_be_bytes(own)],
+            Key::Policies => [5, 0],
+            Key::Configuration => [6, 0],
         }
     }
 
@@ -90,6 +96,8 @@ impl Key {
             [2, id] => Some(Key::Ike(IkeSaId(id))),
             [3, spi] => Some(Key::Spi(Spi(spi.try_into().ok()?))),
             [4, own] => Some(Key::Tombstone(own.to_be_bytes())),
+            [5, 0] => Some(Key::Policies),
+            [6, 0] => Some(Key::Configuration),
             _ => None,
         }
     }
@@ -218,7 +226,7 @@ impl Endpoint {
         let (mut spis, mut tombstones) = (Vec::new(), Vec::new());
         for (key, record) in &records {
             let read = match key {
-                Key::Incarnation => Some(()),
+                Key::Incarnation | Key::Policies | Key::Configuration => Some(()),
                 Key::Gateway => self.read(record).map(|taken_down| adopted.taken_down = Some(taken_down)),
                 Key::Ike(id) => {
                     self.read::<Box<IkeSa>>(record).filter(|sa| is_sound(*id, sa)).map(|sa| ike_sas.push(sa))
@@ -260,7 +268,7 @@ impl Endpoint {
     }
 
     fn read<T: Field>(&self, record: &[u8]) -> Option<T> {
-        let find = |name: &str| Some(self.connections[*self.by_name.get(name)?].profile.clone());
+        let find = |name: &str| Some(self.connections[*self.lookups.by_name.get(name)?].profile.clone());
         let mut from = Reader::new(record, &find);
         let layout = u64::take(&mut from)?;
         let value = T::take(&mut from).filter(|_| layout == LAYOUT)?;

@@ -18,6 +18,7 @@ use super::Gateway;
 use crate::api::{Boot, JournalRecord};
 use crate::given::Made;
 use crate::qcd::Control;
+use crate::spd::Spd;
 use crate::stats::Counter;
 use spindle_abi::Time;
 use spindle_ike::api::{Change, IkeSaStatus, Key};
@@ -77,6 +78,12 @@ impl Records {
         Life::decode(record)
     }
 
+    /// The policies' numbers in the dataplane.
+    pub(super) fn policies(&self) -> Option<Spd> {
+        let (_, record) = self.0.iter().find(|(key, _)| *key == Key::Policies)?;
+        Spd::decode(record)
+    }
+
     /// The incarnation in which these were kept; `None`: they are nobody's, and nothing is to be adopted.
     pub fn incarnation(&self) -> Option<u64> {
         Some(self.life()?.incarnation)
@@ -88,6 +95,7 @@ impl Gateway {
     pub(super) fn keep(&mut self) {
         self.endpoint.keep();
         self.note_life();
+        self.keep_policies();
     }
 
     /// The maker's role was given up.

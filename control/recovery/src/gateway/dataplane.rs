@@ -6,7 +6,7 @@
 use super::Gateway;
 use crate::api::Output;
 use crate::stats::Counter;
-use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, PolicyAction, SaParameters, Spi, SpiState, Time};
+use spindle_abi::{Command, Event, MAX_FORMER_AT_ONCE, SaParameters, Spi, SpiState, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -177,20 +177,15 @@ impl Gateway {
 
     /// Policies, and the former SPIs.
     fn set_policies(&mut self) {
-        // RFC 4301 section 4.4.1: policies are ordered; here by their ids.
-        let children = self.config.connections.iter().flat_map(|c| &c.children);
-        let protect = children.map(|c| (c.policy, PolicyAction::Protect, &c.selectors, c.hold_packets));
-        let others = self.config.policies.iter().map(|p| (p.id, p.action, &p.selectors, 0));
-        let mut all: Vec<_> = protect.chain(others).collect();
-        all.sort_by_key(|(id, ..)| *id);
-        let policies = all.into_iter().map(|(id, action, selectors, hold)| Command::SetPolicy {
-            id,
-            priority: id,
-            action,
-            selectors: selectors.clone(),
-            hold,
+        // RFC 4301 section 4.4.1: policies are ordered.
+        let all = self.entries();
+        let policies = self.spd.places().iter().filter_map(|place| {
+            let (action, selectors, hold, _) = *all.get(&place.id)?;
+            let (id, priority) = (place.id, place.priority);
+            Some(Command::SetPolicy { id, priority, action, selectors: selectors.clone(), hold })
         });
-        self.boot_commands(policies.collect());
+        let policies: Vec<Command> = policies.collect();
+        self.boot_commands(policies);
         let former: Vec<Spi> = self.former.spis().collect();
         self.dataplane.boot_left += former.len().div_ceil(MAX_FORMER_AT_ONCE);
         self.untold = former.into_iter();
