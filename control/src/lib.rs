@@ -14,8 +14,10 @@ pub mod daemon;
 pub mod guard;
 mod interfaces;
 pub mod machine;
+pub mod programs;
 pub mod protocol;
 pub mod supervisor;
+pub mod upgrade;
 
 /// Starts logging to standard error; `SPINDLE_LOG` chooses what (`info` without it).
 pub fn log_to_stderr() {

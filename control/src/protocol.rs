@@ -9,6 +9,8 @@ use std::net::IpAddr;
 
 /// The socket's name in `run_dir`.
 pub const SOCKET: &str = "control.sock";
+/// The supervisor's, for upgrades; no name here is longer.
+pub const SUPERVISOR_SOCKET: &str = "supervisor.sock";
 /// Octets of a request at most.
 pub const MAX_REQUEST: usize = 4096;
 
@@ -32,6 +34,16 @@ pub enum Request {
     Reload {
         /// Change nothing.
         dry_run: bool,
+    },
+    /// Of the supervisor: other programs in place of those that run. Result: [`Upgraded`].
+    Upgrade {
+        /// The folder of the new ones; where the running ones were, if left out.
+        from: Option<std::path::PathBuf>,
+    },
+    /// Of the supervisor's to control: would this program take the configuration that runs? Result: `null`.
+    CheckConfiguration {
+        /// Another `spindle-control`.
+        program: std::path::PathBuf,
     },
     /// Rotates the QCD secret, and waits until the new generation is in use. Result: [`Secret`].
     RotateSecret {
@@ -360,6 +372,32 @@ pub struct TakenDown {
     pub deleted: usize,
 }
 
+/// What `upgrade` put in.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// For people.
+    pub done: String,
+    /// Of the supervisor, which goes on as it is.
+    pub supervisor_version: String,
+    /// In the order in which they were replaced.
+    pub processes: Vec<Replaced>,
+}
+
+/// One process that was replaced.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Replaced {
+    /// `spindle-control` or `spindle-dataplane`.
+    pub process: String,
+    /// The new one's.
+    pub pid: u32,
+    /// The program's version.
+    pub version_before: String,
+    /// The new program's.
+    pub version_after: String,
+    /// From the end of the old one until the new one was ready.
+    pub away_ms: u64,
+}
+
 /// What `reload` changes of the configuration that runs, or did. Policies of children are named `CONNECTION/CHILD`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Reload {
@@ -573,6 +611,10 @@ mod tests {
             restart: names(),
         };
         is_as_documented(&["reload"], reload);
+        let replaced =
+            Replaced { process: text(), pid: 1, version_before: text(), version_after: text(), away_ms: 1 };
+        let upgraded = Upgraded { done: text(), supervisor_version: text(), processes: vec![replaced] };
+        is_as_documented(&["upgrade"], upgraded);
         is_as_documented(&["initiate", "terminate", "rekey"], Done { done: text(), sas: 1 });
     }
 }

@@ -15,15 +15,20 @@ use crate::daemon::wall_clock_us;
 use crate::guard::Guard;
 use crate::interfaces;
 use crate::machine;
+use crate::programs::Program;
+use crate::protocol::Response;
+use crate::upgrade;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use spindle_ring::{AttachmentFds, Handover, KeptFd, Side};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -67,7 +72,7 @@ pub fn up(settings: &Settings, new_secret: bool) -> Result<u8, Refused> {
     let _lock = lock(settings)?;
     Guard::new(settings).close()?;
     machine::check(settings)?;
-    let programs = Programs::beside_us()?;
+    let programs = RefCell::new(Programs::beside_us()?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let result = supervise(settings, &programs, started_us, new_secret).await;
@@ -109,10 +114,10 @@ pub fn lock(settings: &Settings) -> Result<File, Refused> {
     Ok(file)
 }
 
-struct Programs {
-    spindle: PathBuf,
-    dataplane: PathBuf,
-    control: PathBuf,
+/// `spindle` itself, and the programs of the two processes.
+pub(crate) struct Programs {
+    dataplane: Program,
+    control: Program,
 }
 
 impl Programs {
@@ -122,14 +127,34 @@ impl Programs {
             let path = spindle.with_file_name(name);
             let missing =
                 || format!("{} is missing; install spindle's programs into one directory", path.display());
-            if path.is_file() { Ok(path) } else { Err(missing()) }
+            if !path.is_file() {
+                return Err(missing());
+            }
+            Program::beside_us(path.clone()).map_err(|e| format!("{} cannot be read: {e}", path.display()))
         };
-        Ok(Programs { dataplane: beside("spindle-dataplane")?, control: beside("spindle-control")?, spindle })
+        Ok(Programs { dataplane: beside("spindle-dataplane")?, control: beside("spindle-control")? })
     }
 
-    /// A command that becomes `program` and dies with us.
-    fn child(&self, program: &Path) -> std::process::Command {
-        let mut command = std::process::Command::new(&self.spindle);
+    /// That of one process.
+    pub(crate) fn of(&self, side: Side) -> &Program {
+        match side {
+            Side::Control => &self.control,
+            Side::Dataplane => &self.dataplane,
+        }
+    }
+
+    /// Another one for one process; the one before.
+    pub(crate) fn put(&mut self, side: Side, program: Program) -> Program {
+        match side {
+            Side::Control => std::mem::replace(&mut self.control, program),
+            Side::Dataplane => std::mem::replace(&mut self.dataplane, program),
+        }
+    }
+
+    /// A command that becomes the program of one process and dies with us. By ourselves, whatever became of our file.
+    fn child(&self, side: Side) -> std::process::Command {
+        let program = self.of(side).path();
+        let mut command = std::process::Command::new("/proc/self/exe");
         command.arg("child").arg(std::process::id().to_string()).arg("--").arg(program);
         command
     }
@@ -149,8 +174,8 @@ pub fn become_child(parent: u32, program: &Path, arguments: &[String]) -> String
 }
 
 /// One of the two processes.
-struct Process {
-    child: Child,
+pub(crate) struct Process {
+    pub(crate) child: Child,
     handover: Handover,
     started: Instant,
 }
@@ -163,12 +188,12 @@ impl Process {
     }
 
     /// 0 once it has died.
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id().unwrap_or(0)
     }
 
     /// Asks it to end, and ends it if it takes longer.
-    async fn stop(&mut self, patience: Duration) {
+    pub(crate) async fn stop(&mut self, patience: Duration) {
         if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id as i32)) {
             let _ = kill_process(pid, Signal::TERM);
         }
@@ -181,7 +206,7 @@ impl Process {
 /// What both processes are started with.
 struct Plan<'a> {
     settings: &'a Settings,
-    programs: &'a Programs,
+    programs: &'a RefCell<Programs>,
     /// When this incarnation began, microseconds since 1970.
     started_us: u64,
     new_secret: bool,
@@ -190,7 +215,7 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn dataplane(&self, attachment: &AttachmentFds) -> std::io::Result<Process> {
         let gateway = &self.settings.gateway;
-        let mut dataplane = self.programs.child(&self.programs.dataplane);
+        let mut dataplane = self.programs.borrow().child(Side::Dataplane);
         if let Inside::Interface(inside) = &gateway.inside {
             dataplane.args(["--inside", inside]);
         }
@@ -218,7 +243,7 @@ impl Plan<'_> {
         kept: Option<&KeptFd>,
         dataplane: u32,
     ) -> std::io::Result<Process> {
-        let mut control = self.programs.child(&self.programs.control);
+        let mut control = self.programs.borrow().child(Side::Control);
         control.arg("--config").arg(&self.settings.file);
         control.args(["--dataplane-pid", &dataplane.to_string()]);
         control.args(["--started-us", &self.started_us.to_string()]);
@@ -234,7 +259,7 @@ impl Plan<'_> {
 }
 
 /// One incarnation: both processes, and what they share.
-struct Incarnation<'a> {
+pub(crate) struct Incarnation<'a> {
     plan: Plan<'a>,
     attachment: AttachmentFds,
     /// Control's alone; a cluster's member has none.
@@ -294,11 +319,22 @@ impl<'a> Incarnation<'a> {
     }
 
     /// Starts again what dies alone, until it is told to end or cannot go on.
-    async fn run(&mut self, told: &mut Told) -> std::io::Result<End> {
+    async fn run(&mut self, told: &mut Told, upgrades: &UnixListener) -> std::io::Result<End> {
         loop {
             let death = tokio::select! {
                 () = told.ended() => { self.stop().await; return Ok(End::Told) }
                 death = self.first_death() => death?,
+                asked = upgrade::asked(upgrades) => {
+                    if let Some((from, caller)) = asked {
+                        let response = self.upgrade(from.as_deref()).await;
+                        match &response {
+                            Response::Error(why) => tracing::error!("no upgrade: {why}"),
+                            done => tracing::info!("upgraded: {done:?}"),
+                        }
+                        upgrade::answer(caller, &response).await;
+                    }
+                    continue;
+                }
             };
             // A signal to the whole group reaches the children first, now and then.
             if death.looks_told() && told.within(Duration::from_millis(50)).await {
@@ -322,11 +358,43 @@ impl<'a> Incarnation<'a> {
                 self.stop().await;
                 return Ok(End::Told);
             }
-            match death.who {
-                Side::Dataplane => self.start_dataplane_again()?,
-                Side::Control => self.start_control_again()?,
-            }
+            self.start_again(death.who)?;
         }
+    }
+
+    /// Starts one process in the place of one that has died.
+    pub(crate) fn start_again(&mut self, side: Side) -> std::io::Result<()> {
+        match side {
+            Side::Dataplane => self.start_dataplane_again(),
+            Side::Control => self.start_control_again(),
+        }
+    }
+
+    pub(crate) fn process(&self, side: Side) -> &Process {
+        match side {
+            Side::Dataplane => &self.dataplane,
+            Side::Control => &self.control,
+        }
+    }
+
+    pub(crate) fn process_mut(&mut self, side: Side) -> &mut Process {
+        match side {
+            Side::Dataplane => &mut self.dataplane,
+            Side::Control => &mut self.control,
+        }
+    }
+
+    /// May control die alone?
+    pub(crate) fn keeps(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    pub(crate) fn programs(&self) -> &'a RefCell<Programs> {
+        self.plan.programs
+    }
+
+    pub(crate) fn run_dir(&self) -> &'a Path {
+        &self.plan.settings.gateway.run_dir
     }
 
     /// Waits until one has died.
@@ -400,19 +468,24 @@ impl Told {
 
 async fn supervise(
     settings: &Settings,
-    programs: &Programs,
+    programs: &RefCell<Programs>,
     mut started_us: u64,
     mut new_secret: bool,
 ) -> Result<u8, Refused> {
     let mut told =
         Told { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    let run_dir = &settings.gateway.run_dir;
+    let upgrades = upgrade::listen(run_dir).map_err(|e| {
+        settings
+            .error("gateway.run_dir", format!("{} cannot be used: {e}; make it writable", run_dir.display()))
+    })?;
     let mut pause = FIRST_PAUSE;
     let mut generation = 1;
     loop {
         let begun = Instant::now();
         let plan = Plan { settings, programs, started_us, new_secret };
         let mut incarnation = Incarnation::begin(plan, generation)?;
-        let death = match incarnation.run(&mut told).await? {
+        let death = match incarnation.run(&mut told, &upgrades).await? {
             End::Told => return Ok(0),
             End::Refused => return Ok(2),
             End::Died(death) => death,

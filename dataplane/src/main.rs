@@ -46,7 +46,7 @@ use spindle_port::{Vlan, WorkerPorts, XdpPort, bind_workers};
 use spindle_ring::capture::OUTSIDE;
 use spindle_ring::capture_socket;
 use spindle_ring::{Bell, Broken, CounterWriter, DataplaneSide, Heir};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -112,7 +112,21 @@ enum XdpMode {
     Generic,
 }
 
+/// What `spindle upgrade` asks before it puts this program in: could it go on with what the running one shares?
+fn facts() -> String {
+    let [header, records] = spindle_ring::LAYOUT;
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        r#"{{"program":"spindle-dataplane","version":"{version}","layout":"{header:016x}{records:016x}","kept":""}}"#
+    )
+}
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--facts") {
+        // Who asked reads it, or has gone.
+        let _ = writeln!(std::io::stdout(), "{}", facts());
+        return ExitCode::SUCCESS;
+    }
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(

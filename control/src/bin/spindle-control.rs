@@ -2,6 +2,8 @@
 
 use clap::Parser;
 use spindle_control::daemon::{self, Failure, Start};
+use spindle_control::programs::{CHECK, Facts};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +26,22 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if Facts::answered("spindle-control") {
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|argument| argument == CHECK) {
+        return match spindle_control::upgrade::check_configuration(&PathBuf::from(
+            arguments.next().unwrap_or_default(),
+        )) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                // Who asked reads it, or has gone.
+                let _ = writeln!(std::io::stderr(), "{why}");
+                ExitCode::from(2)
+            }
+        };
+    }
     spindle_control::log_to_stderr();
     let arguments = Arguments::parse();
     let start = Start {

@@ -1,7 +1,7 @@
 //! Asks the control process over its socket.
 
 use super::Unsuccessful;
-use crate::protocol::{Request, Response, SOCKET};
+use crate::protocol::{Request, Response, SOCKET, SUPERVISOR_SOCKET};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -9,10 +9,13 @@ use std::time::Duration;
 
 /// Patience beyond what the control process itself waits.
 const GRACE: Duration = Duration::from_secs(10);
+/// An upgrade takes so long at most, with what it puts back.
+const UPGRADE: Duration = Duration::from_secs(60);
 
 /// Sends one request and waits for its answer.
 pub(super) fn ask(run_dir: &Path, request: &Request) -> Result<serde_json::Value, Unsuccessful> {
-    let path = run_dir.join(SOCKET);
+    let is_upgrade = matches!(request, Request::Upgrade { .. });
+    let path = run_dir.join(if is_upgrade { SUPERVISOR_SOCKET } else { SOCKET });
     let mut stream = UnixStream::connect(&path).map_err(|e| {
         let why = match e.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
@@ -29,6 +32,7 @@ pub(super) fn ask(run_dir: &Path, request: &Request) -> Result<serde_json::Value
         | Request::Terminate { timeout_ms, .. }
         | Request::Rekey { timeout_ms, .. }
         | Request::TakeDown { timeout_ms, .. } => Duration::from_millis(*timeout_ms),
+        Request::Upgrade { .. } => UPGRADE,
         _ => Duration::ZERO,
     };
     let lost = |e: std::io::Error| Unsuccessful::failed(format!("{}: no answer: {e}", path.display()));

@@ -55,6 +55,14 @@ enum Verb {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Puts other programs in the place of those that run, control first, then the dataplane; no SA is lost.
+    Upgrade {
+        /// The folder of the new programs; without it, where the running ones were.
+        #[arg(long, value_name = "DIR")]
+        from: Option<PathBuf>,
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Shows how the gateway is.
     Status(Ask),
     /// Lists IKE SAs and their Child SAs.
@@ -270,6 +278,10 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
                 "nothing was changed: {keys} can only be changed by a restart; stop the gateway and start it again, or \
                  change them back and reload"
             )))
+        }
+        Verb::Upgrade { from, ask: whom } => {
+            let from = from.map(std::path::absolute).transpose().map_err(Unsuccessful::usage)?;
+            ask(&whom, Request::Upgrade { from }, tables::upgraded)
         }
         Verb::Status(a) => ask(&a, Request::Status, tables::status),
         Verb::ListSas(a) => ask(&a, Request::ListSas, tables::sas),

@@ -1,6 +1,8 @@
 //! Answers as tables for people.
 
-use crate::protocol::{Connection, IkeSa, LoggedEvent, Reload, Secret, Stats, Status, TakenDown};
+use crate::protocol::{
+    Connection, IkeSa, LoggedEvent, Reload, Replaced, Secret, Stats, Status, TakenDown, Upgraded,
+};
 use serde_json::{Result, Value, from_value};
 use std::fmt::Write;
 
@@ -63,6 +65,21 @@ pub(super) fn reload(reload: &Reload, dry_run: bool) -> String {
         text.push_str("(nothing was changed)\n");
     }
     text
+}
+
+pub(super) fn upgraded(value: Value) -> Result<String> {
+    let upgraded: Upgraded = from_value(value)?;
+    let mut text = String::new();
+    for process in &upgraded.processes {
+        let Replaced { process, pid, version_before, version_after, away_ms } = process;
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{process}: {version_before} -> {version_after}, process {pid}, away {away_ms} ms"
+        );
+    }
+    text.push_str(&upgraded.done);
+    Ok(text)
 }
 
 pub(super) fn status(value: Value) -> Result<String> {

@@ -296,7 +296,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
     let run_dir = path("run_dir", RUN_DIR.into())?;
     // Of `struct sockaddr_un`, the final zero included.
     const LONGEST_SOCKET: usize = 108;
-    if run_dir.join(crate::protocol::SOCKET).as_os_str().len() >= LONGEST_SOCKET {
+    if run_dir.join(crate::protocol::SUPERVISOR_SOCKET).as_os_str().len() >= LONGEST_SOCKET {
         return Err(
             section.error_of("run_dir", "is too long for the control socket in it; write a shorter path")
         );

@@ -578,6 +578,7 @@ impl Daemon {
             Request::WatchSas { connection, keys } => {
                 return self.watch_sas(connection, keys, caller, lines, answer);
             }
+            Request::CheckConfiguration { program } => return self.check_configuration(program, answer),
             Request::Reload { dry_run } => {
                 // A caller that has gone needs no answer.
                 let _ = answer.send(self.reload(dry_run));

@@ -4,8 +4,18 @@
 use super::{Daemon, now};
 use crate::config::Settings;
 use crate::guard::Guard;
+use crate::programs::CHECK;
 use crate::protocol::{ChangedConnection, ChangedPolicies, Reload, Response};
 use spindle_recovery::Changes;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::sync::oneshot;
+
+/// For another program to look at a configuration.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// The file is read anew, and followed unless this is a `dry_run`.
@@ -31,6 +41,25 @@ impl Daemon {
         serde_json::to_value(plan).map_or_else(|e| Response::Error(e.to_string()), Response::Result)
     }
 
+    /// Has another program look at the configuration that runs, on its standard input.
+    pub(super) fn check_configuration(&self, program: PathBuf, answer: oneshot::Sender<Response>) {
+        let (text, file) = (self.settings.source().clone(), self.settings.file.clone());
+        tokio::spawn(async move {
+            let checked = tokio::time::timeout(PATIENCE, check(&program, &file, &text)).await;
+            let response = match checked {
+                Ok(Ok(())) => Response::Result(serde_json::Value::Null),
+                Ok(Err(why)) => {
+                    Response::Error(format!("the new program refuses the configuration that runs: {why}"))
+                }
+                Err(_) => {
+                    Response::Error("the new program does not say whether it takes the configuration".into())
+                }
+            };
+            // A caller that has gone needs no answer.
+            let _ = answer.send(response);
+        });
+    }
+
     /// Sockets for addresses of ours that are new, and the guard around what is protected from here on.
     fn prepare(&mut self, new: &Settings) -> Result<(), String> {
         self.sockets.add(&new.local_addresses()).map_err(|(socket, e)| {
@@ -40,6 +69,23 @@ impl Daemon {
         })?;
         Guard::new(new).close().map_err(|e| e.to_string())
     }
+}
+
+async fn check(program: &Path, file: &Path, text: &str) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.arg(CHECK).arg(file).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| format!("it cannot be started: {e}"))?;
+    if let Some(mut input) = child.stdin.take() {
+        // One that reads nothing says why by its end.
+        let _ = input.write_all(text.as_bytes()).await;
+    }
+    let output = child.wait_with_output().await.map_err(|e| e.to_string())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{} ({})", said.trim(), output.status))
 }
 
 fn plan(old: &Settings, new: &Settings, changes: Changes) -> Reload {

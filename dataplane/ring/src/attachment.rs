@@ -27,6 +27,8 @@ pub const MAX_WORKERS: usize = 16;
 
 /// "spindle" and the version of the header.
 const MAGIC: u64 = u64::from_be_bytes(*b"spindle\x01");
+/// The layout of what an attachment shares: the header's, and the records'.
+pub const LAYOUT: [u64; 2] = [MAGIC, LAYOUT_HASH];
 
 /// The two children.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -28,6 +28,8 @@ pub const KEPT_ENVIRONMENT: &str = "SPINDLE_KEPT";
 
 /// "spindlek" without its last letters, and the version of this layout.
 const MAGIC: u64 = u64::from_be_bytes(*b"spindlK\x01");
+/// The layout of this region: what was kept in another one cannot be read.
+pub const KEPT_LAYOUT: u64 = MAGIC;
 /// Words of one block: its head, then octets of a record.
 const BLOCK: usize = 64;
 const HEAD: usize = 6;

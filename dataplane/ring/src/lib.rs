@@ -40,12 +40,12 @@ mod sync;
 #[cfg(not(loom))]
 pub use attachment::{
     AttachError, AttachmentFds, COMMAND_SLOTS, ControlRings, ControlSide, DataplaneSide, ENVIRONMENT,
-    EVENT_SLOTS, MAX_WORKERS, Side, WorkerRings,
+    EVENT_SLOTS, LAYOUT, MAX_WORKERS, Side, WorkerRings,
 };
 #[cfg(not(loom))]
 pub use handover::{HANDOVER_ENVIRONMENT, Handover, Heir};
 #[cfg(not(loom))]
-pub use kept::{Full, KEPT_ENVIRONMENT, Kept, KeptFd, KeptKey, KeptRecord};
+pub use kept::{Full, KEPT_ENVIRONMENT, KEPT_LAYOUT, Kept, KeptFd, KeptKey, KeptRecord};
 #[cfg(not(loom))]
 pub use region::{
     ActivityReader, ActivityWriter, CounterReader, CounterWriter, MAX_COUNTERS, NAME_LENGTH, Words,
