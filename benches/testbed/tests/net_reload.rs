@@ -49,9 +49,10 @@ fn a_reload_loses_no_packet_of_what_did_not_change() {
 
     let more = Settings { idle_connections: 5, ..usual() };
     let fewer = Settings { idle_connections: 2, more_recovery: POLICY.into(), ..usual() };
+    let plain = Settings { idle_connections: 2, ..usual() };
     let other = Settings { more_connection: "rekey_time = \"7h\"\n".into(), ..fewer.clone() };
     for (settings, added, removed, changed) in
-        [(&more, 2, 0, 0), (&fewer, 0, 3, 0), (&other, 0, 0, 3), (&settings, 1, 0, 3)]
+        [(&more, 2, 0, 0), (&fewer, 0, 3, 0), (&other, 0, 0, 3), (&plain, 0, 0, 3)]
     {
         configure(&testbed, settings);
         let shown = reload(&testbed, "reload --dry-run");
@@ -96,7 +97,7 @@ fn a_reload_loses_no_packet_of_what_did_not_change() {
         status["ready"] == true && pid(&testbed) != old
     });
     assert_eq!(sas(&testbed, Side::B), (3, 3));
-    configure(&testbed, &settings);
+    configure(&testbed, &plain);
     assert_eq!(reload(&testbed, "reload --dry-run")["restart"], Value::Array(Vec::new()));
 
     for stream in streams {
