@@ -233,6 +233,8 @@ pub struct ChildSa {
     pub mode: String,
     /// ESP in UDP?
     pub encapsulated: bool,
+    /// The worker that both of its SAs belong to, where there are several.
+    pub worker: Option<u16>,
     /// Behind us.
     pub local_ts: Vec<String>,
     /// Behind the peer.
@@ -542,6 +544,7 @@ mod tests {
             proposal: text(),
             mode: text(),
             encapsulated: false,
+            worker: None,
             local_ts: vec![text()],
             remote_ts: vec![text()],
             installed_s: 0,

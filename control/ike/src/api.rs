@@ -4,7 +4,7 @@ pub use crate::kept::{Adopted, Change, Key};
 pub use crate::ticket::{OpenedTicket, TicketId, TicketKeeper};
 
 use crate::kept::field::variants;
-use spindle_abi::{Command, Limits, Mode, SelectorSet, Spi, Time};
+use spindle_abi::{Command, Limits, Mode, Resource, SelectorSet, Spi, Time};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -637,6 +637,8 @@ pub struct ChildSaStatus {
     pub inbound_index: u32,
     /// Slot of the outbound SA.
     pub outbound_index: u32,
+    /// Whose it is among the dataplane's workers.
+    pub resource: Resource,
     /// Its mode.
     pub mode: Mode,
     /// The transform, in strongSwan's notation.

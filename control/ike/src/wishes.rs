@@ -334,6 +334,7 @@ fn status(sa: &IkeSa) -> IkeSaStatus {
         outbound: c.outbound,
         inbound_index: c.inbound_index,
         outbound_index: c.outbound_index,
+        resource: c.share.resource(c.inbound),
         mode: c.mode,
         proposal: c.proposal.clone(),
         selectors: c.selectors.clone(),

@@ -132,10 +132,11 @@ pub(super) fn sas(value: Value) -> Result<String> {
         );
         for child in &sa.children {
             let udp = if child.encapsulated { " in UDP" } else { "" };
+            let worker = child.worker.map_or(String::new(), |worker| format!(", worker {worker}"));
             let mode = if child.mode == "transport" { ", transport mode" } else { "" };
             let _ = write!(
                 text,
-                "  {}: #{}, {}, {} s, ESP{udp}{mode}, {}_i {}_o, {}\n    in {} packets, {} bytes; out {} packets, {} bytes\n    {} === {}\n",
+                "  {}: #{}, {}, {} s, ESP{udp}{mode}{worker}, {}_i {}_o, {}\n    in {} packets, {} bytes; out {} packets, {} bytes\n    {} === {}\n",
                 child.name,
                 child.id,
                 child.state,

@@ -637,7 +637,9 @@ impl Daemon {
             }
             Request::ListSas => {
                 let sas = self.gateway.sas();
-                let shown: Vec<_> = sas.iter().map(|sa| show::ike_sa(sa, &*self.activity, now())).collect();
+                let workers = self.settings.gateway.workers as u16;
+                let show = |sa| show::ike_sa(sa, &*self.activity, now(), workers);
+                let shown: Vec<_> = sas.iter().map(show).collect();
                 serde_json::to_value(shown)
             }
             Request::ListConns => {

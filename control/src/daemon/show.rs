@@ -10,7 +10,7 @@ use spindle_recovery::{ConnectionStatus, SecretStatus};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-pub(super) fn ike_sa(sa: &IkeSaStatus, activity: &dyn ActivityReader, now: Time) -> IkeSa {
+pub(super) fn ike_sa(sa: &IkeSaStatus, activity: &dyn ActivityReader, now: Time, workers: u16) -> IkeSa {
     let children = sa.children.iter().map(|child| {
         let inbound = activity.activity(child.inbound_index);
         let outbound = activity.activity(child.outbound_index);
@@ -23,6 +23,7 @@ pub(super) fn ike_sa(sa: &IkeSaStatus, activity: &dyn ActivityReader, now: Time)
             proposal: child.proposal.clone(),
             mode: if child.mode == Mode::Transport { "transport" } else { "tunnel" }.into(),
             encapsulated: child.encapsulated,
+            worker: (workers > 1).then(|| child.resource.owner(workers)),
             local_ts: child.selectors.local.iter().map(selector).collect(),
             remote_ts: child.selectors.remote.iter().map(selector).collect(),
             installed_s: now.since(child.installed).as_secs(),

@@ -183,6 +183,7 @@ mod tests {
             outbound: Spi(257),
             inbound_index: 0,
             outbound_index: 1,
+            resource: spindle_abi::Resource::default(),
             mode: spindle_abi::Mode::Tunnel,
             proposal: String::new(),
             selectors: SelectorSet::default(),

@@ -629,6 +629,7 @@ fn the_journal_is_put_in_step_with_what_was_adopted() {
         inbound_index: 0,
         outbound_index: 1,
         proposal: String::new(),
+        resource: spindle_abi::Resource::default(),
         mode: spindle_abi::Mode::Tunnel,
         selectors: Default::default(),
         state: "installed",
