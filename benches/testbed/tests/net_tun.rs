@@ -4,8 +4,10 @@ mod gateways;
 
 use gateways::*;
 use spindle_testbed::{
-    Addresses, Gateway, Host, Marker, Options, Side, Testbed, Version, Versions, ping, tcp_transfer,
+    Addresses, Gateway, Host, Layout, Marker, Options, Settings, Side, Testbed, Version, Versions, ping,
+    tcp_transfer,
 };
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -90,6 +92,44 @@ fn the_machine_s_own_traffic_goes_through_the_tunnel_and_comes_back_after_a_cras
     let a = own(&testbed, Side::A);
     let sent = ping(a, own(&testbed, Side::B).address, 2, 56).unwrap_or_default();
     assert!(sent.is_empty(), "the guard stays: {sent:?}");
+    nothing_leaked(&mut testbed);
+}
+
+/// Packets of the machine itself come to one worker, and go to the one whose SA they need; rekeys give each its turn.
+#[test]
+fn the_machine_s_own_traffic_is_handed_to_the_worker_of_its_sa() {
+    let settings = || Settings { more_gateway: "workers = 2".into(), ..Settings::default() };
+    let options = Options { layout: Layout::Queues(2), a: settings(), b: settings(), ..Options::default() };
+    let mut testbed = configured_as(options, as_host);
+    testbed.gateway(Side::A).initiate().expect("an IKE SA");
+    let (a, b) = (own(&testbed, Side::A), own(&testbed, Side::B));
+    within(&testbed, "routes", || devices(&testbed, Side::A).contains("spindle0"));
+    let worker = |side| {
+        let list = testbed.gateway(side).json("list-sas").expect("list-sas");
+        list[0]["children"][0]["worker"].as_u64().expect("a worker")
+    };
+    let mut owners = [BTreeSet::new(), BTreeSet::new()];
+    for _ in 0..20 {
+        for (from, to) in [(a, b), (b, a)] {
+            let transfer = tcp_transfer(from, to, testbed.marker(), 300_000, PATIENCE).expect("TCP");
+            assert!(transfer.is_intact());
+        }
+        for (side, owners) in [Side::A, Side::B].into_iter().zip(&mut owners) {
+            owners.insert(worker(side));
+        }
+        if owners.iter().all(|owners| owners.len() == 2) {
+            break;
+        }
+        testbed.gateway(Side::A).spindle("rekey ab/net").expect("a rekey");
+    }
+    assert_eq!(owners, [(); 2].map(|()| BTreeSet::from([0, 1])), "twenty SAs and never another worker's");
+    every_packet_is_counted(&testbed);
+    for side in [Side::A, Side::B] {
+        let stats = testbed.gateway(side).stats().expect("stats");
+        let count = |name: &str| stats["dataplane"][name].as_u64().expect("a counter");
+        assert!(count("handed_over") > 0, "{side:?}");
+        assert_eq!((count("handed_over"), count("handover_full")), (count("taken_over"), 0), "{side:?}");
+    }
     nothing_leaked(&mut testbed);
 }
 

@@ -4,7 +4,7 @@ mod gateways;
 
 use gateways::*;
 use spindle_testbed::{Frame, Layout, Link, Options, Settings, Side, Testbed, now};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -69,6 +69,13 @@ fn packets_at_the_wrong_worker_are_handed_over_across_rekeys_and_deaths() {
     nothing_leaked(&mut testbed);
 }
 
+/// Those that `list-sas` shows for the Child SAs.
+fn workers(testbed: &Testbed, side: Side) -> BTreeSet<u64> {
+    let list = testbed.gateway(side).json("list-sas").expect("list-sas");
+    let children = list.as_array().expect("IKE SAs").iter().flat_map(|ike| ike["children"].as_array());
+    children.flatten().map(|child| child["worker"].as_u64().expect("a worker")).collect()
+}
+
 /// How many Child SAs have sent more than a few packets.
 fn sending(testbed: &Testbed, side: Side) -> usize {
     let list = testbed.gateway(side).json("list-sas").expect("list-sas");
@@ -98,6 +105,9 @@ fn with_a_child_sa_for_each_worker_both_workers_encapsulate() {
     let mut testbed = connected(options(settings(), settings()), Side::A);
     let three = |testbed: &Testbed| [Side::A, Side::B].into_iter().all(|side| sas(testbed, side) == (1, 3));
     within(&testbed, "a Child SA for each worker", || three(&testbed));
+    for side in [Side::A, Side::B] {
+        assert_eq!(workers(&testbed, side), [0, 1].into(), "{side:?}");
+    }
     flows(&testbed, || [Side::A, Side::B].into_iter().all(|side| sending(&testbed, side) >= 2));
     testbed.gateway(Side::A).spindle("rekey ab/net").expect("rekeys");
     within(&testbed, "the successors alone", || three(&testbed));
