@@ -437,7 +437,11 @@ impl Daemon {
         while self.bridge.has_room() {
             let Some(output) = self.gateway.poll() else { break };
             match output {
-                Output::Transmit(datagram) => self.sockets.send(&datagram),
+                Output::Transmit(datagram) => {
+                    // Should we die right after it, the dataplane has what the peer is told of.
+                    self.bridge.flush()?;
+                    self.sockets.send(&datagram);
+                }
                 Output::Command { sequence, command } => {
                     self.tell_watchers(&command);
                     self.bridge.command(sequence, command);
