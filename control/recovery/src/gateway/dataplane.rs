@@ -227,8 +227,11 @@ impl Gateway {
 
     /// What was adopted goes to the dataplane of before, or to one that is new.
     pub(super) fn tell_adopted(&mut self, now: Time) {
-        let others = self.begin_anew();
+        let (commands, others) = self.begin_anew();
         self.say_all_again();
+        // Of those that only receive for a while yet nothing is kept that could install them.
+        let confirm = |command: &Command| matches!(command, Command::ConfirmInbound { .. });
+        self.boot_commands(commands.into_iter().filter(confirm).collect());
         self.tell_all(now);
         self.output.extend(others);
     }
@@ -236,7 +239,7 @@ impl Gateway {
     /// Another dataplane stands in the dead one's place. Nobody answers for what the dead one was told, so all of it is told
     /// again.
     pub(super) fn dataplane_is_new(&mut self, now: Time) {
-        let others = self.begin_anew();
+        let (_, others) = self.begin_anew();
         (self.dataplane.is_up, self.dataplane.is_new) = (false, true);
         // It has nothing else.
         self.dataplane.sweeps = false;
@@ -246,11 +249,18 @@ impl Gateway {
         self.report("dataplane-restarted", None, None, None, detail);
     }
 
-    /// No command is on its way any more. All else that is to go out goes after what will be told.
-    fn begin_anew(&mut self) -> Vec<Output> {
+    /// No command is on its way any more. Those that were, and all else that is to go out, after what will be told.
+    fn begin_anew(&mut self) -> (Vec<Command>, Vec<Output>) {
         self.dataplane.awaited.clear();
         self.dataplane.boot_left = 0;
-        self.output.drain(..).filter(|output| !matches!(output, Output::Command { .. })).collect()
+        let (mut commands, mut others) = (Vec::new(), Vec::new());
+        for output in self.output.drain(..) {
+            match output {
+                Output::Command { command, .. } => commands.push(command),
+                other => others.push(other),
+            }
+        }
+        (commands, others)
     }
 
     /// Packets pass again by the policies, and those are told whole and in their order; so the SAs that packets wait for come
