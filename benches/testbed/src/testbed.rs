@@ -259,15 +259,23 @@ impl Testbed {
 
     /// Puts a frame of one's own on the outer wire toward a gateway, as if the delay box had it from the other side.
     pub fn inject(&self, toward: Side, frame: &[u8]) -> Result<()> {
+        self.inject_all(toward, [frame])
+    }
+
+    /// The same with many, one after the other as fast as they go.
+    pub fn inject_all<'a>(&self, toward: Side, frames: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
         let socket = PacketSocket::open(
             self.topology.delay_box(),
             &toward.box_interface(),
             Show::ArrivingWithOffloads,
         )?;
-        if socket.send(&[&[0; OFFLOAD_HEADER][..], frame].concat()) {
-            return Ok(());
+        for frame in frames {
+            if !socket.send(&[&[0; OFFLOAD_HEADER][..], frame].concat()) {
+                let length = frame.len();
+                return Err(Error::Machine(format!("the kernel would not send a frame of {length} octets")));
+            }
         }
-        Err(Error::Machine(format!("the kernel would not send a frame of {} octets", frame.len())))
+        Ok(())
     }
 
     /// The same with many frames, at a rate, until the flood is dropped.
