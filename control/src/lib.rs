@@ -10,6 +10,7 @@
 mod capture;
 pub mod cli;
 pub mod config;
+mod control_socket;
 pub mod daemon;
 pub mod guard;
 mod interfaces;

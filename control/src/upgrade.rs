@@ -4,12 +4,12 @@
 //!
 //! The supervisor itself goes on as it is: it owns the shared memory, and its children die with it.
 
+use crate::control_socket;
 use crate::programs::Program;
 use crate::protocol::{Replaced, Request, Response, SOCKET, SUPERVISOR_SOCKET, Status, Upgraded};
 use crate::supervisor::{Incarnation, Process};
 use spindle_ring::Side;
-use std::io::{self, BufRead, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -29,14 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where upgrades are asked for, by root alone.
 pub(crate) fn listen(run_dir: &Path) -> io::Result<UnixListener> {
-    let path = run_dir.join(SUPERVISOR_SOCKET);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    control_socket::listen(run_dir, SUPERVISOR_SOCKET)
 }
 
 /// The next request, and who waits for its answer.
@@ -178,18 +171,9 @@ impl Incarnation<'_> {
 
     async fn ask(&self, request: &Request) -> Result<serde_json::Value, String> {
         let path = self.run_dir().join(SOCKET);
-        let asking = async {
-            let mut stream = BufReader::new(UnixStream::connect(&path).await?);
-            let mut text = serde_json::to_vec(request)?;
-            text.push(b'\n');
-            stream.write_all(&text).await?;
-            let mut line = String::new();
-            stream.read_line(&mut line).await?;
-            Ok::<_, io::Error>(serde_json::from_str(&line)?)
-        };
-        match tokio::time::timeout(ANSWER, asking).await {
-            Ok(Ok(Response::Result(value))) => Ok(value),
-            Ok(Ok(Response::Error(why) | Response::Refused(why))) => Err(why),
+        match tokio::time::timeout(ANSWER, control_socket::ask(&path, request)).await {
+            Ok(Ok((Response::Result(value), _))) => Ok(value),
+            Ok(Ok((Response::Error(why) | Response::Refused(why), _))) => Err(why),
             Ok(Err(e)) => Err(e.to_string()),
             Err(_) => Err("control does not answer".into()),
         }
@@ -214,9 +198,6 @@ impl Process {
 /// Of `spindle-control --check`: a configuration on standard input, the file that it is of as its argument.
 pub fn check_configuration(file: &Path) -> Result<(), String> {
     let mut text = zeroize::Zeroizing::new(String::new());
-    let mut input = io::stdin().lock();
-    while input.read_line(&mut text).map_err(|e| e.to_string())? > 0 {}
-    let checked = crate::config::Settings::parse(file, &text);
-    let _ = io::stdout().flush();
-    checked.map(drop).map_err(|e| e.to_string())
+    io::stdin().read_to_string(&mut text).map_err(|e| e.to_string())?;
+    crate::config::Settings::parse(file, &text).map(drop).map_err(|e| e.to_string())
 }

@@ -1,8 +1,8 @@
 //! What one configuration changes of another. This is what an operator is shown beforehand, and what
 //! [`Gateway::reconfigure`](crate::Gateway::reconfigure) does: there is no other comparison.
 
-use crate::api::{Config, Method, Policy};
-use crate::spd::{label, stay};
+use crate::api::{Config, Method};
+use crate::spd::{Entry, in_order, stay};
 use spindle_ike::Ending;
 use spindle_ike::api::{ChildConfig, ConnectionConfig};
 use std::collections::{BTreeMap, BTreeSet};
@@ -215,25 +215,10 @@ fn child_change(old: &ChildConfig, new: &ChildConfig) -> (Vec<&'static str>, boo
     (keys.collect(), ends)
 }
 
-/// Policies by name, in order.
-fn spd(config: &Config) -> Vec<(String, Entry<'_>)> {
-    let children = config.connections.iter().flat_map(|c| c.children.iter().map(move |child| (c, child)));
-    let protect = children.map(|(c, child)| (child.policy, label(c, child), Entry::Protect(child)));
-    let others = config.policies.iter().map(|p| (p.id, p.name.clone(), Entry::Other(p)));
-    let mut all: Vec<_> = protect.chain(others).collect();
-    all.sort_by_key(|(id, ..)| *id);
-    all.into_iter().map(|(_, label, entry)| (label, entry)).collect()
-}
-
-enum Entry<'a> {
-    Protect(&'a ChildConfig),
-    Other(&'a Policy),
-}
-
 impl Entry<'_> {
     fn is_as(&self, other: &Entry<'_>) -> bool {
         match (self, other) {
-            (Entry::Protect(old), Entry::Protect(new)) => {
+            (Entry::Protect(_, old), Entry::Protect(_, new)) => {
                 !child_change(old, new).1 && old.hold_packets == new.hold_packets
             }
             (Entry::Other(old), Entry::Other(new)) => {
@@ -245,7 +230,7 @@ impl Entry<'_> {
 }
 
 fn policy_changes(old: &Config, new: &Config) -> PolicyChanges {
-    let (old, new) = (spd(old), spd(new));
+    let (old, new) = (in_order(old), in_order(new));
     let names = |of: &[(String, Entry<'_>)]| of.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     let (old_names, new_names) = (names(&old), names(&new));
     let stays = stay(&old_names, &new_names);
@@ -272,6 +257,7 @@ fn policy_changes(old: &Config, new: &Config) -> PolicyChanges {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Policy;
     use crate::testing::{config, connection};
     use spindle_abi::{PolicyAction, Selector, SelectorSet};
     use std::time::Duration;

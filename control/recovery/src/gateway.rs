@@ -198,9 +198,6 @@ impl Gateway {
         endpoint.avoid_spis(former.spis());
 
         let limits = &config.limits;
-        let policies = config.connections.iter().flat_map(|connection| {
-            connection.children.iter().map(|child| (child.policy, connection.name.clone()))
-        });
         Gateway {
             incarnation: boot.incarnation,
             wall_clock: boot.wall_clock,
@@ -222,7 +219,7 @@ impl Gateway {
             starting: VecDeque::new(),
             unasked: VecDeque::new(),
             takes_tokens,
-            policies: policies.collect(),
+            policies: connections_of_policies(&config),
             hash,
             failed_tokens: BySource::new(
                 limits.failed_tokens_logged_per_source,
@@ -602,6 +599,14 @@ impl Gateway {
     fn wall(&self, now: Time) -> u64 {
         self.wall_clock.0.saturating_add(now.since(self.wall_clock.1).as_secs())
     }
+}
+
+/// By the ids of their children's policies in the dataplane.
+fn connections_of_policies(config: &Config) -> HashMap<u32, String> {
+    let of = |c: &ConnectionConfig| {
+        c.children.iter().map(|child| (child.policy, c.name.clone())).collect::<Vec<_>>()
+    };
+    config.connections.iter().flat_map(of).collect()
 }
 
 /// Without the method, tokens are neither stored nor checked; hints remain, for they are RFC 7296's.

@@ -5,7 +5,7 @@
 //! A new policy gets a priority between its neighbours'. Where there is no room for one, all move to the other half of the
 //! numbers. Commands go in such an order that two policies whose order does not change are never seen in the other one.
 
-use crate::api::Config;
+use crate::api::{Config, Policy};
 use spindle_ike::api::{ChildConfig, ConnectionConfig};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -25,18 +25,53 @@ pub(crate) struct Place {
 }
 
 /// A child's policy by name; no other policy has a slash.
-pub(crate) fn label(connection: &ConnectionConfig, child: &ChildConfig) -> String {
-    format!("{}/{}", connection.name, child.name)
+pub(crate) fn label(connection: &str, child: &str) -> String {
+    format!("{connection}/{child}")
+}
+
+/// One policy of a configuration.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry<'a> {
+    /// A child's.
+    Protect(&'a ConnectionConfig, &'a ChildConfig),
+    /// BYPASS or DISCARD.
+    Other(&'a Policy),
+}
+
+impl Entry<'_> {
+    /// As the configuration gives it: its place among the others.
+    pub(crate) fn id(&self) -> u32 {
+        match self {
+            Entry::Protect(_, child) => child.policy,
+            Entry::Other(policy) => policy.id,
+        }
+    }
+
+    pub(crate) fn label(&self) -> String {
+        match self {
+            Entry::Protect(connection, child) => label(&connection.name, &child.name),
+            Entry::Other(policy) => policy.name.clone(),
+        }
+    }
+}
+
+/// All policies of a configuration.
+pub(crate) fn entries(config: &Config) -> impl Iterator<Item = Entry<'_>> {
+    let children = config.connections.iter().flat_map(|c| c.children.iter().map(move |child| (c, child)));
+    let protect = children.map(|(connection, child)| Entry::Protect(connection, child));
+    protect.chain(config.policies.iter().map(Entry::Other))
+}
+
+/// The same in their order, with their names.
+pub(crate) fn in_order(config: &Config) -> Vec<(String, Entry<'_>)> {
+    let mut all: Vec<_> = entries(config).collect();
+    all.sort_by_key(Entry::id);
+    all.into_iter().map(|entry| (entry.label(), entry)).collect()
 }
 
 /// Names and ids, in order.
 fn wanted(config: &Config) -> Vec<(String, u32)> {
-    let children = config.connections.iter().flat_map(|c| c.children.iter().map(move |child| (c, child)));
-    let protect = children.map(|(c, child)| (label(c, child), child.policy));
-    let others = config.policies.iter().map(|policy| (policy.name.clone(), policy.id));
-    let mut all: Vec<_> = protect.chain(others).collect();
-    all.sort_by_key(|(_, id)| *id);
-    all
+    in_order(config).into_iter().map(|(label, entry)| (label, entry.id())).collect()
 }
 
 /// Those that stand in the same order in both, as many as can be.
@@ -118,10 +153,9 @@ impl Spd {
     pub(crate) fn number(&self, config: &mut Config) {
         let ids: HashMap<&str, u32> = self.0.iter().map(|place| (place.label.as_str(), place.id)).collect();
         for connection in &mut config.connections {
-            let name = connection.name.clone();
             for child in &mut connection.children {
-                child.policy =
-                    ids.get(format!("{name}/{}", child.name).as_str()).copied().unwrap_or(child.policy);
+                let label = label(&connection.name, &child.name);
+                child.policy = ids.get(label.as_str()).copied().unwrap_or(child.policy);
             }
         }
         for policy in &mut config.policies {

@@ -68,6 +68,9 @@ fn what_did_not_change_goes_on_and_what_was_shown_is_done() {
         assert!(world.gateway(B).changes(&config).is_empty(), "it says that there is more to do");
         world.run(SECOND);
         assert_eq!(world.known(B), before.0, "SAs or SPIs have changed");
+        let gateway = world.gateway(B);
+        let mut installed = gateway.installed().map(|(_, sa)| gateway.connection_of(sa.policy));
+        assert!(installed.all(|of| of == Some("site")), "an SA is taken for another connection's");
     }
     let after = world.gateway(B).sas();
     let spis = |sas: &[spindle_ike::api::IkeSaStatus]| {

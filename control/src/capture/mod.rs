@@ -11,6 +11,7 @@
 mod keys;
 mod pcapng;
 
+use crate::control_socket;
 use crate::daemon::wall_clock_us;
 use crate::protocol::{Request, Response, SOCKET, WatchedSa};
 use keys::KeyFile;
@@ -24,7 +25,7 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::{Zeroize, Zeroizing};
@@ -346,19 +347,11 @@ impl Watch {
     async fn begin(options: &Options) -> Result<Watch, String> {
         let path = options.run_dir.join(SOCKET);
         let failed = |e: io::Error| format!("{}: {e}", path.display());
-        let mut stream = UnixStream::connect(&path).await.map_err(failed)?;
         let keys = options.keys.is_some();
         let request = Request::WatchSas { connection: options.connection.clone(), keys };
-        let mut text = serde_json::to_vec(&request).map_err(|e| e.to_string())?;
-        text.push(b'\n');
-        stream.write_all(&text).await.map_err(failed)?;
-        let mut control = BufReader::new(stream);
-        let mut answer = String::new();
-        control.read_line(&mut answer).await.map_err(failed)?;
-        match serde_json::from_str(&answer) {
-            Ok(Response::Result(_)) => {}
-            Ok(Response::Error(why) | Response::Refused(why)) => return Err(why),
-            Err(e) => return Err(format!("an answer of another version: {e}")),
+        let (answer, control) = control_socket::ask(&path, &request).await.map_err(failed)?;
+        if let Response::Error(why) | Response::Refused(why) = answer {
+            return Err(why);
         }
         let keys = match &options.keys {
             Some(path) => {

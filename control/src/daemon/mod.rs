@@ -174,13 +174,13 @@ struct Daemon {
 
 impl Daemon {
     fn start(
-        settings: Settings,
+        own: Settings,
         start: Start,
         side: ControlSide,
         heir: Option<Heir>,
         kept: Option<(Keeper, Records)>,
     ) -> Result<Daemon, Failure> {
-        let settings = &settings;
+        let settings = &own;
         let state_dir = &settings.gateway.state_dir;
         let refused = |e: StoreError| {
             let problem = match &e {
@@ -314,7 +314,7 @@ impl Daemon {
         }
         tracing::debug!("the gateway is made");
         let mut daemon = Daemon {
-            settings: settings.clone(),
+            settings: own,
             status,
             gateway,
             bridge,

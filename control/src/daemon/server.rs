@@ -1,13 +1,13 @@
 //! The control socket: one request a line, one answer a line. Requests reach the daemon through a queue and wait
 //! for their answers there.
 
+use crate::control_socket;
 use crate::protocol::{MAX_REQUEST, Request, Response, SOCKET};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use zeroize::Zeroizing;
 
@@ -37,13 +37,7 @@ pub(super) struct Asked {
 
 /// Listens in `run_dir`, for root alone.
 pub(super) fn listen(run_dir: &Path) -> io::Result<mpsc::Receiver<Asked>> {
-    let path = run_dir.join(SOCKET);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = control_socket::listen(run_dir, SOCKET)?;
     let (sender, receiver) = mpsc::channel(CALLERS);
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(CALLERS));

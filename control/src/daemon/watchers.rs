@@ -85,7 +85,8 @@ impl Daemon {
             (Ok(()), Some(lines)) => {
                 let watcher = Watcher { connection, keys, lines };
                 let all = self.gateway.installed();
-                let sas = all.filter_map(|(inbound, sa)| Some((inbound, sa, self.connection_of(sa.policy)?)));
+                let sas = all
+                    .filter_map(|(inbound, sa)| Some((inbound, sa, self.gateway.connection_of(sa.policy)?)));
                 if let Some(line) = watcher.line(sas) {
                     let _ = watcher.lines.try_send(line);
                 }
@@ -132,12 +133,6 @@ impl Daemon {
         refusal.map_or(Ok(()), Err)
     }
 
-    fn connection_of(&self, policy: u32) -> Option<&str> {
-        let has =
-            |children: &[spindle_ike::api::ChildConfig]| children.iter().any(|child| child.policy == policy);
-        self.settings.connections.iter().find(|c| has(&c.children)).map(|c| c.name.as_str())
-    }
-
     /// Tells who watches of an SA that this command makes or changes.
     pub(super) fn tell_watchers(&mut self, command: &Command) {
         if self.watchers.0.is_empty() {
@@ -152,7 +147,7 @@ impl Daemon {
             }
             _ => return,
         };
-        let Some(connection) = self.connection_of(sa.policy) else { return };
+        let Some(connection) = self.gateway.connection_of(sa.policy) else { return };
         let mut gone = Vec::new();
         for (number, watcher) in self.watchers.0.iter().enumerate() {
             let line = watcher.line([(inbound, sa, connection)].into_iter());

@@ -12,6 +12,13 @@ pub fn fold(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
+/// The same of a few words, which carry twice at most.
+#[inline]
+pub(crate) fn fold_few(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
 /// The one's complement sum, not yet folded, of the octets as big-endian words; an odd last octet is padded.
 #[inline]
 pub fn sum(octets: &[u8]) -> u64 {
@@ -60,10 +67,7 @@ pub fn is_right(octets: &[u8; 20]) -> bool {
 /// The checksum after a 16-bit word of its octets changed (RFC 1624 section 3, equation 3).
 #[inline]
 pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
-    // Three words carry twice at most.
-    let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum & 0xffff) + (sum >> 16)) as u16
+    !fold_few(u32::from(!checksum) + u32::from(!old) + u32::from(new))
 }
 
 #[cfg(test)]

@@ -357,9 +357,7 @@ impl Outer {
         let flags = u16::from(dont_fragment) << 14;
         let words = [u16::from(traffic_class), length, identification, flags];
         let sum = words.iter().fold(u32::from(self.sum), |sum, word| sum + u32::from(*word));
-        // Five words carry twice at most.
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        let checksum = !checksum::fold_few(sum);
         let first = u64::from(PLAIN) << 56
             | u64::from(traffic_class) << 48
             | u64::from(length) << 32

@@ -129,23 +129,25 @@ impl Told {
     /// first, and all the rest. `last` tells of an SA's index when its last packet passed.
     fn all(&self, now: Time, last: impl Fn(u32) -> Time) -> [Vec<Command>; 2] {
         let mut policies: HashMap<u32, Time> = HashMap::new();
-        for (sa, _) in self.parameters() {
+        for (_, sa, _) in self.installed() {
             let policy = policies.entry(sa.policy).or_default();
             *policy = last(sa.index).max(*policy);
         }
         let is_lively = |at: &Time| *at != Time(0) && now.since(*at) < TRAFFIC;
         let (mut lively, rest): (Vec<_>, Vec<_>) =
-            self.parameters().partition(|(sa, _)| is_lively(&policies[&sa.policy]));
+            self.installed().partition(|(_, sa, _)| is_lively(&policies[&sa.policy]));
         // Of one policy's SAs the order stays.
-        lively.sort_by_key(|(sa, _)| std::cmp::Reverse((policies[&sa.policy], sa.policy)));
+        lively.sort_by_key(|(_, sa, _)| std::cmp::Reverse((policies[&sa.policy], sa.policy)));
         let states = self.states.iter().map(|(spi, state)| Command::SetSpiState { spi: *spi, state: *state });
-        let install = |(_, command): (_, &Command)| command.clone();
+        let install = |(.., command): (_, _, &Command)| command.clone();
         [lively.into_iter().map(install).collect(), rest.into_iter().map(install).chain(states).collect()]
     }
 
-    fn parameters(&self) -> impl Iterator<Item = (&SaParameters, &Command)> {
+    /// All SAs: is it inbound, what it is, and how it was installed.
+    fn installed(&self) -> impl Iterator<Item = (bool, &SaParameters, &Command)> {
         self.sas.values().filter_map(|command| match command {
-            Command::InstallInbound { sa, .. } | Command::InstallOutbound { sa } => Some((sa, command)),
+            Command::InstallInbound { sa, .. } => Some((true, sa, command)),
+            Command::InstallOutbound { sa } => Some((false, sa, command)),
             _ => None,
         })
     }
@@ -154,11 +156,13 @@ impl Told {
 impl Gateway {
     /// The SAs that the dataplane has, and whether each is inbound. They hold their keys.
     pub fn installed(&self) -> impl Iterator<Item = (bool, &SaParameters)> {
-        self.dataplane.told.sas.values().filter_map(|command| match command {
-            Command::InstallInbound { sa, .. } => Some((true, sa)),
-            Command::InstallOutbound { sa } => Some((false, sa)),
-            _ => None,
-        })
+        self.dataplane.told.installed().map(|(inbound, sa, _)| (inbound, sa))
+    }
+
+    /// The connection that an SA of this policy is of: by the id in the dataplane, which another configuration does not
+    /// change.
+    pub fn connection_of(&self, policy: u32) -> Option<&str> {
+        self.policies.get(&policy).map(String::as_str)
     }
 
     /// What a dataplane has to know from its start on, beside the SAs and before it is *ready*.

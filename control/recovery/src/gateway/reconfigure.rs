@@ -1,11 +1,11 @@
 //! Another configuration of connections and policies while the gateway runs. Of what [`Changes`] does not name nothing is
 //! touched: no SA, no policy, no counter.
 
-use super::{Gateway, sir, takes_tokens};
+use super::{Gateway, connections_of_policies, sir, takes_tokens};
 use crate::api::Config;
 use crate::changes::Changes;
 use crate::journal::longest_lifetime;
-use crate::spd::Spd;
+use crate::spd::{Entry, Spd, entries, label};
 use spindle_abi::{Command, PolicyAction, SelectorSet, Time};
 use spindle_ike::api::{Change, Key};
 use std::collections::{BTreeSet, HashMap};
@@ -32,11 +32,10 @@ impl Gateway {
         }
         let ending = changes.ending();
         let mut replaced: BTreeSet<String> =
-            ending.children.iter().map(|(connection, child)| format!("{connection}/{child}")).collect();
+            ending.children.iter().map(|(connection, child)| label(connection, child)).collect();
         // With another mode or interface it is none of the old Child SAs' policy.
         let of_ended = config.connections.iter().filter(|c| ending.connections.contains(&c.name));
-        replaced
-            .extend(of_ended.flat_map(|c| c.children.iter().map(move |child| crate::spd::label(c, child))));
+        replaced.extend(of_ended.flat_map(|c| c.children.iter().map(|child| label(&c.name, &child.name))));
         let before = self.spd.clone();
         self.spd = before.next(&config, &replaced);
         self.configured = config.clone();
@@ -57,10 +56,7 @@ impl Gateway {
         self.answers.reconfigure(&self.config);
         self.journal.reconfigure(&self.config);
         self.rotation.sas_live(longest_lifetime(&self.config));
-        let children = self.config.connections.iter().flat_map(|connection| {
-            connection.children.iter().map(|child| (child.policy, connection.name.clone()))
-        });
-        self.policies = children.collect();
+        self.policies = connections_of_policies(&self.config);
         ending.connections.iter().for_each(|name| self.reconnect.forget(name));
 
         let numbers: HashMap<&str, usize> =
@@ -117,11 +113,13 @@ impl Gateway {
 
     /// Policies by their ids: action, selectors, packets held, interface.
     pub(super) fn entries(&self) -> HashMap<u32, (PolicyAction, &SelectorSet, u16, u16)> {
-        let children = self.config.connections.iter().flat_map(|c| &c.children);
-        let protect =
-            children.map(|c| (c.policy, (PolicyAction::Protect, &c.selectors, c.hold_packets, c.interface)));
-        let others = self.config.policies.iter().map(|p| (p.id, (p.action, &p.selectors, 0, 0)));
-        protect.chain(others).collect()
+        let told = entries(&self.config).map(|entry| match entry {
+            Entry::Protect(_, c) => {
+                (c.policy, (PolicyAction::Protect, &c.selectors, c.hold_packets, c.interface))
+            }
+            Entry::Other(policy) => (policy.id, (policy.action, &policy.selectors, 0, 0)),
+        });
+        told.collect()
     }
 
     /// The policies' numbers outlive this process with their SAs.
