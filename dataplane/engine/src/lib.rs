@@ -86,6 +86,16 @@ pub struct NextHop {
     pub mtu: u16,
 }
 
+impl NextHop {
+    /// Writes the Ethernet header towards it to the front.
+    #[inline]
+    fn emit(&self, is_ipv6: bool, octets: &mut [u8]) {
+        let ethertype = if is_ipv6 { ethernet::IPV6 } else { ethernet::IPV4 };
+        let (destination, source) = (self.destination_mac, self.source_mac);
+        ethernet::Repr { destination, source, ethertype }.emit(octets);
+    }
+}
+
 /// One worker's dataplane: SAD, SPD, SPI states and next hops.
 pub struct Engine {
     spis: SpiTable,
@@ -423,13 +433,10 @@ impl Engine {
         if octets.len() > ETHERNET + usize::from(hop.mtu.min(self.mtu[egress as usize])) {
             return self.discard(frame, DropReason::TooBig, out);
         }
-        let ethertype = match octets.get(ETHERNET..).and_then(ip::version) {
-            Some(6) => ethernet::IPV6,
-            Some(_) => ethernet::IPV4,
-            None => return self.discard(frame, DropReason::NotIp, out),
+        let Some(version) = octets.get(ETHERNET..).and_then(ip::version) else {
+            return self.discard(frame, DropReason::NotIp, out);
         };
-        let (destination, source) = (hop.destination_mac, hop.source_mac);
-        ethernet::Repr { destination, source, ethertype }.emit(octets);
+        hop.emit(version == 6, octets);
         let delivered = match egress {
             PortId::Inside => Counter::DeliveredInside,
             PortId::Outside => Counter::DeliveredOutside,

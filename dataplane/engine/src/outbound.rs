@@ -9,7 +9,7 @@ use crate::sas::Limit;
 use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Origin, Output, PortId};
 use spindle_abi::{Event, PolicyAction, Time};
-use spindle_esp::back_length;
+use spindle_esp::{Begun, back_length};
 use spindle_wire::ip::{self, Head};
 use spindle_wire::{ethernet, ipv4, ipv6, repair};
 use std::net::IpAddr;
@@ -68,8 +68,9 @@ struct Seen {
 }
 
 impl Engine {
-    /// In steps over the burst, so that memory is fetched ahead of its use: headers, what was decided of their flows, SAs,
-    /// then what is done. Nothing is decided before the last one, for a packet may change what the next one finds.
+    /// In steps over the burst, so that memory is fetched ahead of its use: headers, what was decided of their flows, SAs.
+    /// What was decided is done for the packets at the front first: headers are written, then all are encrypted, then sent.
+    /// From the first one on that needs a decision, one is done after the other, for it may change what the next one finds.
     pub(crate) fn process_inside<F: Frame>(
         &mut self,
         now: Time,
@@ -77,47 +78,68 @@ impl Engine {
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
-        let (mut keys, mut indexes) = ([None; BURST], [NO_SA; BURST]);
+        let (mut keys, mut known) = ([None; BURST], [None; BURST]);
         for (frame, key) in burst.iter().zip(&mut keys) {
             *key = self.key_from_inside(interface, frame.data());
             key.iter().for_each(|key| self.flows.prefetch(*key));
         }
         let (mut all_known, mut last) = (true, NO_SA);
-        for (key, index) in keys[..burst.len()].iter().zip(&mut indexes) {
-            let Some(decision) = key.and_then(|key| self.flows.find(key)) else {
-                all_known = false;
-                continue;
-            };
-            *index = decision.index;
-            if *index != last {
-                last = *index;
-                self.fetch_outbound(last);
+        for (key, known) in keys[..burst.len()].iter().zip(&mut known) {
+            // It holds for the whole burst: no packet from inside changes what it rests on.
+            *known = key.and_then(|key| self.flows.find(key).copied());
+            match known {
+                None => all_known = false,
+                Some(decision) if decision.index == last => {}
+                Some(decision) => {
+                    last = decision.index;
+                    self.fetch_outbound(last);
+                }
             }
         }
-        let seen = if all_known { ArrayVec::new() } else { self.see_others(interface, burst, &indexes) };
+        let seen = if all_known { ArrayVec::new() } else { self.see_others(interface, burst, &known) };
         last = NO_SA;
-        for index in &indexes[..burst.len()] {
-            if *index != last && *index != NO_SA {
-                last = *index;
+        for decision in known[..burst.len()].iter().flatten() {
+            if decision.index != last {
+                last = decision.index;
                 self.sas.prefetch_behind_outbound(last);
             }
         }
-        for (at, frame) in burst.drain(..).enumerate() {
-            let key = keys[at];
-            let decision = key.filter(|_| indexes[at] != NO_SA).and_then(|key| self.flows.find(key).copied());
-            match decision {
-                Some(decision) => match self.follow(now, interface, &decision, frame, out) {
-                    Ok(()) => {}
-                    Err(frame) => self.process_one(now, interface, None, frame, out),
-                },
-                None => match seen.get(at) {
-                    Some(seen) if indexes[at] == NO_SA => {
-                        self.judge_inside(now, interface, key, seen, frame, out);
-                    }
-                    _ => self.process_one(now, interface, key, frame, out),
-                },
+        let ready = self.begin_known(now, interface, &known, burst, out);
+        let mut frames = burst.drain(..);
+        for frame in frames.by_ref().take(ready) {
+            out.transmit(PortId::Outside, frame);
+        }
+        for (at, frame) in (ready..).zip(frames) {
+            match (&known[at], seen.get(at)) {
+                (Some(decision), _) => self.follow(now, interface, decision, frame, out),
+                (None, Some(seen)) => self.judge_inside(now, interface, keys[at], seen, frame, out),
+                (None, None) => self.process_one(now, interface, keys[at], frame, out),
             }
         }
+    }
+
+    /// Makes ESP of the packets at the front of whose flows it was decided: how many these are. They are counted as sent.
+    #[inline]
+    fn begin_known<F: Frame>(
+        &mut self,
+        now: Time,
+        interface: u16,
+        known: &[Option<Known>; BURST],
+        burst: &mut ArrayVec<F, BURST>,
+        out: &mut impl Output<F>,
+    ) -> usize {
+        let is_host = self.is_host(interface);
+        let mut begun: ArrayVec<Begun, BURST> = ArrayVec::new();
+        for (frame, decision) in burst.iter_mut().zip(known) {
+            let Some(decision) = decision else { break };
+            let Some(one) = self.begin(now, is_host, decision, frame, out) else { break };
+            begun.push(one);
+        }
+        for ((frame, decision), begun) in burst.iter_mut().zip(known.iter().flatten()).zip(&begun) {
+            self.seal(decision.index, frame, *begun);
+        }
+        self.count_sent(begun.len() as u64);
+        begun.len()
     }
 
     /// The flow of a packet of which it may be remembered what to do.
@@ -138,18 +160,18 @@ impl Engine {
         self.region.iter().for_each(|region| region.prefetch(index));
     }
 
-    /// Reads those of a burst of whose flows nothing is known, which have [`NO_SA`], and fetches what they need.
+    /// Reads those of a burst of whose flows nothing is known, and fetches what they need.
     #[inline(never)]
     fn see_others<F: Frame>(
         &self,
         interface: u16,
         burst: &ArrayVec<F, BURST>,
-        indexes: &[u32; BURST],
+        known: &[Option<Known>; BURST],
     ) -> ArrayVec<Result<Seen, DropReason>, BURST> {
         let mut all: ArrayVec<Result<Seen, DropReason>, BURST> = ArrayVec::new();
         let policies = self.policies_of(interface);
-        for (frame, index) in burst.iter().zip(indexes) {
-            let seen = if *index == NO_SA { see(frame.data()) } else { Err(DropReason::NoPolicy) };
+        for (frame, known) in burst.iter().zip(known) {
+            let seen = if known.is_none() { see(frame.data()) } else { Err(DropReason::NoPolicy) };
             if let (Some(policies), Ok(seen)) = (policies, &seen) {
                 policies.prefetch_index(&seen.flow);
             }
@@ -171,8 +193,9 @@ impl Engine {
         all
     }
 
-    /// Does with a packet what was decided of its flow. `Err`: that it is too long, or has no hop to spare.
-    #[inline(always)]
+    /// Does with a packet what was decided of its flow, unless there is something about the packet or the SA that wants to be
+    /// looked at.
+    #[inline]
     fn follow<F: Frame>(
         &mut self,
         now: Time,
@@ -180,30 +203,79 @@ impl Engine {
         decision: &Known,
         mut frame: F,
         out: &mut impl Output<F>,
-    ) -> Result<(), F> {
-        let is_host = self.is_host(interface);
-        let Some((_, packet)) = frame.data_mut().split_first_chunk_mut::<ETHERNET>() else {
-            return Err(frame);
-        };
-        let Some([_, _, l, m, _, _, _, _, ttl, ..]) = packet.first_chunk::<{ ipv4::HEADER_LENGTH }>() else {
-            return Err(frame);
-        };
-        let length = usize::from(u16::from_be_bytes([*l, *m]));
-        if length > usize::from(decision.limit) || !is_host && *ttl <= 1 {
-            return Err(frame);
+    ) {
+        match self.begin(now, self.is_host(interface), decision, &mut frame, out) {
+            Some(begun) => {
+                self.seal(decision.index, &mut frame, begun);
+                self.count_sent(1);
+                out.transmit(PortId::Outside, frame);
+            }
+            None => self.process_one(now, interface, None, frame, out),
         }
+    }
+
+    /// Writes all that stands around a packet. `None`, and the packet is as it was: it is too long, or has no hop to spare,
+    /// or its frame no room, or the SA is used up.
+    #[inline(always)]
+    fn begin<F: Frame>(
+        &mut self,
+        now: Time,
+        is_host: bool,
+        decision: &Known,
+        frame: &mut F,
+        out: &mut impl Output<F>,
+    ) -> Option<Begun> {
+        let header: &[u8; ETHERNET + ipv4::HEADER_LENGTH] = frame.data().first_chunk()?;
+        let length = usize::from(u16::from_be_bytes([header[ETHERNET + 2], header[ETHERNET + 3]]));
+        let has_hop = is_host || header[ETHERNET + 8] > 1;
+        let index = decision.index;
+        let outbound = self.sas.outbound(index)?;
+        let may_send = !outbound.usage.is_expired() && !outbound.sa.is_exhausted();
+        if length > usize::from(decision.limit) || !has_hop || !may_send {
+            return None;
+        }
+        let front = outbound.sa.front_length();
+        frame.truncate(ETHERNET + length);
+        if !frame.grow_back(back_length(length)) {
+            return None;
+        }
+        if !frame.grow_front(front) {
+            frame.truncate(ETHERNET + length);
+            return None;
+        }
+        let octets = frame.data_mut();
         if !is_host {
-            if self.complete_checksums[PortId::Inside as usize] && complete(&mut packet[..length]) {
+            let packet = &mut octets[ETHERNET + front..][..length];
+            if self.complete_checksums[PortId::Inside as usize] && complete(packet) {
                 self.counters.add(Counter::ChecksumsCompleted, 1);
             }
             ipv4::decrement_ttl(packet);
         }
-        frame.truncate(ETHERNET + length);
-        match self.protect(now, decision.index, length, &mut frame, out) {
-            Ok(_) => self.transmit(PortId::Outside, decision.hop, frame, out),
-            Err(reason) => self.discard(frame, reason, out),
+        // Before the number is used.
+        if let Some(region) = &self.region {
+            region.reserve(index, outbound.sa.sequence());
         }
-        Ok(())
+        let begun = outbound.sa.begin(&mut octets[ETHERNET..], length).ok()?;
+        decision.hop.emit(outbound.sa.encapsulation().is_ipv6, octets);
+        let limit = outbound.usage.count(now, length);
+        self.sas.mark_changed(index);
+        if let Some(limit) = limit {
+            self.tell_limit(index, limit, out);
+        }
+        Some(begun)
+    }
+
+    /// Encrypts what was begun.
+    #[inline]
+    fn seal<F: Frame>(&self, index: u32, frame: &mut F, begun: Begun) {
+        let outbound = self.sas.outbound_at(index).expect("the packet was begun on it");
+        outbound.sa.seal(&mut frame.data_mut()[ETHERNET..], begun);
+    }
+
+    #[inline]
+    fn count_sent(&mut self, count: u64) {
+        self.counters.add(Counter::Encapsulated, count);
+        self.counters.add(Counter::DeliveredOutside, count);
     }
 
     /// A packet that is not part of a burst. Of its flow may be remembered what is decided.

@@ -1,8 +1,8 @@
 //! ESP in tunnel and transport mode (RFC 4303) with combined-mode AEADs (RFC 4106, RFC 7634), in place and without I/O.
 //!
 //! Outbound: the caller makes room around an inner packet ([`front_length`], [`back_length`]), and
-//! [`OutboundSa::encapsulate`] takes the next sequence number, writes outer headers (in transport mode it moves the
-//! packet's own to the front), IV and padding, and encrypts.
+//! [`OutboundSa::begin`] takes the next sequence number, writes outer headers (in transport mode it moves the packet's
+//! own to the front), IV and padding; [`OutboundSa::seal`] encrypts, after all packets of a burst were begun.
 //! Inbound: [`InboundSa::open`] looks at the replay window, checks the ICV, only then moves the window, and says
 //! where in the octets the payload lies: the inner packet, or what [`transport::rebuild`] puts the packet's own headers
 //! before. [`tunnel`] has the outer header's DSCP and ECN.
@@ -16,7 +16,7 @@ pub mod transport;
 pub mod tunnel;
 
 pub use inbound::{InboundSa, OpenFault, Opened};
-pub use outbound::{Encapsulation, Exhausted, OutboundSa, back_length, front_length, inner_limit};
+pub use outbound::{Begun, Encapsulation, Exhausted, OutboundSa, back_length, front_length, inner_limit};
 pub use replay::ReplayWindow;
 
 use spindle_abi::{SaParameters, Suite};

@@ -64,6 +64,11 @@ impl fmt::Display for Exhausted {
 
 impl std::error::Error for Exhausted {}
 
+/// A packet that [`OutboundSa::begin`] has begun: octets of the IP header before ESP, or UDP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "what is in the packet is in clear until it is sealed"]
+pub struct Begun(u16);
+
 /// The outer addresses, in IPv4 what else of the outer header stays. Those of IPv6 stand apart, so that the SA stays one
 /// cache line.
 #[derive(Debug)]
@@ -231,18 +236,27 @@ impl OutboundSa {
         Ok(())
     }
 
-    /// Encapsulates in place. `octets` are [`front_length`], the inner packet (IPv4 or IPv6), [`back_length`]; and not
-    /// more than 65,535. A length that does not fit is our own mistake and panics. In transport mode the packet is whole
-    /// (RFC 4303 section 3.3.4), and from one of the SA's ends to the other.
+    /// Encapsulates in place: [`OutboundSa::begin`], then [`OutboundSa::seal`].
+    #[inline]
+    pub fn encapsulate(&mut self, octets: &mut [u8], inner_length: usize) -> Result<(), Exhausted> {
+        let begun = self.begin(octets, inner_length)?;
+        self.seal(octets, begun);
+        Ok(())
+    }
+
+    /// Writes all that stands around a packet, which is in clear still: it must be sealed before it goes anywhere.
+    /// `octets` are [`front_length`], the inner packet (IPv4 or IPv6), [`back_length`]; and not more than 65,535. A length
+    /// that does not fit is our own mistake and panics. In transport mode the packet is whole (RFC 4303 section 3.3.4), and
+    /// from one of the SA's ends to the other.
     ///
     /// "The sender increments the sequence number (or ESN) counter for this SA and inserts the low-order 32 bits"
     /// and "an attempt to transmit a packet that would result in sequence number overflow is an auditable event"
     /// (RFC 4303 section 3.3.3): so the counter goes up first and never wraps, with replay protection or without.
     #[inline]
-    pub fn encapsulate(&mut self, octets: &mut [u8], inner_length: usize) -> Result<(), Exhausted> {
+    pub fn begin(&mut self, octets: &mut [u8], inner_length: usize) -> Result<Begun, Exhausted> {
         let front = self.front_length();
         assert!(octets.len() == front + inner_length + back_length(inner_length));
-        if self.sequence >= self.last_sequence() {
+        if self.is_exhausted() {
             return Err(Exhausted);
         }
         self.sequence += 1;
@@ -255,15 +269,20 @@ impl OutboundSa {
             let next_header = if is_ipv6 { protocol::IPV6 } else { protocol::IPV4 };
             (ip::header_length(matches!(self.ends, Ends::V6(_))), next_header)
         };
-        self.seal(&mut octets[at..], pad_length(inner_length), next_header);
-        self.fill_checksum(octets, at);
-        Ok(())
+        self.write_esp(&mut octets[at..], pad_length(inner_length), next_header);
+        Ok(Begun(at as u16))
     }
 
-    /// Encrypts what is behind the IP header: UDP header if encapsulated, SPI, sequence number and IV, which are written
-    /// here; payload; trailer and ICV, which are too.
+    /// Are all sequence numbers used?
     #[inline]
-    fn seal(&mut self, octets: &mut [u8], padding: usize, next_header: u8) {
+    pub fn is_exhausted(&self) -> bool {
+        self.sequence >= self.last_sequence()
+    }
+
+    /// Writes what is behind the IP header: UDP header if encapsulated, SPI, sequence number and IV; and behind the
+    /// payload the trailer.
+    #[inline]
+    fn write_esp(&self, octets: &mut [u8], padding: usize, next_header: u8) {
         let udp = if self.in_udp { udp::HEADER_LENGTH } else { 0 };
         if self.in_udp {
             // RFC 3948 section 2.1: over IPv4 the UDP checksum should be zero.
@@ -276,9 +295,8 @@ impl OutboundSa {
         }
         let (header, rest) = octets[udp..].split_at_mut(esp::HEADER_LENGTH);
         esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(header);
-        let (iv, rest) = rest.split_at_mut(IV_LENGTH);
-        iv.copy_from_slice(&self.sequence.to_be_bytes());
-        let Some((plain, icv)) = rest.split_last_chunk_mut::<ICV_LENGTH>() else { return };
+        rest[..IV_LENGTH].copy_from_slice(&self.sequence.to_be_bytes());
+        let Some((plain, _)) = rest.split_last_chunk_mut::<ICV_LENGTH>() else { return };
         // RFC 4303 section 2.4: the padding is 1, 2, 3, and so on.
         match padding {
             0 => end_with(plain, [0, next_header]),
@@ -286,10 +304,21 @@ impl OutboundSa {
             2 => end_with(plain, [1, 2, 2, next_header]),
             _ => end_with(plain, [1, 2, 3, 3, next_header]),
         }
-        // RFC 4106 section 3.1: the IV must never repeat under one key. The counter doesn't.
-        let nonce = nonce(self.salt, self.sequence.to_be_bytes());
-        let additional = AdditionalData::new(header, self.sequence, self.esn);
+    }
+
+    /// Encrypts what was begun on this SA, in the same octets, and writes the ICV.
+    #[inline]
+    pub fn seal(&self, octets: &mut [u8], Begun(at): Begun) {
+        let at = usize::from(at);
+        let udp = if self.in_udp { udp::HEADER_LENGTH } else { 0 };
+        let (header, rest) = octets[at + udp..].split_at_mut(esp::HEADER_LENGTH);
+        let (iv, rest) = rest.split_first_chunk_mut::<IV_LENGTH>().expect("as it was begun");
+        let (plain, icv) = rest.split_last_chunk_mut::<ICV_LENGTH>().expect("as it was begun");
+        // RFC 4106 section 3.1: the IV must never repeat under one key. The counter, which it is, doesn't.
+        let nonce = nonce(self.salt, *iv);
+        let additional = AdditionalData::new(header, u64::from_be_bytes(*iv), self.esn);
         self.key.seal(&nonce, additional.octets(), plain, icv);
+        self.fill_checksum(octets, at);
     }
 
     /// Moves the packet's own headers to the front, and makes them lead to ESP (RFC 4303 section 3.1.1, RFC 3948 section
