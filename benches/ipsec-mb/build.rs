@@ -5,6 +5,7 @@ fn main() {
     #[cfg(feature = "link")]
     {
         cc::Build::new().file("shim.c").opt_level(2).warnings(true).compile("spindle-ipsec-mb-shim");
-        println!("cargo:rustc-link-lib=static=IPSec_MB");
+        // Debian has no static one.
+        println!("cargo:rustc-link-lib=dylib=IPSec_MB");
     }
 }

@@ -1,6 +1,6 @@
 //! AEADs beside each other: the same packets through one after the other, in alternating rounds.
 
-use serde::Serialize;
+use crate::report::median;
 use spindle_aead::{Algorithm, Key, Provider};
 use spindle_ipsec_mb::Gcm;
 use std::time::Instant;
@@ -132,41 +132,9 @@ fn packets<'a>(
     parts.map(|((nonce, octets), tag)| Packet { nonce, octets, tag })
 }
 
-/// The middle of some figures.
-pub fn median(figures: &mut [f64]) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
-/// Ratios of alternating rounds.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub struct Ratio {
-    /// The middle one.
-    pub median: f64,
-    /// The smallest one.
-    pub min: f64,
-    /// The largest one.
-    pub max: f64,
-}
-
-impl Ratio {
-    /// Of ours to theirs, round by round.
-    pub fn of(ours: &[f64], theirs: &[f64]) -> Ratio {
-        let mut ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
-        let median = median(&mut ratios);
-        Ratio { median, min: ratios[0], max: ratios[ratios.len() - 1] }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ratios_are_taken_round_by_round() {
-        let ratio = Ratio::of(&[1.0, 4.0, 3.0], &[2.0, 2.0, 3.0]);
-        assert_eq!(ratio, Ratio { median: 1.0, min: 0.5, max: 2.0 });
-    }
 
     #[test]
     fn every_subject_is_measured_in_every_round() {

@@ -6,6 +6,7 @@
 pub mod aead;
 mod machine;
 pub mod regression;
+pub mod report;
 pub mod tunnel;
 
 pub use machine::Machine;

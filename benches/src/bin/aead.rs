@@ -1,51 +1,27 @@
 //! `scripts/bench aead`: time per packet of every AEAD provider, and of intel-ipsec-mb where it is linked.
-#![allow(clippy::print_stdout, reason = "a table for people")]
 
 use clap::Parser;
-use serde::Serialize;
 use spindle_aead::{Algorithm, Provider};
-use spindle_benches::aead::{Direction, Ratio, Subject, encrypted_length, measure, median};
+use spindle_benches::aead::{Direction, Subject, encrypted_length, measure};
+use spindle_benches::report::{Goal, Part, Report, Row, Run};
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// Measures the AEAD providers beside each other.
 #[derive(Parser)]
 struct Arguments {
-    /// Writes the result to this file, too.
+    /// Puts the result into this file, too.
     #[arg(long)]
     json: Option<PathBuf>,
     /// Alternating rounds.
-    #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(10..))]
-    rounds: u16,
-}
-
-#[derive(Serialize)]
-struct Row {
-    what: String,
-    size: usize,
-    sas: u32,
-    ours: f64,
-    peer: String,
-    theirs: f64,
-    unit: &'static str,
-    ratio: Ratio,
-    rounds: u16,
-}
-
-#[derive(Serialize)]
-struct Report {
-    schema: u32,
-    command: String,
-    machine: String,
-    versions: Vec<String>,
-    rows: Vec<Row>,
+    #[arg(long, default_value_t = 21)]
+    rounds: usize,
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let Arguments { json, rounds } = Arguments::parse();
+    let started = Instant::now();
     let mut rows = Vec::new();
-    println!(
-        "| what | inner octets | ns | peer | its ns | ratio (min–max) |\n| --- | --- | --- | --- | --- | --- |"
-    );
     for (algorithm, name) in [
         (Algorithm::Aes128Gcm, "aes128gcm"),
         (Algorithm::Aes192Gcm, "aes192gcm"),
@@ -56,71 +32,27 @@ fn main() -> anyhow::Result<()> {
             for size in [64, 512, 1408] {
                 let secret = &[0x42; 32][..algorithm.key_length()];
                 let mut subjects = Subject::all(algorithm, secret);
-                let mut results =
-                    measure(&mut subjects, direction, encrypted_length(size), arguments.rounds.into());
-                let ratios: Vec<_> = results.iter().map(|theirs| Ratio::of(&results[0], theirs)).collect();
-                let times: Vec<_> = results.iter_mut().map(|times| median(times)).collect();
-                for (at, ratio) in ratios.into_iter().enumerate().skip(1) {
+                let results = measure(&mut subjects, direction, encrypted_length(size), rounds);
+                for (peer, theirs) in subjects.iter().zip(&results).skip(1) {
                     let what = format!("{name} {verb} ({})", subjects[0].name());
-                    let (ours, theirs, peer) = (tenths(times[0]), tenths(times[at]), subjects[at].name());
-                    println!(
-                        "| {what} | {size} | {ours:.1} | {peer} | {theirs:.1} | {:.2} ({:.2}–{:.2}) |",
-                        ratio.median, ratio.min, ratio.max
-                    );
-                    let ratio = Ratio {
-                        median: thousandths(ratio.median),
-                        min: thousandths(ratio.min),
-                        max: thousandths(ratio.max),
-                    };
-                    let (unit, rounds) = ("ns", arguments.rounds);
-                    rows.push(Row { what, size, sas: 1, ours, peer, theirs, unit, ratio, rounds });
+                    let goal = matches!(peer, Subject::IpsecMb(_)).then_some(Goal::RatioAtMost(1.05));
+                    let peer = peer.name();
+                    rows.push(Row::of(
+                        (Part::Aead, &what, "ns"),
+                        (size, 1),
+                        &results[0],
+                        (&peer, theirs),
+                        goal,
+                    ));
                 }
             }
         }
     }
-    let report = Report {
-        schema: 1,
-        command: format!("scripts/bench aead --rounds {}", arguments.rounds),
-        machine: machine(),
-        versions: versions(),
-        rows,
-    };
-    println!("\n{}; {}; medians of {} rounds.", report.machine, report.versions.join(", "), arguments.rounds);
-    if let Some(file) = arguments.json {
-        std::fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;
-    }
-    Ok(())
-}
-
-fn tenths(figure: f64) -> f64 {
-    (figure * 10.0).round() / 10.0
-}
-
-fn thousandths(figure: f64) -> f64 {
-    (figure * 1000.0).round() / 1000.0
-}
-
-fn machine() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim()).to_owned()
-    };
-    let features = field("flags");
-    let has = |feature: &str| features.split(' ').any(|f| f == feature);
-    let widths = ["aes", "vaes", "vpclmulqdq", "avx512f"].into_iter().filter(|f| has(f)).collect::<Vec<_>>();
-    format!(
-        "{}, family {} model {} ({}), {} cores",
-        field("model name"),
-        field("cpu family"),
-        field("model\t"),
-        widths.join(", "),
-        std::thread::available_parallelism().map_or(0, |n| n.get())
-    )
+    Report::merge(json.as_ref(), Run::here(Part::Aead, rounds, started, versions()), rows)
 }
 
 fn versions() -> Vec<String> {
     let fastest = Provider::choose().map_or("none".into(), |choice| choice.provider.to_string());
     let peer = spindle_ipsec_mb::version().map(|version| format!("intel-ipsec-mb {version}"));
-    [format!("chosen here: {fastest}")].into_iter().chain(peer).collect()
+    [format!("AEAD provider chosen: {fastest}")].into_iter().chain(peer).collect()
 }
