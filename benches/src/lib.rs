@@ -7,6 +7,7 @@ pub mod aead;
 mod machine;
 pub mod regression;
 pub mod report;
+pub mod scale;
 pub mod tunnel;
 
 pub use machine::Machine;

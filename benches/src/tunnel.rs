@@ -25,20 +25,11 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// One with so many pairs of SAs (at most 2^16), each for one host, and inner packets of so many octets (20 to 1,438).
+    /// One with so many pairs of SAs (at most 2^20), each for one host, and inner packets of so many octets (20 to 1,438).
     pub fn new(provider: Provider, sas: u32, size: usize) -> Tunnel {
-        let port = PortConfig {
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            complete_checksums: false,
-            address: None,
-            address_v6: None,
-        };
-        let mut config = EngineConfig::new(vec![OUTER.into(), PEER.into()], port.clone(), port);
-        config.provider = provider;
-        let mut engine = Engine::new(config);
-        for sa in 0..sas {
-            install(&mut engine, sa);
+        let mut engine = empty_engine(provider, 2 * sas);
+        for command in (0..sas).flat_map(commands) {
+            engine.apply(Time(1), command).expect("there is room");
         }
         let next_hop = |port| Some(NextHop { port, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500 });
         engine.set_next_hop(PEER.into(), next_hop(PortId::Outside)).expect("there is room");
@@ -88,11 +79,28 @@ impl Tunnel {
     }
 }
 
+/// An engine with room for so many SAs (at most 2^21).
+pub(crate) fn empty_engine(provider: Provider, sas: u32) -> Engine {
+    let port = PortConfig {
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        complete_checksums: false,
+        address: None,
+        address_v6: None,
+    };
+    let mut config = EngineConfig::new(vec![OUTER.into(), PEER.into()], port.clone(), port);
+    config.provider = provider;
+    config.max_sas = config.max_sas.max(sas);
+    config.max_next_hops = config.max_next_hops.max(sas);
+    Engine::new(config)
+}
+
 fn host(sa: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 2, 0, 0)) + sa)
 }
 
-fn install(engine: &mut Engine, number: u32) {
+/// A policy, and its two SAs.
+pub(crate) fn commands(number: u32) -> [Command; 3] {
     let host = || vec![Selector::addresses(host(number).into(), host(number).into())];
     let selectors = SelectorSet { local: host(), remote: host() };
     let sa = |index| SaParameters {
@@ -119,9 +127,7 @@ fn install(engine: &mut Engine, number: u32) {
         hold: 0,
     };
     let inbound = Command::InstallInbound { sa: sa(2 * number), replay_window: WINDOW, report_first: false };
-    for command in [policy, inbound, Command::InstallOutbound { sa: sa(2 * number + 1) }] {
-        engine.apply(Time(1), command).expect("there is room");
-    }
+    [policy, inbound, Command::InstallOutbound { sa: sa(2 * number + 1) }]
 }
 
 fn packet(size: usize) -> Vec<u8> {

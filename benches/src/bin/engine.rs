@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 use spindle_aead::Provider;
 use spindle_benches::regression::{Subject, Work};
+use spindle_benches::scale;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -61,6 +62,21 @@ enum Verb {
     },
     /// Prints the nanoseconds per packet of every subject as JSON, by the fastest provider.
     Time,
+    /// Installs SAs, and prints as JSON what each kind of command cost, in nanoseconds.
+    Install {
+        /// Half of them inbound, each pair with a policy.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1 << 21))]
+        sas: u32,
+    },
+    /// Prints the nanoseconds that it takes to find a packet's policy, in bursts.
+    Lookup {
+        /// Among so many, for one host each.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+        policies: u32,
+        /// Rounds of 4,096 packets, of which the median counts.
+        #[arg(long, default_value_t = 101)]
+        rounds: u32,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -114,6 +130,13 @@ fn main() -> anyhow::Result<ExitCode> {
             let provider = Provider::choose().context("no provider passes its self-test")?.provider;
             let time = |subject: Subject| Timed { subject, nanoseconds: subject.time(provider, 400) };
             println!("{}", serde_json::to_string(&Subject::all().into_iter().map(time).collect::<Vec<_>>())?);
+        }
+        Verb::Install { sas } => {
+            let provider = Provider::choose().context("no provider passes its self-test")?.provider;
+            println!("{}", serde_json::to_string_pretty(&scale::install(provider, sas))?);
+        }
+        Verb::Lookup { policies, rounds } => {
+            println!("{:.1}", scale::nanoseconds_per_lookup(policies, rounds));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -258,7 +258,7 @@ impl Machine {
         config.region = Some(SaRegion::new(self.slots.clone(), Arc::new(Vec::new())));
         config.max_spis = 1 << 10;
         config.max_policies = 16;
-        config.max_next_hops = 64;
+        (config.max_next_hops, config.max_flows) = (64, 1 << 10);
         Engine::new(config)
     }
 

@@ -21,7 +21,7 @@ pub struct PortConfig {
     pub address_v6: Option<Ipv6Addr>,
 }
 
-/// An engine's configuration. Sizes are limits; memory follows what is installed, but for the SPI table.
+/// An engine's configuration. Sizes are limits; memory follows what is installed, but for the tables of SPIs and flows.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// All addresses of this host; ESP to one of them is ours.
@@ -59,7 +59,7 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// Usual sizes: 131,072 SAs, 2^21 SPIs, 65,536 policies and next hops, 4,096 flows, MSS clamped, 256
+    /// Usual sizes: 131,072 SAs, 2^21 SPIs, 2^20 policies, 65,536 next hops, 65,536 flows, MSS clamped, 256
     /// datagrams in fragments.
     pub fn new(local_addresses: Vec<IpAddr>, inside: PortConfig, outside: PortConfig) -> EngineConfig {
         EngineConfig {
@@ -71,9 +71,9 @@ impl EngineConfig {
             clamp_mss: true,
             max_sas: 1 << 17,
             max_spis: 1 << 21,
-            max_policies: 1 << 16,
+            max_policies: 1 << 20,
             max_next_hops: 1 << 16,
-            max_flows: 4096,
+            max_flows: 1 << 16,
             max_reassemblies: 256,
             provider: Provider::default(),
             worker: 0,

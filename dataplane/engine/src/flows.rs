@@ -3,7 +3,7 @@
 //!
 //! Only the plainest packets have a place here: whole IPv4 without options, TCP or UDP with its ports, in tunnel mode. All
 //! others, and whatever is not found, take the long way, which decides everything and remembers what it has decided. A flow
-//! has one place, which the latest one takes; so whoever sends on many flows costs look-ups on the long way, no more. What a
+//! has two places, which the latest ones take; so whoever sends on many flows costs look-ups on the long way, no more. What a
 //! decision rests on are tables that only commands and the process change: with any such change all is forgotten
 //! ([`Flows::forget`]). What depends on the packet or changes with packets (lengths, TTL, limits of an SA, learned path MTUs)
 //! is not here.
@@ -31,18 +31,30 @@ impl Plain {
     #[inline(always)]
     pub(crate) fn read(packet: &[u8]) -> Option<Plain> {
         let octets: &[u8; Self::OCTETS] = packet.first_chunk()?;
-        let header: &[u8; ipv4::HEADER_LENGTH] = octets.first_chunk()?;
-        let [first, traffic_class, l, m, _, _, f, g, ttl, protocol, _, _, addresses @ ..] = *header;
-        let [.., a, b, c, d] = *octets;
-        let length = usize::from(u16::from_be_bytes([l, m]));
-        let is_whole = u16::from_be_bytes([f, g]) & 0x3fff == 0;
+        let (words, _) = octets.as_chunks::<8>();
+        let &[front, middle, back] = words.first_chunk()?;
+        let [front, middle, back] = [front, middle, back].map(u64::from_be_bytes);
+        let length = usize::from((front >> 32) as u16);
+        let protocol = (middle >> 48) as u8;
         let is_udp = protocol == protocol::UDP;
         let fits = (Self::OCTETS..=packet.len()).contains(&length);
-        if first != 0x45 || !is_whole || !(is_udp || protocol == protocol::TCP) || !fits {
+        // Version and header length; neither more fragments nor an offset.
+        let is_plain = front & 0xff00_0000_0000_3fff == 0x4500_0000_0000_0000;
+        if !is_plain || !(is_udp || protocol == protocol::TCP) || !fits {
             return None;
         }
-        let (addresses, ports) = (u64::from_ne_bytes(addresses), u32::from_ne_bytes([a, b, c, d]));
-        checksum::is_right(header).then_some(Plain { addresses, ports, is_udp, length, ttl, traffic_class })
+        let low = u64::from(u32::MAX);
+        let sum = (front >> 32) + (front & low) + (middle >> 32) + (middle & low) + (back >> 32);
+        let (addresses, ports) = (middle << 32 | back >> 32, back as u32);
+        let (ttl, traffic_class) = ((middle >> 56) as u8, (front >> 48) as u8);
+        (checksum::fold(sum) == 0xffff).then_some(Plain {
+            addresses,
+            ports,
+            is_udp,
+            length,
+            ttl,
+            traffic_class,
+        })
     }
 
     /// Is it no SYN, whose MSS may be to be lowered? `packet` is what it was read from.
@@ -103,14 +115,14 @@ struct Place {
 const _: () = assert!(size_of::<Place>() == 64);
 
 pub(crate) struct Flows {
-    /// None, or a power of two.
+    /// None, or a power of two of them.
     places: Vec<Place>,
     /// Never that of a place which is free.
     generation: u64,
 }
 
 impl Flows {
-    /// With so many places, rounded up to a power of two.
+    /// With so many places, rounded up to a power of two from 2.
     pub(crate) fn new(places: usize) -> Flows {
         let hop = NextHop { port: PortId::Outside, source_mac: [0; 6], destination_mac: [0; 6], mtu: 0 };
         let free = Place {
@@ -118,7 +130,7 @@ impl Flows {
             generation: 0,
             decision: Decision { index: 0, limit: 0, hop },
         };
-        let places = if places == 0 { 0 } else { places.next_power_of_two() };
+        let places = if places == 0 { 0 } else { places.next_power_of_two().max(2) };
         Flows { places: vec![free; places], generation: 1 }
     }
 
@@ -128,6 +140,7 @@ impl Flows {
         self.generation += 1;
     }
 
+    /// The place that a flow has first; its other one is the neighbour.
     #[inline]
     fn place(&self, key: Key) -> usize {
         let hash = (key.addresses ^ key.rest.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -144,15 +157,20 @@ impl Flows {
 
     #[inline]
     pub(crate) fn find(&self, key: Key) -> Option<&Decision> {
-        let place = self.places.get(self.place(key))?;
-        (place.key == key && place.generation == self.generation).then_some(&place.decision)
+        let at = self.place(key);
+        let holds = |place: &&Place| place.key == key && place.generation == self.generation;
+        let place = self.places.get(at).filter(holds).or_else(|| self.places.get(at ^ 1).filter(holds))?;
+        Some(&place.decision)
     }
 
     fn put(&mut self, key: Key, decision: Decision) {
         let (at, generation) = (self.place(key), self.generation);
-        if let Some(place) = self.places.get_mut(at) {
-            *place = Place { key, generation, decision };
+        let Some(held) = self.places.get(at).copied() else { return };
+        // Who had this place takes the neighbour's.
+        if held.generation == generation && held.key != key {
+            self.places[at ^ 1] = held;
         }
+        self.places[at] = Place { key, generation, decision };
     }
 }
 

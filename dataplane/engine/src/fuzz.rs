@@ -127,6 +127,7 @@ fn engine() -> Engine {
         port(None),
     );
     (config.max_spis, config.max_sas, config.max_policies, config.max_next_hops) = (64, 4, 4, 4);
+    config.max_flows = 64;
     let mut engine = Engine::new(config);
     let any = || vec![Selector::addresses([10, 0, 0, 0].into(), [10, 255, 255, 255].into())];
     let selectors = SelectorSet { local: any(), remote: any() };

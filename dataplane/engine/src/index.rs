@@ -3,8 +3,13 @@
 //! A range of addresses lies in a smallest *block*, an aligned one of 2^n. A pair of selectors stands under the blocks of
 //! its two ranges; a packet's addresses lie in one block of each length, so with few pairs of lengths, as configurations
 //! have them, it takes a few look-ups, whatever the number of policies.
+//!
+//! The table of blocks grows by one bucket at a time (linear hashing), so that no change of it costs more with many policies
+//! than with few. What does grow is a list of policies under one pair of blocks, which packets have to go through as well.
 
+use crate::pieces::{Pieces, Slots};
 use crate::selectors::Flow;
+use arrayvec::ArrayVec;
 use spindle_abi::{Block, SelectorSet};
 use spindle_aead::prefetch;
 use std::net::IpAddr;
@@ -14,155 +19,298 @@ const FEW: usize = 4;
 
 /// Hashes in a bucket, which is a cache line.
 const WIDTH: usize = 5;
+/// Of these so many are taken on an average, so that few buckets overflow.
+const TAKEN: usize = 2;
 /// Of a free place; no pair of blocks has this hash.
 const FREE: u64 = 0;
 /// In the place of a policy's: this bit, and which list.
 const LIST: u32 = 1 << 31;
+/// No bucket.
+const NONE: u32 = u32::MAX;
 
 /// Of a pair's blocks.
 type Lengths = [u8; 2];
 
 /// Hashes of two blocks and their lengths. Blocks that share a hash share a place, whose policies are held against the packet
 /// anyway.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Bucket {
     hashes: [u64; WIDTH],
     places: [u32; WIDTH],
+    /// Where it overflows into.
+    next: u32,
 }
 
 const _: () = assert!(size_of::<Bucket>() == 64);
 
-#[derive(Default)]
+impl Bucket {
+    const EMPTY: Bucket = Bucket { hashes: [FREE; WIDTH], places: [0; WIDTH], next: NONE };
+}
+
 pub(crate) struct Index {
-    /// A full bucket overflows into the next. Nothing is ever removed: after such a change all is made anew.
-    buckets: Vec<Bucket>,
+    buckets: Pieces<Bucket>,
+    /// Those into which others overflow.
+    overflows: Slots<Bucket>,
+    /// So many buckets; homes are as if there were the next power of two, of which the missing ones share theirs.
+    count: u32,
     hashes: usize,
-    /// Where several policies share a place: their places, ascending.
-    lists: Vec<Vec<u32>>,
-    /// By IP version: the lengths that there are.
-    lengths: [Vec<Lengths>; 2],
-    count: usize,
+    /// Where several policies share a place: their places, in their order.
+    lists: Slots<Vec<u32>>,
+    /// By IP version: the lengths that there are, and how often.
+    lengths: [Vec<(Lengths, u32)>; 2],
+    policies: usize,
+    /// All policies, in their order, as long as there never were more.
+    few: Option<ArrayVec<u32, FEW>>,
+    /// What is taken out of a bucket that is split.
+    moving: Vec<(u64, u32)>,
+}
+
+impl Default for Index {
+    fn default() -> Index {
+        let mut buckets = Pieces::default();
+        buckets.push(Bucket::EMPTY);
+        Index {
+            buckets,
+            overflows: Slots::default(),
+            count: 1,
+            hashes: 0,
+            lists: Slots::default(),
+            lengths: Default::default(),
+            policies: 0,
+            few: Some(ArrayVec::new()),
+            moving: Vec::new(),
+        }
+    }
 }
 
 impl Index {
-    /// The next policy.
-    pub(crate) fn push(&mut self, place: usize, set: &SelectorSet) {
-        self.count = place + 1;
-        let place = place as u32;
-        for (local, remote) in set.pairs() {
-            let ranges = [local.addresses, remote.addresses];
-            let lengths = ranges.map(|range| Block::around(&range).length());
-            let of_version = &mut self.lengths[usize::from(local.addresses.start.is_ipv6())];
-            if !of_version.contains(&lengths) {
-                of_version.push(lengths);
+    /// A policy that is to be found. `is_before`: does the first one come before the second one?
+    pub(crate) fn insert(&mut self, place: u32, set: &SelectorSet, is_before: impl Fn(u32, u32) -> bool) {
+        self.policies += 1;
+        self.few = self.few.take().filter(|few| !few.is_full());
+        if let Some(few) = &mut self.few {
+            few.insert(few.partition_point(|other| is_before(*other, place)), place);
+        }
+        for (hash, lengths, is_ipv6) in hashes(set) {
+            let of_version = &mut self.lengths[usize::from(is_ipv6)];
+            match of_version.iter_mut().find(|(held, _)| *held == lengths) {
+                Some((_, count)) => *count += 1,
+                None => of_version.push((lengths, 1)),
             }
-            if let Some(hash) = hash(ranges[0].start, ranges[1].start, lengths) {
-                self.enter(hash, place);
-            }
+            self.enter(hash, place, &is_before);
         }
     }
 
-    fn enter(&mut self, hash: u64, place: u32) {
-        // At most half full, so this ends.
-        if 2 * (self.hashes + 1) > self.buckets.len() * WIDTH {
-            self.grow();
+    /// It is found no more.
+    pub(crate) fn remove(&mut self, place: u32, set: &SelectorSet) {
+        self.policies -= 1;
+        match &mut self.few {
+            Some(few) => few.retain(|other| *other != place),
+            None if self.policies == 0 => self.few = Some(ArrayVec::new()),
+            None => {}
         }
-        let (at, lane) = self.find(hash);
-        let bucket = &mut self.buckets[at];
-        if bucket.hashes[lane] == FREE {
-            (bucket.hashes[lane], bucket.places[lane]) = (hash, place);
+        for (hash, lengths, is_ipv6) in hashes(set) {
+            let of_version = &mut self.lengths[usize::from(is_ipv6)];
+            if let Some(at) = of_version.iter().position(|(held, _)| *held == lengths) {
+                of_version[at].1 -= 1;
+                if of_version[at].1 == 0 {
+                    of_version.swap_remove(at);
+                }
+            }
+            self.leave(hash, place);
+        }
+    }
+
+    fn enter(&mut self, hash: u64, place: u32, is_before: impl Fn(u32, u32) -> bool) {
+        let Some(held) = self.value_mut(hash).copied() else {
+            if self.hashes >= TAKEN * self.count as usize {
+                self.split();
+            }
             self.hashes += 1;
-            return;
-        }
-        let held = bucket.places[lane];
+            return self.fill(hash, place);
+        };
         if held & LIST != 0 {
-            let list = &mut self.lists[(held & !LIST) as usize];
-            if list.last() != Some(&place) {
-                list.push(place);
+            let list = self.lists.at_mut(held & !LIST);
+            let at = list.partition_point(|other| is_before(*other, place));
+            if list.get(at) != Some(&place) {
+                list.insert(at, place);
             }
         } else if held != place {
-            bucket.places[lane] = LIST | self.lists.len() as u32;
-            self.lists.push(vec![held, place]);
+            let both = if is_before(held, place) { vec![held, place] } else { vec![place, held] };
+            let list = LIST | self.lists.put(both);
+            if let Some(held) = self.value_mut(hash) {
+                *held = list;
+            }
         }
     }
 
-    fn grow(&mut self) {
-        let free = Bucket { hashes: [FREE; WIDTH], places: [0; WIDTH] };
-        let more = vec![free; (2 * self.buckets.len()).max(2)];
-        for bucket in std::mem::replace(&mut self.buckets, more) {
-            for (hash, place) in
-                bucket.hashes.into_iter().zip(bucket.places).filter(|(hash, _)| *hash != FREE)
-            {
-                let (at, lane) = self.find(hash);
-                (self.buckets[at].hashes[lane], self.buckets[at].places[lane]) = (hash, place);
+    fn leave(&mut self, hash: u64, place: u32) {
+        let Some(held) = self.value_mut(hash).copied() else { return };
+        if held & LIST == 0 {
+            if held == place {
+                self.forget(hash);
+            }
+            return;
+        }
+        let list = self.lists.at_mut(held & !LIST);
+        list.retain(|other| *other != place);
+        if let [last] = list[..] {
+            *list = Vec::new();
+            self.lists.give_back(held & !LIST);
+            if let Some(held) = self.value_mut(hash) {
+                *held = last;
             }
         }
     }
 
     #[inline]
-    fn home(&self, hash: u64) -> usize {
-        (hash >> 32) as usize & (self.buckets.len() - 1)
+    fn home(&self, hash: u64) -> u32 {
+        let mask = self.count.next_power_of_two() - 1;
+        let at = (hash >> 32) as u32 & mask;
+        if at < self.count { at } else { at & mask >> 1 }
     }
 
-    /// Bucket and lane of this hash, or of a free place for it. There are buckets, and they are not full.
+    /// What stands under this hash.
     #[inline]
-    fn find(&self, hash: u64) -> (usize, usize) {
-        let mut at = self.home(hash);
+    fn value(&self, hash: u64) -> Option<u32> {
+        let mut bucket = self.buckets.at(self.home(hash));
         loop {
-            let hashes = &self.buckets[at].hashes;
-            if let Some(lane) = hashes.iter().position(|held| *held == hash || *held == FREE) {
-                return (at, lane);
+            // Without a branch per lane, for which of them it is cannot be foreseen.
+            let (mut found, mut place) = (false, 0);
+            for (held, value) in bucket.hashes.iter().zip(&bucket.places) {
+                let is_it = *held == hash;
+                found |= is_it;
+                place |= if is_it { *value } else { 0 };
             }
-            at = (at + 1) & (self.buckets.len() - 1);
+            if found {
+                return Some(place);
+            }
+            if bucket.next == NONE {
+                return None;
+            }
+            bucket = self.overflows.at(bucket.next);
         }
+    }
+
+    /// The lane that holds this hash, or [`FREE`]: its bucket, whether that is an overflow, and which lane.
+    fn lane(&self, home: u32, hash: u64) -> Option<(u32, bool, usize)> {
+        let (mut at, mut is_overflow) = (home, false);
+        loop {
+            let bucket = if is_overflow { self.overflows.at(at) } else { self.buckets.at(at) };
+            if let Some(lane) = bucket.hashes.iter().position(|held| *held == hash) {
+                return Some((at, is_overflow, lane));
+            }
+            if bucket.next == NONE {
+                return None;
+            }
+            (at, is_overflow) = (bucket.next, true);
+        }
+    }
+
+    fn bucket_mut(&mut self, at: u32, is_overflow: bool) -> &mut Bucket {
+        if is_overflow { self.overflows.at_mut(at) } else { self.buckets.at_mut(at) }
+    }
+
+    fn value_mut(&mut self, hash: u64) -> Option<&mut u32> {
+        let (at, is_overflow, lane) = self.lane(self.home(hash), hash)?;
+        Some(&mut self.bucket_mut(at, is_overflow).places[lane])
+    }
+
+    fn forget(&mut self, hash: u64) {
+        if let Some((at, is_overflow, lane)) = self.lane(self.home(hash), hash) {
+            self.bucket_mut(at, is_overflow).hashes[lane] = FREE;
+            self.hashes -= 1;
+        }
+    }
+
+    /// Takes a free lane.
+    fn fill(&mut self, hash: u64, value: u32) {
+        let home = self.home(hash);
+        let (at, is_overflow, lane) = match self.lane(home, FREE) {
+            Some(free) => free,
+            None => {
+                // Behind the home, before its other overflows.
+                let next = self.buckets.at(home).next;
+                let more = self.overflows.put(Bucket { next, ..Bucket::EMPTY });
+                self.buckets.at_mut(home).next = more;
+                (more, true, 0)
+            }
+        };
+        let bucket = self.bucket_mut(at, is_overflow);
+        (bucket.hashes[lane], bucket.places[lane]) = (hash, value);
+    }
+
+    /// One more bucket, which takes its share of another one's.
+    fn split(&mut self) {
+        let new = self.buckets.push(Bucket::EMPTY);
+        self.count = new + 1;
+        let other = new & !(1 << new.ilog2());
+        let mut moving = std::mem::take(&mut self.moving);
+        let mut bucket = std::mem::replace(self.buckets.at_mut(other), Bucket::EMPTY);
+        loop {
+            let lanes = bucket.hashes.into_iter().zip(bucket.places);
+            moving.extend(lanes.filter(|(hash, _)| *hash != FREE));
+            if bucket.next == NONE {
+                break;
+            }
+            self.overflows.give_back(bucket.next);
+            bucket = *self.overflows.at(bucket.next);
+        }
+        moving.drain(..).for_each(|(hash, value)| self.fill(hash, value));
+        self.moving = moving;
     }
 
     /// Are these so few that each packet is held against all of them?
     #[inline]
     pub(crate) fn is_short(&self) -> bool {
-        self.count <= FEW
+        self.few.is_some()
     }
 
     /// Fetches what will be looked at ahead of [`Index::visit`].
     #[inline]
     pub(crate) fn prefetch(&self, flow: &Flow) {
-        if self.is_short() || self.buckets.is_empty() {
+        if self.is_short() {
             return;
         }
-        for lengths in &self.lengths[usize::from(flow.source.is_ipv6())] {
+        for (lengths, _) in &self.lengths[usize::from(flow.source.is_ipv6())] {
             if let Some(hash) = hash(flow.source, flow.destination, *lengths) {
-                prefetch(&self.buckets[self.home(hash)]);
+                prefetch(self.buckets.at(self.home(hash)));
             }
         }
     }
 
-    /// Calls for the places of policies that may match, in ascending order within a pair of blocks, until they answer
+    /// Calls for the places of policies that may match, in their order within a pair of blocks, until they answer
     /// that no later one of these is of interest.
     #[inline]
-    pub(crate) fn visit(&self, flow: &Flow, mut look: impl FnMut(usize) -> bool) {
-        if self.is_short() {
-            (0..self.count).all(look);
+    pub(crate) fn visit(&self, flow: &Flow, mut look: impl FnMut(u32) -> bool) {
+        if let Some(few) = &self.few {
+            few.iter().all(|place| look(*place));
             return;
         }
-        if self.buckets.is_empty() {
-            return;
-        }
-        for lengths in &self.lengths[usize::from(flow.source.is_ipv6())] {
+        for (lengths, _) in &self.lengths[usize::from(flow.source.is_ipv6())] {
             let Some(hash) = hash(flow.source, flow.destination, *lengths) else { continue };
-            let (at, lane) = self.find(hash);
-            let bucket = &self.buckets[at];
-            match bucket.places[lane] {
-                _ if bucket.hashes[lane] == FREE => {}
-                list if list & LIST != 0 => {
-                    self.lists[(list & !LIST) as usize].iter().all(|place| look(*place as usize));
+            match self.value(hash) {
+                None => {}
+                Some(list) if list & LIST != 0 => {
+                    self.lists.at(list & !LIST).iter().all(|place| look(*place));
                 }
-                place => {
-                    look(place as usize);
+                Some(place) => {
+                    look(place);
                 }
             }
         }
     }
+}
+
+/// What these selectors stand under: hash, lengths, and whether it is of IPv6.
+fn hashes(set: &SelectorSet) -> impl Iterator<Item = (u64, Lengths, bool)> {
+    set.pairs().filter_map(|(local, remote)| {
+        let ranges = [local.addresses, remote.addresses];
+        let lengths = ranges.map(|range| Block::around(&range).length());
+        let hash = hash(ranges[0].start, ranges[1].start, lengths)?;
+        Some((hash, lengths, ranges[0].start.is_ipv6()))
+    })
 }
 
 /// The hash of the pair of blocks of these lengths in which two addresses lie; `None` if they are of two versions.

@@ -7,7 +7,7 @@
 use crate::policies::Policies;
 use crate::{ArrayVec, BURST, Counter, Engine, Frame, Output, Refused};
 use spindle_abi::{MAX_INTERFACES, Time};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// The inside itself, which is a virtual interface too if [`crate::EngineConfig::inside_is_host`].
 pub(crate) const INSIDE: u16 = 0;
@@ -15,7 +15,7 @@ pub(crate) const INSIDE: u16 = 0;
 /// Which policy is of which interface; those of virtual interfaces, in their order.
 #[derive(Default)]
 pub(crate) struct Interfaces {
-    of: HashMap<u32, u16>,
+    of: BTreeMap<u32, u16>,
     policies: Vec<Policies>,
 }
 

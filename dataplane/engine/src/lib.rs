@@ -25,12 +25,14 @@ mod icmp_errors;
 mod inbound;
 mod index;
 mod interfaces;
+pub mod lookups;
 mod next_hops;
 mod others;
 mod outbound;
 mod outer_fragments;
 mod passing;
 mod path_mtu;
+mod pieces;
 mod policies;
 mod reassembly;
 mod sas;
@@ -107,7 +109,7 @@ pub struct Engine {
     next_hops: NextHops,
     flows: Flows,
     counters: Counters,
-    /// Urgent events for which there was no room. Its capacity grows with installations, never with packets.
+    /// Urgent events for which there was no room. It has room for all: address space only, until it is needed.
     owed: VecDeque<Event>,
     local_addresses: LocalAddresses,
     nat_port: u16,
@@ -124,7 +126,6 @@ pub struct Engine {
     reassembly: Reassembly,
     passing: Passing,
     provider: Provider,
-    installed: usize,
     /// Where the SAs' hot state outlives this engine.
     region: Option<SaRegion>,
     others: Others,
@@ -134,9 +135,10 @@ pub struct Engine {
 impl Engine {
     /// An engine without SAs or policies: it drops everything.
     pub fn new(config: EngineConfig) -> Engine {
+        let max_sas = config.max_sas.min(spindle_abi::MAX_SAS);
         let mut engine = Engine {
             spis: SpiTable::new(config.max_spis),
-            sas: Sas::new(config.max_sas.min(spindle_abi::MAX_SAS)),
+            sas: Sas::new(max_sas),
             policies: Policies::new(config.max_policies),
             interfaces: Interfaces::default(),
             max_policies: config.max_policies,
@@ -144,7 +146,7 @@ impl Engine {
             next_hops: NextHops::new(config.max_next_hops),
             flows: Flows::new(config.max_flows),
             counters: Counters::new(),
-            owed: VecDeque::new(),
+            owed: VecDeque::with_capacity(EVENTS_PER_SA * max_sas as usize),
             local_addresses: LocalAddresses::default(),
             nat_port: config.nat_port,
             complete_checksums: [config.inside.complete_checksums, config.outside.complete_checksums],
@@ -154,13 +156,12 @@ impl Engine {
             inside_address: config.inside.address,
             inside_address_v6: config.inside.address_v6,
             icmp_budget: IcmpBudget::new(),
-            path_mtus: PathMtus::new(config.max_sas.min(spindle_abi::MAX_SAS)),
+            path_mtus: PathMtus::new(max_sas),
             reassembly: Reassembly::new(config.max_reassemblies),
             passing: Passing::new(config.max_reassemblies),
             provider: config.provider,
-            installed: 0,
             region: config.region,
-            others: Others::new(config.worker, config.workers),
+            others: Others::new(config.worker, config.workers, max_sas),
             doubts: Doubts::default(),
         };
         engine.set_local_addresses(&config.local_addresses);
@@ -249,7 +250,6 @@ impl Engine {
         } else if let Some(policy) = self.sas.outbound(index).map(|outbound| outbound.policy) {
             self.policies_with(policy).remove_sa(policy, index);
             self.sas.remove(index);
-            self.installed -= 1;
         }
     }
 
@@ -259,7 +259,6 @@ impl Engine {
             (spi_table::Known::Current(index), SpiState::Retired) => {
                 self.spis.set(spi, state, 0)?;
                 self.sas.remove(index);
-                self.installed -= 1;
                 Ok(())
             }
             (spi_table::Known::Elsewhere(_), SpiState::Retired) => self.spis.set(spi, state, 0),
@@ -310,7 +309,7 @@ impl Engine {
             inbound.usage.activity = carried.unwrap_or_default();
         }
         self.sas.put_inbound(sa.index, inbound);
-        self.count_installed();
+        self.make_room_for_events();
         Ok(())
     }
 
@@ -343,13 +342,13 @@ impl Engine {
         self.sas.put_outbound(sa.index, outbound);
         let rank = if sa.resource.dedicated { Rank::Own } else { Rank::Common };
         self.policies_with(sa.policy).add_sa(sa.policy, sa.index, rank);
-        self.count_installed();
+        self.make_room_for_events();
         Ok(())
     }
 
-    fn count_installed(&mut self) {
-        self.installed += 1;
-        self.owed.reserve(EVENTS_PER_SA * self.installed);
+    /// There is room for those of all SAs beside those that are owed still, of SAs that are no more.
+    fn make_room_for_events(&mut self) {
+        self.owed.reserve(EVENTS_PER_SA * self.sas.limit());
     }
 
     /// Takes every frame of the burst and gives each exactly one verdict.

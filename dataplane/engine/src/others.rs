@@ -34,8 +34,10 @@ pub(crate) struct Others {
 }
 
 impl Others {
-    pub(crate) fn new(me: u16, workers: u16) -> Others {
-        Others { me, workers, outbound: Vec::new(), outbound_spis: BTreeSet::new(), taken_over: false }
+    /// With room for so many SAs: address space only.
+    pub(crate) fn new(me: u16, workers: u16, sas: u32) -> Others {
+        let outbound = if workers > 1 { Vec::with_capacity(sas as usize) } else { Vec::new() };
+        Others { me, workers, outbound, outbound_spis: BTreeSet::new(), taken_over: false }
     }
 
     /// Are there no others?

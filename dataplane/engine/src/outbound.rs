@@ -64,7 +64,7 @@ impl From<DropReason> for Refusal {
 struct Seen {
     head: Head,
     flow: Flow,
-    place: Result<usize, DropReason>,
+    place: Result<u32, DropReason>,
 }
 
 impl Engine {
@@ -101,7 +101,8 @@ impl Engine {
         for decision in known[..burst.len()].iter().flatten() {
             if decision.index != last {
                 last = decision.index;
-                self.sas.prefetch_behind_outbound(last);
+                // Its selectors were looked at when it was decided.
+                self.sas.outbound_at(last).iter().for_each(|outbound| outbound.sa.prefetch());
             }
         }
         let ready = self.begin_known(now, interface, &known, burst, out);
@@ -467,7 +468,7 @@ impl Engine {
         now: Time,
         interface: u16,
         flow: &Flow,
-        place: usize,
+        place: u32,
         out: &mut impl Output<F>,
     ) -> Result<Way, Refusal> {
         let policies = self.policies_of(interface).ok_or(DropReason::NoPolicy)?;
@@ -490,14 +491,15 @@ impl Engine {
         now: Time,
         interface: u16,
         flow: &Flow,
-        place: usize,
+        place: u32,
         out: &mut impl Output<F>,
     ) -> Result<Way, Refusal> {
         let policies = match interface {
             INSIDE => &mut self.policies,
             interface => self.interfaces.policies_mut(interface).ok_or(DropReason::NoPolicy)?,
         };
-        let policy = policies.at_mut(place);
+        let (id, hold) = (policies.at(place).id, policies.at(place).hold);
+        let policy = policies.behind_mut(place);
         let (sas, others) = (&self.sas, &self.others);
         let indexes = policy.sas.iter().rev().map(|sa| sa.index);
         let fits = |index: &u32| match sas.outbound_at(*index) {
@@ -520,10 +522,10 @@ impl Engine {
             return Err(DropReason::FragmentWithoutPorts.into());
         }
         let due = policy.acquired.is_none_or(|last| now.since(last) >= ACQUIRE_INTERVAL);
-        if due && out.event(Event::Acquire { policy: policy.id, packet: flow.trigger() }) {
+        if due && out.event(Event::Acquire { policy: id, packet: flow.trigger() }) {
             policy.acquired = Some(now);
         }
-        Err(Refusal::Wait { policy: policy.id, hold: policy.hold })
+        Err(Refusal::Wait { policy: id, hold })
     }
 
     /// Sends a packet on its way; the frame is exactly Ethernet header and packet.

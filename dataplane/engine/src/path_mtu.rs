@@ -116,7 +116,7 @@ impl Engine {
     ) -> usize {
         let latest = self.policies_of(interface).and_then(|policies| {
             let place = policies.find(flow).ok()??;
-            policies.at(place).sas.last().map(|sa| sa.index)
+            policies.behind(place).sas.last().map(|sa| sa.index)
         });
         let limit = latest.and_then(|index| self.tunnel_path(now, index)).map(|path| path.limit);
         let [inside, outside] = self.mtu.map(usize::from);

@@ -1,11 +1,12 @@
 //! The SPD: ordered policies (RFC 4301 section 4.4.1), those that protect with their outbound SAs.
 
 use crate::index::Index;
+use crate::pieces::Slots;
 use crate::selectors::{Flow, Selectors};
 use crate::{DropReason, Refused};
 use spindle_abi::{PolicyAction, SelectorSet, Time};
 use spindle_aead::prefetch;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// For which packets an outbound SA is taken; of two of one rank, the later one is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -28,17 +29,27 @@ pub(crate) struct Candidate {
 /// No SA has this index.
 pub(crate) const NO_SA: u32 = u32::MAX;
 
-/// What each packet looks at comes first, in one cache line.
-#[repr(C, align(64))]
+/// Where a policy stands among the others: by priority, then in the order in which they were set.
+type Order = (u32, u64);
+
+/// What each packet looks at, in one cache line.
+#[repr(align(64))]
 pub(crate) struct Policy {
-    pub(crate) selectors: Selectors,
-    /// The index of the last one of `sas`, which is taken before the others; or [`NO_SA`].
+    selectors: Selectors,
+    order: Order,
+    /// The index of the last one of its SAs, which is taken before the others; or [`NO_SA`].
     pub(crate) latest: u32,
     pub(crate) id: u32,
-    pub(crate) action: PolicyAction,
     /// Packets that wait for an SA, at most.
     pub(crate) hold: u16,
-    priority: u32,
+    pub(crate) action: PolicyAction,
+}
+
+const _: () = assert!(size_of::<Policy>() == 64);
+
+/// What few packets look at.
+#[derive(Default)]
+pub(crate) struct Behind {
     /// What the selectors were made from.
     set: SelectorSet,
     /// Its outbound SAs, by rank, the latest of each rank last.
@@ -46,31 +57,27 @@ pub(crate) struct Policy {
     pub(crate) acquired: Option<Time>,
 }
 
-const _: () = assert!(std::mem::offset_of!(Policy, priority) + size_of::<u32>() <= 64);
-
+/// No command costs more with many of them than with few, but for a few comparisons; see [`Index`].
+#[derive(Default)]
 pub(crate) struct Policies {
-    /// By priority, then in the order in which they were set.
-    ordered: Vec<Policy>,
+    policies: Slots<Policy>,
+    /// In the same places.
+    behind: Slots<Behind>,
     index: Index,
-    /// Where the policy with this id stands.
-    places: HashMap<u32, usize>,
+    /// Where the policy with this id is.
+    places: BTreeMap<u32, u32>,
     limit: usize,
+    /// So many were set so far.
+    turn: u64,
     /// SAs whose policy does not exist at present.
-    orphans: HashMap<u32, Vec<Candidate>>,
-    /// Those that do not protect.
-    without_sas: usize,
+    orphans: BTreeMap<u32, Vec<Candidate>>,
+    /// The places of those that do not protect.
+    without_sas: BTreeSet<u32>,
 }
 
 impl Policies {
     pub(crate) fn new(limit: u32) -> Policies {
-        Policies {
-            ordered: Vec::new(),
-            index: Index::default(),
-            places: HashMap::new(),
-            limit: limit as usize,
-            orphans: HashMap::new(),
-            without_sas: 0,
-        }
+        Policies { limit: limit as usize, ..Policies::default() }
     }
 
     pub(crate) fn set(
@@ -83,69 +90,64 @@ impl Policies {
     ) -> Result<(), Refused> {
         let selectors = Selectors::new(&set).ok_or(Refused::Full("selectors"))?;
         let old = self.places.get(&id).copied();
-        if let Some(same) = old.map(|at| &mut self.ordered[at])
-            && (same.priority, same.action, &same.set) == (priority, action, &set)
-        {
-            same.hold = hold;
-            return Ok(());
+        if let Some(at) = old {
+            let same = self.policies.at_mut(at);
+            if (same.order.0, same.action, &self.behind.at(at).set) == (priority, action, &set) {
+                same.hold = hold;
+                return Ok(());
+            }
         }
-        if old.is_none() && self.ordered.len() >= self.limit {
+        if old.is_none() && self.places.len() >= self.limit {
             return Err(Refused::Full("policies"));
         }
-        let (sas, acquired) = match old.map(|at| self.ordered.remove(at)) {
+        let (sas, acquired) = match old.map(|at| self.take(id, at)) {
             Some(old) => (old.sas, old.acquired),
             None => (self.orphans.remove(&id).unwrap_or_default(), None),
         };
-        let at = self.ordered.partition_point(|p| p.priority <= priority);
-        let last = at == self.ordered.len() && old.is_none();
+        self.turn += 1;
+        let order = (priority, self.turn);
         let latest = latest(&sas);
-        let policy = Policy { selectors, latest, id, action, hold, priority, set, sas, acquired };
-        self.ordered.insert(at, policy);
-        if last {
-            self.enter(at);
-        } else {
-            self.arrange();
+        let at = self.policies.put(Policy { selectors, order, latest, id, hold, action });
+        let policies = &self.policies;
+        self.index.insert(at, &set, |one, other| policies.at(one).order < policies.at(other).order);
+        let beside = self.behind.put(Behind { set, sas, acquired });
+        debug_assert_eq!(at, beside, "both are given back together");
+        self.places.insert(id, at);
+        if action != PolicyAction::Protect {
+            self.without_sas.insert(at);
         }
         Ok(())
     }
 
     pub(crate) fn remove(&mut self, id: u32) {
         let Some(at) = self.places.get(&id).copied() else { return };
-        let policy = self.ordered.remove(at);
-        if !policy.sas.is_empty() {
-            self.orphans.insert(id, policy.sas);
-        }
-        self.arrange();
-    }
-
-    /// Makes the index anew, after places changed.
-    fn arrange(&mut self) {
-        self.index = Index::default();
-        self.places.clear();
-        self.without_sas = 0;
-        for at in 0..self.ordered.len() {
-            self.enter(at);
+        let old = self.take(id, at);
+        if !old.sas.is_empty() {
+            self.orphans.insert(id, old.sas);
         }
     }
 
-    /// Makes the policy at this place one that is found.
-    fn enter(&mut self, at: usize) {
-        let policy = &self.ordered[at];
-        self.index.push(at, &policy.set);
-        self.places.insert(policy.id, at);
-        self.without_sas += usize::from(policy.action != PolicyAction::Protect);
+    /// Takes it out of its place.
+    fn take(&mut self, id: u32, at: u32) -> Behind {
+        let old = std::mem::take(self.behind.at_mut(at));
+        self.index.remove(at, &old.set);
+        self.places.remove(&id);
+        self.without_sas.remove(&at);
+        self.policies.give_back(at);
+        self.behind.give_back(at);
+        old
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
-        self.ordered.iter().map(|policy| policy.id)
+        self.places.keys().copied()
     }
 
     fn change_sas(&mut self, id: u32, change: impl FnOnce(&mut Vec<Candidate>)) {
         match self.places.get(&id) {
             Some(at) => {
-                let policy = &mut self.ordered[*at];
-                change(&mut policy.sas);
-                policy.latest = latest(&policy.sas);
+                let sas = &mut self.behind.at_mut(*at).sas;
+                change(sas);
+                self.policies.at_mut(*at).latest = latest(sas);
             }
             None => change(self.orphans.entry(id).or_default()),
         }
@@ -153,7 +155,7 @@ impl Policies {
 
     /// The outbound SA that is taken before the others.
     pub(crate) fn latest_sa(&self, id: u32) -> Option<u32> {
-        let sas = self.places.get(&id).map(|at| &self.ordered[*at].sas).or_else(|| self.orphans.get(&id));
+        let sas = self.places.get(&id).map(|at| &self.behind.at(*at).sas).or_else(|| self.orphans.get(&id));
         sas?.last().map(|sa| sa.index)
     }
 
@@ -182,7 +184,7 @@ impl Policies {
     pub(crate) fn prefetch(&self, flow: &Flow) {
         if !self.index.is_short() {
             self.index.visit(flow, |place| {
-                prefetch(&self.ordered[place]);
+                prefetch(self.policies.at(place));
                 false
             });
         }
@@ -193,59 +195,66 @@ impl Policies {
     /// RFC 4301 section 7: what shows no ports does not match specific ones. But a fragment that may belong to what an
     /// earlier policy takes must not pass in clear, nor is it one that no policy knows: it is dropped for what it is.
     #[inline]
-    pub(crate) fn find(&self, flow: &Flow) -> Result<Option<usize>, DropReason> {
-        let (mut first, mut perhaps) = (usize::MAX, usize::MAX);
+    pub(crate) fn find(&self, flow: &Flow) -> Result<Option<u32>, DropReason> {
+        let mut first: Option<(Order, u32)> = None;
+        let mut perhaps: Option<Order> = None;
         let hidden = flow.hides_ports();
         self.index.visit(flow, |place| {
-            let selectors = &self.ordered[place].selectors;
-            if place >= first {
+            let policy = self.policies.at(place);
+            if first.is_some_and(|(order, _)| policy.order >= order) {
                 return false;
             }
-            if selectors.matches(flow) {
-                first = place;
+            if policy.selectors.matches(flow) {
+                first = Some((policy.order, place));
                 return false;
             }
-            if hidden && place < perhaps && selectors.matches_without_ports(flow) {
-                perhaps = place;
+            let is_earlier = perhaps.is_none_or(|order| policy.order < order);
+            if hidden && is_earlier && policy.selectors.matches_without_ports(flow) {
+                perhaps = Some(policy.order);
             }
             true
         });
-        let found = self.ordered.get(first);
-        let in_doubt = perhaps < first && found.is_none_or(|policy| policy.action == PolicyAction::Bypass);
-        if in_doubt {
-            return Err(DropReason::FragmentWithoutPorts);
-        }
-        Ok(found.map(|_| first))
+        let in_doubt = perhaps.is_some_and(|perhaps| {
+            first.is_none_or(|(order, place)| {
+                perhaps < order && self.policies.at(place).action == PolicyAction::Bypass
+            })
+        });
+        if in_doubt { Err(DropReason::FragmentWithoutPorts) } else { Ok(first.map(|(_, place)| place)) }
     }
 
     /// As [`Policies::find`]; that none matches is a reason as well.
     #[inline]
-    pub(crate) fn place(&self, flow: &Flow) -> Result<usize, DropReason> {
+    pub(crate) fn place(&self, flow: &Flow) -> Result<u32, DropReason> {
         self.find(flow)?.ok_or(DropReason::NoPolicy)
     }
 
     #[inline]
-    pub(crate) fn action(&self, place: usize) -> PolicyAction {
-        self.ordered[place].action
+    pub(crate) fn at(&self, place: u32) -> &Policy {
+        self.policies.at(place)
     }
 
     #[inline]
-    pub(crate) fn at(&self, place: usize) -> &Policy {
-        &self.ordered[place]
+    pub(crate) fn action(&self, place: u32) -> PolicyAction {
+        self.at(place).action
     }
 
-    pub(crate) fn at_mut(&mut self, place: usize) -> &mut Policy {
-        &mut self.ordered[place]
+    /// Of the policy at this place.
+    pub(crate) fn behind(&self, place: u32) -> &Behind {
+        self.behind.at(place)
+    }
+
+    pub(crate) fn behind_mut(&mut self, place: u32) -> &mut Behind {
+        self.behind.at_mut(place)
     }
 
     /// May this packet, seen from here, come on an SA whose selectors it matches? RFC 4301 section 4.4.1: policies that
     /// stand before the SA's cut out of its selectors what they match.
     #[inline]
     pub(crate) fn admits(&self, flow: &Flow) -> Result<(), DropReason> {
-        if self.without_sas == 0 {
+        if self.without_sas.is_empty() {
             return Ok(());
         }
-        match self.find(flow)?.map(|place| self.ordered[place].action) {
+        match self.find(flow)?.map(|place| self.action(place)) {
             Some(PolicyAction::Discard) => Err(DropReason::PolicyDiscard),
             Some(PolicyAction::Bypass) => Err(DropReason::SelectorMismatch),
             Some(PolicyAction::Protect) | None => Ok(()),
@@ -254,7 +263,8 @@ impl Policies {
 
     /// The selectors of all BYPASS policies.
     pub(crate) fn in_clear(&self) -> impl Iterator<Item = &SelectorSet> {
-        self.ordered.iter().filter(|p| p.action == PolicyAction::Bypass).map(|p| &p.set)
+        let passing = self.without_sas.iter().filter(|at| self.action(**at) == PolicyAction::Bypass);
+        passing.map(|at| &self.behind.at(*at).set)
     }
 }
 
@@ -392,11 +402,11 @@ mod tests {
                 }
             }
             for flow in &flows {
-                let found = policies.find(flow).map(|place| place.map(|place| policies.ordered[place].id));
+                let found = policies.find(flow).map(|place| place.map(|place| policies.at(place).id));
                 prop_assert_eq!(found, plain.decide(flow), "{:?}", flow);
             }
             let without_sas = plain.0.iter().filter(|entry| entry.2 != PolicyAction::Protect).count();
-            prop_assert_eq!(policies.without_sas, without_sas);
+            prop_assert_eq!(policies.without_sas.len(), without_sas);
         }
     }
 
@@ -415,11 +425,11 @@ mod tests {
             let flow = Flow { source, destination, protocol: 6, ports: Some((1, 2)), hidden: false };
             let mut looked_at = 0;
             policies.index.visit(&flow, |place| {
-                assert_eq!(place, n as usize);
+                assert_eq!(place, n);
                 looked_at += 1;
                 true
             });
-            assert_eq!((looked_at, policies.find(&flow)), (1, Ok(Some(n as usize))));
+            assert_eq!((looked_at, policies.find(&flow)), (1, Ok(Some(n))));
         }
     }
 }

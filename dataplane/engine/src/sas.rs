@@ -145,6 +145,11 @@ impl Sas {
         }
     }
 
+    /// SAs at most.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Could an SA have this index?
     pub(crate) fn has_room(&self, index: u32) -> bool {
         (index as usize) < self.limit

@@ -40,6 +40,10 @@ pub const fn back_length(inner_length: usize) -> usize {
     pad_length(inner_length) + 2 + ICV_LENGTH
 }
 
+/// RFC 4303 section 2.4: so many octets of padding, which are 1, 2, 3, and so on; the pad length; and room for the next
+/// header.
+const TRAILERS: [u64; 4] = [0x00_00, 0x01_01_00, 0x01_02_02_00, 0x01_02_03_03_00];
+
 /// The longest inner packet that fits the path once encapsulated; 0 if none does.
 #[inline]
 pub const fn inner_limit(path_mtu: usize, around: Encapsulation) -> usize {
@@ -297,13 +301,10 @@ impl OutboundSa {
         esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(header);
         rest[..IV_LENGTH].copy_from_slice(&self.sequence.to_be_bytes());
         let Some((plain, _)) = rest.split_last_chunk_mut::<ICV_LENGTH>() else { return };
-        // RFC 4303 section 2.4: the padding is 1, 2, 3, and so on.
-        match padding {
-            0 => end_with(plain, [0, next_header]),
-            1 => end_with(plain, [1, 1, next_header]),
-            2 => end_with(plain, [1, 2, 2, next_header]),
-            _ => end_with(plain, [1, 2, 3, 3, next_header]),
-        }
+        // There are at least 8 octets, of the IV if of nothing else. Without a branch, for lengths vary.
+        let Some(last) = plain.last_chunk_mut::<8>() else { return };
+        let kept = u64::from_be_bytes(*last) & u64::MAX << (8 * (padding + 2));
+        *last = (kept | TRAILERS[padding & 3] | u64::from(next_header)).to_be_bytes();
     }
 
     /// Encrypts what was begun on this SA, in the same octets, and writes the ICV.
@@ -316,8 +317,12 @@ impl OutboundSa {
         let (plain, icv) = rest.split_last_chunk_mut::<ICV_LENGTH>().expect("as it was begun");
         // RFC 4106 section 3.1: the IV must never repeat under one key. The counter, which it is, doesn't.
         let nonce = nonce(self.salt, *iv);
-        let additional = AdditionalData::new(header, u64::from_be_bytes(*iv), self.esn);
-        self.key.seal(&nonce, additional.octets(), plain, icv);
+        if self.esn {
+            let additional = AdditionalData::new(header, u64::from_be_bytes(*iv), true);
+            self.key.seal(&nonce, additional.octets(), plain, icv);
+        } else {
+            self.key.seal(&nonce, header, plain, icv);
+        }
         self.fill_checksum(octets, at);
     }
 
@@ -372,13 +377,5 @@ impl OutboundSa {
         {
             udp::fill_checksum(&mut octets[at..], ends.0, ends.1);
         }
-    }
-}
-
-/// Writes the last octets.
-#[inline]
-fn end_with<const N: usize>(octets: &mut [u8], last: [u8; N]) {
-    if let Some(place) = octets.last_chunk_mut() {
-        *place = last;
     }
 }
