@@ -4,10 +4,12 @@
 #![forbid(unsafe_code)]
 
 pub mod aead;
+pub mod alone;
 mod machine;
 pub mod regression;
 pub mod report;
 pub mod scale;
+pub mod secgw;
 pub mod tunnel;
 
 pub use machine::Machine;

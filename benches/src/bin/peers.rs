@@ -4,7 +4,7 @@
 
 use anyhow::Context;
 use clap::Parser;
-use spindle_benches::report::{Limits, Part, Report, plot, readme};
+use spindle_benches::report::{COMMITTED, Limits, Part, Report, plot, readme};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -12,12 +12,10 @@ use std::time::Instant;
 /// Measures Spindle beside its peers.
 #[derive(Parser)]
 struct Arguments {
-    /// The result file; parts in it that are not measured now stay.
-    #[arg(long)]
+    /// The result file; parts in it that are not measured now stay. The page goes beside it, that of the committed file to
+    /// benches/README.md.
+    #[arg(long, default_value = COMMITTED)]
     json: PathBuf,
-    /// Where the page goes; the plots go beside the result file. Default: beside it, too.
-    #[arg(long)]
-    page: Option<PathBuf>,
     /// This part alone; may be said again.
     #[arg(long)]
     only: Vec<Part>,
@@ -27,7 +25,7 @@ struct Arguments {
     /// Leaves out parts that the file holds from this very commit.
     #[arg(long)]
     resume: bool,
-    /// Alternating rounds in place of each part's own number (21 for AEADs, at least 5 elsewhere), for a quick look.
+    /// Alternating rounds in place of each part's own number (21 for AEADs, 5 or more elsewhere), for a quick look.
     #[arg(long)]
     rounds: Option<usize>,
 }
@@ -37,7 +35,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let parts = match (arguments.page_only, arguments.only.is_empty()) {
         (true, _) => Vec::new(),
-        (false, true) => Part::ALL.to_vec(),
+        (false, true) => {
+            Part::ALL.into_iter().filter(|part| program(*part).is_ok_and(|p| p.exists())).collect()
+        }
         (false, false) => arguments.only.clone(),
     };
     let mut failed = Vec::new();
@@ -71,8 +71,12 @@ fn holds(file: &Path, part: Part) -> anyhow::Result<bool> {
         .any(|run| run.part == part && commit.is_some() && run.versions.first() == commit.as_ref()))
 }
 
+fn program(part: Part) -> std::io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name(part.program()))
+}
+
 fn measure(part: Part, arguments: &Arguments) -> anyhow::Result<()> {
-    let program = std::env::current_exe()?.with_file_name(part.program());
+    let program = program(part)?;
     let mut command = Command::new(&program);
     command.arg("--json").arg(&arguments.json);
     if let Some(rounds) = arguments.rounds {
@@ -90,9 +94,10 @@ fn publish(arguments: &Arguments) -> anyhow::Result<PathBuf> {
     for (name, plot) in plot::all(&report)? {
         std::fs::write(file.with_file_name(name), plot)?;
     }
-    let (page, folder) = match &arguments.page {
-        Some(page) => (page.clone(), "results/"),
-        None => (file.with_extension("md"), ""),
+    let is_committed = file.canonicalize().ok() == Path::new(COMMITTED).canonicalize().ok();
+    let (page, folder) = match is_committed {
+        true => (PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")), "results/"),
+        false => (file.with_extension("md"), ""),
     };
     std::fs::write(&page, readme::render(&report, &limits, folder))
         .with_context(|| page.display().to_string())?;

@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The result file that is committed.
+pub const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results/peers.json");
+
 /// What is measured together, and can be alone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -48,7 +51,7 @@ impl Part {
     pub fn program(self) -> &'static str {
         match self {
             Part::Aead => "spindle-bench-aead",
-            Part::Engine => "spindle-bench-beside",
+            Part::Engine => "spindle-bench-alone",
             Part::Scale => "spindle-bench-scale",
             Part::Gateway => "spindle-bench-gateway",
         }

@@ -34,12 +34,14 @@ impl Part {
                 "One core, bursts of 32, one SA, AES-128-GCM in tunnel mode, with counters and a replay window of 1,024. Ours: a \
                  memory port copies each packet in; what the port takes alone is subtracted. DPDK's ipsec-secgw, built for this processor, with \
                  crypto_aesni_gcm, from net_pcap to net_null; what testpmd takes between the same ports is subtracted, and of its two modes \
-                 (plain, and `-l` with cpu-crypto) the better one counts. Its decapsulation reads the same capture again and again, \
+                 (plain, and `-l` with cpu-crypto) the better one counts, by the processor time of its threads. Its decapsulation reads the same capture again and again, \
                  so it runs *without a replay check*; ours checks."
             }
             Part::Scale => {
                 "Each burst's packets are on SAs drawn at random, uniformly or by Zipf's law (exponent 1). A memory port copies \
-                 each packet in; what it takes alone is subtracted. Octets per SA are the growth of the process."
+                 each packet in; what it takes alone is subtracted. Octets are the growth of the process; an SA's hold its keys and, inbound, \
+                 a window of 1,024. What a command takes is the median over the last tenth of them; while packets flow, a worker takes at \
+                 most 64 commands a burst."
             }
             Part::Gateway => "All on two cores; generator, cores, NAPI mode and sink are the same for all.",
         }
