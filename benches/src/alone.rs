@@ -75,22 +75,17 @@ pub struct Alone {
     sequences: Vec<u32>,
     /// How many passed the engine.
     passed: u64,
-    /// What installing took.
-    pub installed: Installed,
+    /// What they take.
+    pub octets: Octets,
 }
 
-/// What installing took: octets by which the process grew for each, and the median of what a command took over the last
-/// tenth of them.
+/// Octets by which the process grew for each that was installed.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct Installed {
-    /// Octets of an SA.
-    pub sa_octets: f64,
-    /// Of a command that installs one.
-    pub sa_nanoseconds: f64,
-    /// Octets of a policy (to encapsulate only).
-    pub policy_octets: f64,
-    /// Of a command that sets one.
-    pub policy_nanoseconds: f64,
+pub struct Octets {
+    /// SA.
+    pub sa: f64,
+    /// Policy (to encapsulate only).
+    pub policy: f64,
 }
 
 impl Alone {
@@ -111,11 +106,11 @@ impl Alone {
         let next_hop = |port| Some(NextHop { port, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500 });
         engine.set_next_hop(PEER.into(), next_hop(PortId::Outside)).expect("there is room");
         engine.set_next_hop(HOST.into(), next_hop(PortId::Inside)).expect("there is room");
-        let mut installed = Installed::default();
+        let mut octets = Octets::default();
         if way == Way::Encapsulate {
-            (installed.policy_octets, installed.policy_nanoseconds) = install(&mut engine, sas, policy);
+            octets.policy = install(&mut engine, sas, policy);
         }
-        (installed.sa_octets, installed.sa_nanoseconds) = install(&mut engine, sas, |sa| install_sa(way, sa));
+        octets.sa = install(&mut engine, sas, |sa| install_sa(way, sa));
         let mut out = Recycle::default();
         out.frames.extend((0..BURST).map(|_| MemoryFrame::new(&vec![0; 100 + size])));
         Alone {
@@ -127,7 +122,7 @@ impl Alone {
             plain: plain(way, size),
             sequences: vec![0; sas as usize],
             passed: 0,
-            installed,
+            octets,
         }
     }
 
@@ -285,25 +280,13 @@ fn remote(sa: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + sa)
 }
 
-/// Gives the engine so many commands: octets and nanoseconds of each.
-fn install(engine: &mut Engine, count: u32, command: impl Fn(u32) -> Command) -> (f64, f64) {
-    const CHUNK: u32 = 1000;
-    let chunk = |first: u32| (first..count.min(first + CHUNK)).map(&command).collect::<Vec<_>>();
-    // What commands take before they are carried out is no growth.
-    drop(chunk(0));
+/// Gives the engine so many commands: by how many octets the process grew for each.
+fn install(engine: &mut Engine, count: u32, command: impl Fn(u32) -> Command) -> f64 {
     let before = resident();
-    let mut times = Vec::new();
-    for first in (0..count).step_by(CHUNK as usize) {
-        let commands = chunk(first);
-        let (number, started) = (commands.len(), Instant::now());
-        for command in commands {
-            engine.apply(Time(1), command).expect("there is room");
-        }
-        times.push(started.elapsed().as_nanos() as f64 / number as f64);
+    for number in 0..count {
+        engine.apply(Time(1), command(number)).expect("there is room");
     }
-    let octets = (resident() - before) / f64::from(count);
-    let last = times.len() * 9 / 10;
-    (octets, median(&mut times[last..]))
+    (resident() - before) / f64::from(count)
 }
 
 /// Octets of this process in memory.

@@ -8,6 +8,7 @@ use rand_distr::{Distribution, Zipf};
 use spindle_aead::Provider;
 use spindle_benches::alone::{Alone, Way};
 use spindle_benches::report::{Goal, Part, Report, Row, Run};
+use spindle_benches::scale;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -17,6 +18,10 @@ const SIZE: usize = 64;
 const SAS: [u32; 3] = [10_000, 100_000, 1_000_000];
 /// Octets of an SA with its keys and a window of 1,024.
 const OCTETS: f64 = 640.0;
+/// What finding a packet's policy may take, in nanoseconds.
+const LOOK_UP: f64 = 40.0;
+/// Bursts of 4,096 packets in a round of look-ups.
+const LOOK_UPS: u32 = 101;
 /// Passes of the store in a round.
 const PASSES: usize = 1000;
 
@@ -84,7 +89,7 @@ fn main() -> anyhow::Result<()> {
             SAS.iter().rev().map(|sas| (*sas, Alone::new(provider, way, *sas, SIZE))).collect();
         many.reverse();
         eprintln!("spindle: SAs to {} are installed ({} s)", way.name(), started.elapsed().as_secs());
-        others.extend(installed(way, &many));
+        others.extend(octets(way, &many));
         let mut one = Alone::new(provider, way, 1, SIZE);
         let mut figures = vec![(Vec::new(), Vec::new()); 2 * many.len()];
         for round in 0..rounds {
@@ -110,38 +115,58 @@ fn main() -> anyhow::Result<()> {
         rows.sort_by_key(|(draw, _)| *draw == Draw::Zipf);
         passing.extend(rows.into_iter().map(|(_, row)| row));
     }
+    others.extend(look_up(rounds));
+    others.extend(commands(provider));
     let versions = vec![format!("AEAD provider chosen: {provider}")];
     let rows = passing.into_iter().chain(others).collect();
     Report::merge(json.as_ref(), Run::here(Part::Scale, rounds, started, versions), rows)
 }
 
-/// What installing took, and takes: the most beside the fewest.
-fn installed(way: Way, many: &[(u32, Alone)]) -> Vec<Row> {
+/// What SAs and policies take: for the most beside the fewest of them.
+fn octets(way: Way, many: &[(u32, Alone)]) -> Vec<Row> {
     let (Some((few, first)), Some((most, last))) = (many.first(), many.last()) else { return Vec::new() };
-    let peer = format!("at {few} SAs");
-    let mut rows = Vec::new();
-    let mut row = |what: String, unit, ours: f64, theirs: f64, goal| {
-        rows.push(Row::of((Part::Scale, &what, unit), (SIZE, *most), &[ours], (&peer, &[theirs]), goal));
+    let peer = format!("at {few}");
+    let row = |what: &str, ours, theirs, goal| {
+        Row::of((Part::Scale, what, "B"), (SIZE, *most), &[ours], (&peer, &[theirs]), goal)
     };
-    let kind = if way == Way::Encapsulate { "outbound" } else { "inbound" };
-    let (ours, theirs) = (last.installed, first.installed);
-    row(format!("octets per {kind} SA"), "B", ours.sa_octets, theirs.sa_octets, Some(Goal::AtMost(OCTETS)));
-    row(
-        format!("command that installs an {kind} SA"),
-        "ns",
-        ours.sa_nanoseconds,
-        theirs.sa_nanoseconds,
-        None,
-    );
-    if way == Way::Encapsulate {
-        row("octets per policy".into(), "B", ours.policy_octets, theirs.policy_octets, None);
-        row(
-            "command that sets a policy".into(),
-            "ns",
-            ours.policy_nanoseconds,
-            theirs.policy_nanoseconds,
-            None,
-        );
+    let (ours, theirs, goal) = (last.octets, first.octets, Some(Goal::AtMost(OCTETS)));
+    match way {
+        Way::Decapsulate => vec![row("octets per inbound SA", ours.sa, theirs.sa, goal)],
+        Way::Encapsulate => vec![
+            row("octets per outbound SA", ours.sa, theirs.sa, goal),
+            row("octets per policy", ours.policy, theirs.policy, None),
+        ],
+    }
+}
+
+/// Finding a packet's policy among very many for one host each, in bursts.
+fn look_up(rounds: usize) -> Vec<Row> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        theirs.push(scale::nanoseconds_per_lookup(1, LOOK_UPS));
+        ours.push(scale::nanoseconds_per_lookup(SAS[2], LOOK_UPS));
+    }
+    let goal = Some(Goal::AtMost(LOOK_UP));
+    vec![Row::of(
+        (Part::Scale, "policy look-up, uniform", "ns"),
+        (SIZE, SAS[2]),
+        &ours,
+        ("one policy", &theirs),
+        goal,
+    )]
+}
+
+/// What each kind of command costs, once very many SAs are installed and while few are.
+fn commands(provider: Provider) -> Vec<Row> {
+    let (few, many) = (scale::install(provider, SAS[0]), scale::install(provider, SAS[2]));
+    let peer = format!("at {}", SAS[0]);
+    let mut rows = Vec::new();
+    for (few, many) in few.iter().zip(&many) {
+        for (which, of) in [("half", [many.median, few.median]), ("99.9 %", [many.p999, few.p999])] {
+            let what = format!("{}: {which} take at most", many.command);
+            let [ours, theirs] = of.map(f64::from);
+            rows.push(Row::of((Part::Scale, &what, "ns"), (SIZE, SAS[2]), &[ours], (&peer, &[theirs]), None));
+        }
     }
     rows
 }

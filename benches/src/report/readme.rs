@@ -40,7 +40,7 @@ impl Part {
             Part::Scale => {
                 "Each burst's packets are on SAs drawn at random, uniformly or by Zipf's law (exponent 1). A memory port copies \
                  each packet in; what it takes alone is subtracted. Octets are the growth of the process; an SA's hold its keys and, inbound, \
-                 a window of 1,024. What a command takes is the median over the last tenth of them; while packets flow, a worker takes at \
+                 a window of 1,024. Of commands it is said what half and what 99.9 % of them take at most; while packets flow, a worker carries out at \
                  most 64 commands a burst."
             }
             Part::Gateway => "All on two cores; generator, cores, NAPI mode and sink are the same for all.",
