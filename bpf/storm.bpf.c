@@ -5,6 +5,7 @@
 // `storm` runs on XDP live frames (BPF_PROG_TEST_RUN): no packet arrives here, the kernel calls it again and again
 // on pages that it recycles, and every frame that it redirects really leaves by `egress`. Frames come back as the
 // receiving stack left them, so the whole header is written each time.
+// `plain` sends what a gateway is to encapsulate instead: IPv4 with UDP from one host to another.
 // `sink` stands on the far end of a veth pair: it counts what arrives, looks at it if asked to, and drops it.
 
 #include <linux/bpf.h>
@@ -22,9 +23,10 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 #define PROTOCOL_ESP 50
 #define PROTOCOL_UDP 17
 #define RESERVED_SPIS 256 // RFC 4303 section 2.1
+#define PLAIN_FLOWS 64
 
 // Written by the loader before the program is loaded.
-volatile const __u8 header[HEADER_MAX]; // Ethernet, IPv4, UDP if encapsulated, ESP; source and SPI are filled in
+volatile const __u8 header[HEADER_MAX]; // Ethernet, IPv4, UDP if encapsulated or plain, ESP; source and SPI are filled in
 volatile const __u32 encapsulated;      // ESP in UDP (RFC 3948)?
 volatile const __u32 checksum_base;     // the IPv4 header's 16-bit words without checksum and source, added up
 volatile const __u32 source;            // host order
@@ -112,6 +114,22 @@ int storm(struct xdp_md *ctx)
     *(__u32 *)esp = bpf_htonl(spi);
     *(__u32 *)(esp + 4) = bpf_htonl((__u32)state->sent + 1);
 
+    state->sent++;
+    return bpf_redirect(egress, 0);
+}
+
+// The host's port differs from frame to frame, so that this is more than one flow. There is no UDP checksum.
+SEC("xdp")
+int plain(struct xdp_md *ctx)
+{
+    __u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    __u32 zero = 0;
+    struct storm_state *state = bpf_map_lookup_elem(&storm_state, &zero);
+
+    if (!state || state->sent >= limit || data + ETHERNET + IPV4 + UDP > end)
+        return XDP_DROP;
+    copy(data, 0, ETHERNET + IPV4 + UDP);
+    *(__u16 *)(data + ETHERNET + IPV4) = bpf_htons(1024 + (state->sent & (PLAIN_FLOWS - 1)));
     state->sent++;
     return bpf_redirect(egress, 0);
 }

@@ -3,6 +3,7 @@
 //! [`Storm`] loads `storm.bpf.c` with a header that is built here, and runs it on XDP live frames: the kernel calls
 //! the program in a loop, which fills in SPI, source address and checksum and redirects the frame to a veth. One
 //! call costs about 24 ms to set up, so a storm is one call that a signal ends. [`Sink`] stands on a veth's far end.
+//! Plain traffic is made in the same way.
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray};
 use aya::programs::xdp::XdpMode;
@@ -85,6 +86,43 @@ fn checksum_base(header: &[u8; HEADER_MAX]) -> u32 {
     header[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum()
 }
 
+/// Plain traffic: IPv4 with UDP from one host to another, whose source port has 64 values, as fast as possible.
+#[derive(Clone, Debug)]
+pub struct PlainOptions {
+    /// As [`StormOptions::interface`].
+    pub interface: u32,
+    /// Source of the Ethernet header.
+    pub source_mac: [u8; 6],
+    /// Destination of the Ethernet header.
+    pub destination_mac: [u8; 6],
+    /// Source address.
+    pub source: Ipv4Addr,
+    /// Destination address.
+    pub destination: Ipv4Addr,
+    /// Octets of each IPv4 packet, at least 50, so that its frame is none of those that are padded.
+    pub size: u16,
+}
+
+impl PlainOptions {
+    fn header(&self) -> [u8; HEADER_MAX] {
+        let mut header = [0; HEADER_MAX];
+        header[..6].copy_from_slice(&self.destination_mac);
+        header[6..12].copy_from_slice(&self.source_mac);
+        header[12..14].copy_from_slice(&[0x08, 0x00]);
+        header[14..16].copy_from_slice(&[0x45, 0]);
+        header[16..18].copy_from_slice(&self.size.to_be_bytes());
+        header[18..24].copy_from_slice(&[0, 0, 0x40, 0, 64, 17]);
+        header[26..30].copy_from_slice(&self.source.octets());
+        header[30..34].copy_from_slice(&self.destination.octets());
+        let sum = checksum_base(&header);
+        let folded = (sum & 0xffff) + (sum >> 16);
+        header[24..26].copy_from_slice(&(!(folded + (folded >> 16)) as u16).to_be_bytes());
+        header[36..38].copy_from_slice(&9_u16.to_be_bytes()); // discard
+        header[38..40].copy_from_slice(&(self.size - 20).to_be_bytes());
+        header
+    }
+}
+
 /// Why there is no storm, or no sink.
 #[derive(Debug, thiserror::Error)]
 pub enum StormError {
@@ -131,6 +169,8 @@ unsafe impl Pod for State {}
 pub struct Storm {
     bpf: Ebpf,
     state: Array<MapData, State>,
+    /// The name of its program.
+    program: &'static str,
     frame: Vec<u8>,
     limit: u64,
 }
@@ -165,7 +205,28 @@ impl Storm {
         let state = Array::try_from(bpf.take_map("storm_state").expect("storm.bpf.c has it"))?;
         let program: &mut Xdp = bpf.program_mut("storm").expect("storm.bpf.c has it").try_into()?;
         program.load()?;
-        Ok(Storm { bpf, state, frame: padding(options), limit: options.limit })
+        let frame = padding(options.key, options.size);
+        Ok(Storm { bpf, state, program: "storm", frame, limit: options.limit })
+    }
+
+    /// Loads the program that sends plain traffic instead.
+    ///
+    /// # Errors
+    /// Sizes out of range; the kernel's refusal.
+    pub fn load_plain(options: &PlainOptions) -> Result<Storm, StormError> {
+        if !(50..=*StormOptions::SIZES.end() - 14).contains(&options.size) {
+            return Err(StormError::Option("plain packets have 50 to 2986 octets"));
+        }
+        let mut bpf = EbpfLoader::new()
+            .override_global("header", &options.header(), true)
+            .override_global("egress", &options.interface, true)
+            .override_global("limit", &u64::MAX, true)
+            .load(OBJECT)?;
+        let state = Array::try_from(bpf.take_map("storm_state").expect("storm.bpf.c has it"))?;
+        let program: &mut Xdp = bpf.program_mut("plain").expect("storm.bpf.c has it").try_into()?;
+        program.load()?;
+        let frame = padding(1, options.size + 14);
+        Ok(Storm { bpf, state, program: "plain", frame, limit: u64::MAX })
     }
 
     /// Sends until the limit or the duration is reached or `stop` is set, from the calling thread's network
@@ -229,7 +290,7 @@ impl Storm {
             rustix::thread::sched_setaffinity(None, &cores)
                 .map_err(|error| StormError::Thread(error.into()))?;
         }
-        let program: &Xdp = self.bpf.program("storm").expect("storm.bpf.c has it").try_into()?;
+        let program: &Xdp = self.bpf.program(self.program).expect("storm.bpf.c has it").try_into()?;
         let result = program.test_run(TestRunOptions {
             data_in: Some(&self.frame),
             repeat: u32::MAX,
@@ -275,13 +336,13 @@ mod interrupt {
 }
 
 /// Nothing looks behind the headers without a key; it only has to look like ciphertext.
-fn padding(options: &StormOptions) -> Vec<u8> {
-    let mut value = options.key | 1;
+fn padding(key: u32, size: u16) -> Vec<u8> {
+    let mut value = key | 1;
     let next = || {
         value = value.wrapping_mul(0x915f_77f5).wrapping_add(1);
         (value >> 24) as u8
     };
-    std::iter::repeat_with(next).take(options.size.into()).collect()
+    std::iter::repeat_with(next).take(size.into()).collect()
 }
 
 /// What a sink saw; `frames` and `octets` always, the others if it records.

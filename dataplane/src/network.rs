@@ -19,7 +19,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use spindle_engine::{NextHop, PortConfig, PortId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -97,6 +97,8 @@ pub(crate) struct Network {
     workers: Vec<Arc<Shared>>,
     ways: HashMap<IpAddr, Way>,
     neighbours: HashMap<(u32, IpAddr), [u8; 6]>,
+    /// Those of them that the operator has set, and that the kernel asks nobody for.
+    set_by_hand: HashSet<(u32, IpAddr)>,
 }
 
 /// What a notification means for the rest of the process.
@@ -127,6 +129,7 @@ impl Network {
             workers,
             ways: HashMap::new(),
             neighbours: HashMap::new(),
+            set_by_hand: HashSet::new(),
         };
         let mut messages = network.handle.neighbours().get().execute();
         while let Some(message) = messages.try_next().await.context("cannot read the neighbours")? {
@@ -145,9 +148,14 @@ impl Network {
             return self.tell(destination, None);
         };
         self.ways.insert(destination, way);
-        let known = self.neighbours.contains_key(&(way.interface, way.neighbour));
+        let neighbour = (way.interface, way.neighbour);
+        let known = self.neighbours.contains_key(&neighbour);
         if known {
             self.tell_way(destination, way);
+        }
+        // To manage it would put in its place one that is asked for.
+        if self.set_by_hand.contains(&neighbour) {
+            return;
         }
         if let Err(error) = self.manage(way).await {
             tracing::warn!(neighbour = %way.neighbour, %error, "cannot resolve");
@@ -224,6 +232,7 @@ impl Network {
             RouteNetlinkMessage::DelNeighbour(m) => {
                 if let Some((interface, neighbour)) = key(m) {
                     self.neighbours.remove(&(interface, neighbour));
+                    self.set_by_hand.remove(&(interface, neighbour));
                     self.spread((interface, neighbour), Change::Lost);
                 }
             }
@@ -285,6 +294,11 @@ impl Network {
             _ => None,
         });
         use NeighbourState::{Delay, Failed, Noarp, Permanent, Probe, Reachable, Stale};
+        if message.header.state == Permanent {
+            self.set_by_hand.insert(key);
+        } else {
+            self.set_by_hand.remove(&key);
+        }
         let change = match (message.header.state, mac) {
             (Reachable | Stale | Delay | Probe | Permanent | Noarp, Some(mac)) => {
                 if self.neighbours.insert(key, mac) == Some(mac) { Change::Same } else { Change::Found }

@@ -103,6 +103,24 @@ fn a_new_hardware_address_of_a_neighbour_is_followed() {
     nothing_leaked(&mut testbed);
 }
 
+/// Other neighbours are managed, so that the kernel asks for them; one that was set by hand nobody may answer for.
+#[test]
+fn a_neighbour_that_the_operator_has_set_stays() {
+    let (mut testbed, stream) = flowing();
+    let topology = testbed.topology();
+    let (host, interface) = (topology.addresses.host(Side::B), Side::B.inside_interface());
+    let file = format!("cat /sys/class/net/{}/address", Side::B.host_interface());
+    let mac = topology.host(Side::B).run(&file).expect("an address");
+    b(&testbed, &format!("neigh replace {host} lladdr {} dev {interface} nud permanent", mac.trim()));
+    // All next hops are looked up again.
+    b(&testbed, "route add 203.0.113.0/24 dev b-in");
+    flows_again(&testbed, &stream, "a neighbour was set");
+    let shown = testbed.topology().gateway(Side::B).ip(&format!("neigh show {host} dev {interface}"));
+    assert!(shown.as_ref().is_ok_and(|text| text.contains("PERMANENT")), "{shown:?}");
+    every_packet_is_counted(&testbed);
+    nothing_leaked(&mut testbed);
+}
+
 #[test]
 fn a_changed_route_is_followed() {
     let (mut testbed, stream) = flowing();
