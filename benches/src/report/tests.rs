@@ -81,3 +81,18 @@ fn the_page_says_by_how_much_a_goal_is_missed_and_what_limits() {
     assert_eq!(plots.len(), 1);
     assert!(plots[0].1.contains("encapsulate, Spindle") && plots[0].1.contains("decapsulate, peer"));
 }
+
+/// Nobody changes the page, or a plot, by hand, or forgets to make them anew.
+#[test]
+fn the_committed_page_is_what_the_committed_file_makes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let results = folder.join("results");
+    let report = Report::load(Path::new(COMMITTED)).unwrap();
+    assert!(!report.rows.is_empty(), "nothing is measured");
+    let limits = Limits::load(&results.join("limits.toml")).unwrap();
+    let page = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    assert_eq!(page, readme::render(&report, &limits, "results/"), "say scripts/bench peers --page-only");
+    for (name, plot) in plot::all(&report).unwrap() {
+        assert_eq!(std::fs::read_to_string(results.join(name)).unwrap(), plot, "{name}");
+    }
+}
