@@ -148,19 +148,40 @@ impl Flows {
             & self.places.len().wrapping_sub(1)
     }
 
+    /// Fetches the place that a flow has first, and says which that is: for [`Flows::find_from`].
     #[inline]
-    pub(crate) fn prefetch(&self, key: Key) {
-        if let Some(place) = self.places.get(self.place(key)) {
+    pub(crate) fn prefetch(&self, key: Key) -> u32 {
+        let at = self.place(key);
+        if let Some(place) = self.places.get(at) {
             prefetch(place);
         }
+        at as u32
+    }
+
+    #[inline]
+    fn holds(&self, at: usize, key: Key) -> bool {
+        self.places.get(at).is_some_and(|place| place.key == key && place.generation == self.generation)
+    }
+
+    /// The place of the flow, whose first one is this.
+    #[inline]
+    pub(crate) fn find_from(&self, key: Key, first: u32) -> Option<u32> {
+        let first = first as usize;
+        if self.holds(first, key) {
+            return Some(first as u32);
+        }
+        self.holds(first ^ 1, key).then_some((first ^ 1) as u32)
+    }
+
+    /// What was decided of the flow that was found at this place, and has it still.
+    #[inline]
+    pub(crate) fn at(&self, place: u32) -> &Decision {
+        &self.places[place as usize].decision
     }
 
     #[inline]
     pub(crate) fn find(&self, key: Key) -> Option<&Decision> {
-        let at = self.place(key);
-        let holds = |place: &&Place| place.key == key && place.generation == self.generation;
-        let place = self.places.get(at).filter(holds).or_else(|| self.places.get(at ^ 1).filter(holds))?;
-        Some(&place.decision)
+        Some(self.at(self.find_from(key, self.place(key) as u32)?))
     }
 
     fn put(&mut self, key: Key, decision: Decision) {

@@ -267,17 +267,27 @@ impl Index {
         self.few.is_some()
     }
 
-    /// Fetches what will be looked at ahead of [`Index::visit`].
+    /// Fetches what will be looked at ahead of [`Index::visit`]. If all that may match this packet stands under one hash, that
+    /// one, for [`Index::only`].
     #[inline]
-    pub(crate) fn prefetch(&self, flow: &Flow) {
+    pub(crate) fn prefetch(&self, flow: &Flow) -> Option<u64> {
         if self.is_short() {
-            return;
+            return None;
         }
-        for (lengths, _) in &self.lengths[usize::from(flow.source.is_ipv6())] {
-            if let Some(hash) = hash(flow.source, flow.destination, *lengths) {
-                prefetch(self.buckets.at(self.home(hash)));
-            }
+        let of_version = &self.lengths[usize::from(flow.source.is_ipv6())];
+        let hashes = of_version.iter().map(|(lengths, _)| hash(flow.source, flow.destination, *lengths));
+        let mut last = None;
+        for hash in hashes.flatten() {
+            prefetch(self.buckets.at(self.home(hash)));
+            last = Some(hash);
         }
+        last.filter(|_| of_version.len() == 1)
+    }
+
+    /// The place of the policy that stands under this hash, if it is one.
+    #[inline]
+    pub(crate) fn only(&self, hash: u64) -> Option<u32> {
+        self.value(hash).filter(|value| value & LIST == 0)
     }
 
     /// Calls for the places of policies that may match, in their order within a pair of blocks, until they answer

@@ -1,7 +1,7 @@
 //! The look-up of outbound policies alone, in bursts as the engine does it, for whoever measures it.
 
 use crate::BURST;
-use crate::policies::Policies;
+use crate::policies::{Policies, Sought};
 use crate::selectors::Flow;
 use spindle_abi::{PolicyAction, Selector, SelectorSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -39,12 +39,14 @@ impl Lookups {
         if !whole {
             return std::hint::black_box(&flows).len();
         }
-        flows.iter().for_each(|flow| self.policies.prefetch_index(flow));
-        flows.iter().for_each(|flow| self.policies.prefetch(flow));
-        let is_right = |(flow, number): (&Flow, u32)| {
-            self.policies.place(flow).is_ok_and(|place| self.policies.at(place).id == number)
+        let mut sought = flows.map(|flow| self.policies.seek(&flow));
+        for (flow, sought) in flows.iter().zip(&mut sought) {
+            *sought = self.policies.approach(flow, *sought);
+        }
+        let is_right = |((flow, sought), number): ((&Flow, Sought), u32)| {
+            self.policies.reach(flow, sought).is_ok_and(|place| self.policies.at(place).id == number)
         };
-        flows.iter().zip(numbers).filter(|pair| is_right((pair.0, pair.1))).count()
+        flows.iter().zip(sought).zip(numbers).filter(|one| is_right(*one)).count()
     }
 }
 

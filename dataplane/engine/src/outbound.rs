@@ -4,7 +4,7 @@ use crate::flows::{Decision as Known, Key, Plain};
 use crate::icmp_errors::Complaint;
 use crate::inbound::{head, is_unicast};
 use crate::interfaces::INSIDE;
-use crate::policies::NO_SA;
+use crate::policies::{NO_SA, Sought};
 use crate::sas::Limit;
 use crate::selectors::Flow;
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, Origin, Output, PortId};
@@ -19,6 +19,9 @@ use std::time::Duration;
 const ACQUIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// Fragments beside the first that a packet is split into at most.
 pub(crate) const FRAGMENTS: usize = 7;
+
+/// Of a flow that was not found, its place.
+const NOWHERE: u32 = u32::MAX;
 
 /// How a packet from inside goes on.
 #[derive(Clone, Copy)]
@@ -78,43 +81,49 @@ impl Engine {
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
-        let (mut keys, mut known) = ([None; BURST], [None; BURST]);
-        for (frame, key) in burst.iter().zip(&mut keys) {
+        let (mut keys, mut found) = ([None; BURST], [NOWHERE; BURST]);
+        for ((frame, key), place) in burst.iter().zip(&mut keys).zip(&mut found) {
             *key = self.key_from_inside(interface, frame.data());
-            key.iter().for_each(|key| self.flows.prefetch(*key));
+            key.iter().for_each(|key| *place = self.flows.prefetch(*key));
         }
         let (mut all_known, mut last) = (true, NO_SA);
-        for (key, known) in keys[..burst.len()].iter().zip(&mut known) {
-            // It holds for the whole burst: no packet from inside changes what it rests on.
-            *known = key.and_then(|key| self.flows.find(key).copied());
-            match known {
-                None => all_known = false,
-                Some(decision) if decision.index == last => {}
-                Some(decision) => {
-                    last = decision.index;
-                    self.fetch_outbound(last);
-                }
+        for (key, place) in keys[..burst.len()].iter().zip(&mut found) {
+            *place = key.and_then(|key| self.flows.find_from(key, *place)).unwrap_or(NOWHERE);
+            if *place == NOWHERE {
+                all_known = false;
+                continue;
+            }
+            let index = self.flows.at(*place).index;
+            if index != last {
+                last = index;
+                self.fetch_outbound(last);
             }
         }
-        let seen = if all_known { ArrayVec::new() } else { self.see_others(interface, burst, &known) };
+        let seen = if all_known { ArrayVec::new() } else { self.see_others(interface, burst, &found) };
         last = NO_SA;
-        for decision in known[..burst.len()].iter().flatten() {
-            if decision.index != last {
-                last = decision.index;
+        for place in found[..burst.len()].iter().filter(|place| **place != NOWHERE) {
+            let index = self.flows.at(*place).index;
+            if index != last {
+                last = index;
                 // Its selectors were looked at when it was decided.
                 self.sas.outbound_at(last).iter().for_each(|outbound| outbound.sa.prefetch());
             }
         }
-        let ready = self.begin_known(now, interface, &known, burst, out);
+        let ready = self.begin_known(now, interface, &found, burst, out);
         let mut frames = burst.drain(..);
         for frame in frames.by_ref().take(ready) {
             out.transmit(PortId::Outside, frame);
         }
         for (at, frame) in (ready..).zip(frames) {
-            match (&known[at], seen.get(at)) {
-                (Some(decision), _) => self.follow(now, interface, decision, frame, out),
-                (None, Some(seen)) => self.judge_inside(now, interface, keys[at], seen, frame, out),
-                (None, None) => self.process_one(now, interface, keys[at], frame, out),
+            let key = keys[at];
+            // Another flow may have its place by now.
+            let known = key.filter(|_| found[at] != NOWHERE).and_then(|key| self.flows.find(key).copied());
+            match (known, seen.get(at)) {
+                (Some(decision), _) => self.follow(now, interface, &decision, frame, out),
+                (None, Some(seen)) if found[at] == NOWHERE => {
+                    self.judge_inside(now, interface, key, seen, frame, out);
+                }
+                (None, _) => self.process_one(now, interface, key, frame, out),
             }
         }
     }
@@ -125,19 +134,23 @@ impl Engine {
         &mut self,
         now: Time,
         interface: u16,
-        known: &[Option<Known>; BURST],
+        found: &[u32; BURST],
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) -> usize {
         let is_host = self.is_host(interface);
-        let mut begun: ArrayVec<Begun, BURST> = ArrayVec::new();
-        for (frame, decision) in burst.iter_mut().zip(known) {
-            let Some(decision) = decision else { break };
-            let Some(one) = self.begin(now, is_host, decision, frame, out) else { break };
-            begun.push(one);
+        let mut begun: ArrayVec<(u32, Begun), BURST> = ArrayVec::new();
+        for (frame, place) in burst.iter_mut().zip(found) {
+            if *place == NOWHERE {
+                break;
+            }
+            // No packet from inside changes what it rests on, and none was remembered yet.
+            let decision = *self.flows.at(*place);
+            let Some(one) = self.begin(now, is_host, &decision, frame, out) else { break };
+            begun.push((decision.index, one));
         }
-        for ((frame, decision), begun) in burst.iter_mut().zip(known.iter().flatten()).zip(&begun) {
-            self.seal(decision.index, frame, *begun);
+        for (frame, (index, begun)) in burst.iter_mut().zip(&begun) {
+            self.seal(*index, frame, *begun);
         }
         self.count_sent(begun.len() as u64);
         begun.len()
@@ -161,27 +174,31 @@ impl Engine {
         self.region.iter().for_each(|region| region.prefetch(index));
     }
 
-    /// Reads those of a burst of whose flows nothing is known, and fetches what they need.
+    /// Reads those of a burst of whose flows nothing was found, and fetches what they need.
     #[inline(never)]
     fn see_others<F: Frame>(
         &self,
         interface: u16,
         burst: &ArrayVec<F, BURST>,
-        known: &[Option<Known>; BURST],
+        found: &[u32; BURST],
     ) -> ArrayVec<Result<Seen, DropReason>, BURST> {
         let mut all: ArrayVec<Result<Seen, DropReason>, BURST> = ArrayVec::new();
         let policies = self.policies_of(interface);
-        for (frame, known) in burst.iter().zip(known) {
-            let seen = if known.is_none() { see(frame.data()) } else { Err(DropReason::NoPolicy) };
+        let mut sought = [Sought::Anywhere; BURST];
+        for ((frame, place), sought) in burst.iter().zip(found).zip(&mut sought) {
+            let seen = if *place == NOWHERE { see(frame.data()) } else { Err(DropReason::NoPolicy) };
             if let (Some(policies), Ok(seen)) = (policies, &seen) {
-                policies.prefetch_index(&seen.flow);
+                *sought = policies.seek(&seen.flow);
             }
             all.push(seen);
         }
         let Some(policies) = policies else { return all };
-        all.iter().flatten().for_each(|seen| policies.prefetch(&seen.flow));
-        for seen in all.iter_mut().flatten() {
-            seen.place = policies.place(&seen.flow);
+        for (seen, sought) in all.iter().zip(&mut sought) {
+            seen.iter().for_each(|seen| *sought = policies.approach(&seen.flow, *sought));
+        }
+        for (seen, sought) in all.iter_mut().zip(sought) {
+            let Ok(seen) = seen else { continue };
+            seen.place = policies.reach(&seen.flow, sought);
             if let Ok(place) = seen.place {
                 self.fetch_outbound(policies.at(place).latest);
             }

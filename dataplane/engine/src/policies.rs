@@ -57,6 +57,17 @@ pub(crate) struct Behind {
     pub(crate) acquired: Option<Time>,
 }
 
+/// How far the look-up of a packet's policy has come.
+#[derive(Clone, Copy)]
+pub(crate) enum Sought {
+    /// Nothing is known.
+    Anywhere,
+    /// All policies that may match stand under this hash.
+    Under(u64),
+    /// No other policy than the one at this place can match.
+    At(u32),
+}
+
 /// No command costs more with many of them than with few, but for a few comparisons; see [`Index`].
 #[derive(Default)]
 pub(crate) struct Policies {
@@ -173,20 +184,41 @@ impl Policies {
         }
     }
 
-    /// Fetches where a packet's policy will be looked for.
+    /// The first of three steps over a burst: fetches where a packet's policy will be looked for.
     #[inline]
-    pub(crate) fn prefetch_index(&self, flow: &Flow) {
-        self.index.prefetch(flow);
+    pub(crate) fn seek(&self, flow: &Flow) -> Sought {
+        self.index.prefetch(flow).map_or(Sought::Anywhere, Sought::Under)
     }
 
-    /// And then the policies that will be looked at.
+    /// The second one: fetches the policies that will be looked at.
     #[inline]
-    pub(crate) fn prefetch(&self, flow: &Flow) {
-        if !self.index.is_short() {
-            self.index.visit(flow, |place| {
-                prefetch(self.policies.at(place));
-                false
-            });
+    pub(crate) fn approach(&self, flow: &Flow, sought: Sought) -> Sought {
+        let near = |place| prefetch(self.policies.at(place));
+        match sought {
+            Sought::Under(hash) => match self.index.only(hash) {
+                Some(place) => {
+                    near(place);
+                    Sought::At(place)
+                }
+                None => Sought::Anywhere,
+            },
+            _ if self.index.is_short() => Sought::Anywhere,
+            _ => {
+                self.index.visit(flow, |place| {
+                    near(place);
+                    false
+                });
+                Sought::Anywhere
+            }
+        }
+    }
+
+    /// And the third: as [`Policies::place`].
+    #[inline]
+    pub(crate) fn reach(&self, flow: &Flow, sought: Sought) -> Result<u32, DropReason> {
+        match sought {
+            Sought::At(place) if self.policies.at(place).selectors.matches(flow) => Ok(place),
+            _ => self.place(flow),
         }
     }
 
@@ -402,6 +434,8 @@ mod tests {
                 }
             }
             for flow in &flows {
+                let sought = policies.approach(flow, policies.seek(flow));
+                prop_assert_eq!(policies.reach(flow, sought), policies.place(flow));
                 let found = policies.find(flow).map(|place| place.map(|place| policies.at(place).id));
                 prop_assert_eq!(found, plain.decide(flow), "{:?}", flow);
             }

@@ -40,6 +40,9 @@ pub const fn back_length(inner_length: usize) -> usize {
     pad_length(inner_length) + 2 + ICV_LENGTH
 }
 
+/// Octets of outer IPv4, SPI, sequence number and IV.
+const PLAIN: usize = ipv4::HEADER_LENGTH + esp::HEADER_LENGTH + IV_LENGTH;
+
 /// RFC 4303 section 2.4: so many octets of padding, which are 1, 2, 3, and so on; the pad length; and room for the next
 /// header.
 const TRAILERS: [u64; 4] = [0x00_00, 0x01_01_00, 0x01_02_02_00, 0x01_02_03_03_00];
@@ -264,6 +267,15 @@ impl OutboundSa {
             return Err(Exhausted);
         }
         self.sequence += 1;
+        if let (Ends::V4(outer), false, false) = (&self.ends, self.in_udp, self.in_transport)
+            && let Some(begin) = octets.first_chunk_mut()
+        {
+            let payload_length =
+                (inner_length + back_length(inner_length) + PLAIN - ipv4::HEADER_LENGTH) as u16;
+            let next_header = self.write_plain(outer, payload_length, begin);
+            write_trailer(octets, pad_length(inner_length), next_header);
+            return Ok(Begun(ipv4::HEADER_LENGTH as u16));
+        }
         let (at, next_header) = if self.in_transport {
             self.keep_headers(octets, front)
         } else {
@@ -273,8 +285,24 @@ impl OutboundSa {
             let next_header = if is_ipv6 { protocol::IPV6 } else { protocol::IPV4 };
             (ip::header_length(matches!(self.ends, Ends::V6(_))), next_header)
         };
-        self.write_esp(&mut octets[at..], pad_length(inner_length), next_header);
+        self.write_esp(&mut octets[at..]);
+        write_trailer(octets, pad_length(inner_length), next_header);
         Ok(Begun(at as u16))
+    }
+
+    /// What most packets get: an outer IPv4 header and ESP's, in a length that the compiler knows. The next header.
+    #[inline]
+    fn write_plain(&self, outer: &ipv4::Outer, payload_length: u16, octets: &mut [u8; PLAIN + 8]) -> u8 {
+        let (front, inner) = octets.split_at_mut(PLAIN);
+        let is_ipv6 = inner[0] >> 4 == 6;
+        let inner = tunnel::Inner::of(inner);
+        let class = tunnel::outer_traffic_class(inner.traffic_class);
+        let identification = self.sequence as u16;
+        outer.emit(class, identification, inner.dont_fragment, payload_length, front);
+        let front = &mut front[ipv4::HEADER_LENGTH..];
+        esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(front);
+        front[esp::HEADER_LENGTH..].copy_from_slice(&self.sequence.to_be_bytes());
+        if is_ipv6 { protocol::IPV6 } else { protocol::IPV4 }
     }
 
     /// Are all sequence numbers used?
@@ -283,10 +311,9 @@ impl OutboundSa {
         self.sequence >= self.last_sequence()
     }
 
-    /// Writes what is behind the IP header: UDP header if encapsulated, SPI, sequence number and IV; and behind the
-    /// payload the trailer.
+    /// Writes what is behind the IP header: UDP header if encapsulated, SPI, sequence number and IV.
     #[inline]
-    fn write_esp(&self, octets: &mut [u8], padding: usize, next_header: u8) {
+    fn write_esp(&self, octets: &mut [u8]) {
         let udp = if self.in_udp { udp::HEADER_LENGTH } else { 0 };
         if self.in_udp {
             // RFC 3948 section 2.1: over IPv4 the UDP checksum should be zero.
@@ -300,11 +327,6 @@ impl OutboundSa {
         let (header, rest) = octets[udp..].split_at_mut(esp::HEADER_LENGTH);
         esp::Repr { spi: self.spi.0, sequence: self.sequence as u32 }.emit(header);
         rest[..IV_LENGTH].copy_from_slice(&self.sequence.to_be_bytes());
-        let Some((plain, _)) = rest.split_last_chunk_mut::<ICV_LENGTH>() else { return };
-        // There are at least 8 octets, of the IV if of nothing else. Without a branch, for lengths vary.
-        let Some(last) = plain.last_chunk_mut::<8>() else { return };
-        let kept = u64::from_be_bytes(*last) & u64::MAX << (8 * (padding + 2));
-        *last = (kept | TRAILERS[padding & 3] | u64::from(next_header)).to_be_bytes();
     }
 
     /// Encrypts what was begun on this SA, in the same octets, and writes the ICV.
@@ -378,4 +400,14 @@ impl OutboundSa {
             udp::fill_checksum(&mut octets[at..], ends.0, ends.1);
         }
     }
+}
+
+/// Writes padding, pad length and next header before the ICV.
+#[inline]
+fn write_trailer(octets: &mut [u8], padding: usize, next_header: u8) {
+    let Some((plain, _)) = octets.split_last_chunk_mut::<ICV_LENGTH>() else { return };
+    // There are at least 8 octets, of the IV if of nothing else. Without a branch, for lengths vary.
+    let Some(last) = plain.last_chunk_mut() else { return };
+    let kept = u64::from_be_bytes(*last) & u64::MAX << (8 * (padding + 2));
+    *last = (kept | TRAILERS[padding & 3] | u64::from(next_header)).to_be_bytes();
 }
