@@ -266,7 +266,7 @@ pub mod sa_slot {
     /// Blocks that a slot has room for.
     pub const BLOCKS: usize = 2;
     /// Blocks of the largest replay window.
-    pub const MAX_BLOCKS: usize = 2048;
+    pub const MAX_BLOCKS: usize = 1024;
 }
 
 /// Virtual interfaces at most.

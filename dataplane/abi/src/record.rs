@@ -17,7 +17,7 @@ pub const COMMAND_SIZE: usize = 512;
 pub const EVENT_SIZE: usize = 64;
 
 /// Version of everything in this file; change it with any layout.
-const LAYOUT_VERSION: u64 = 7;
+const LAYOUT_VERSION: u64 = 8;
 
 /// Both sides of an attachment must have the same.
 pub const LAYOUT_HASH: u64 = {

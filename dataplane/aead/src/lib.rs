@@ -133,6 +133,8 @@ impl fmt::Debug for Key {
 /// Who encrypts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Provider {
+    /// Our own AES-GCM on 512-bit vectors (VAES, VPCLMULQDQ, AVX-512); ChaCha20-Poly1305 is AWS-LC's.
+    Vaes512,
     /// Our own AES-GCM on 256-bit vectors (VAES, VPCLMULQDQ); ChaCha20-Poly1305 is AWS-LC's.
     Vaes,
     /// Our own AES-GCM on single blocks (AES-NI, PCLMULQDQ); ChaCha20-Poly1305 is AWS-LC's.
@@ -167,7 +169,8 @@ impl std::error::Error for NoProvider {}
 
 impl Provider {
     /// All of them, the fastest first.
-    pub const ALL: [Provider; 4] = [Provider::Vaes, Provider::AesNi, Provider::AwsLc, Provider::Portable];
+    pub const ALL: [Provider; 5] =
+        [Provider::Vaes512, Provider::Vaes, Provider::AesNi, Provider::AwsLc, Provider::Portable];
 
     /// Those that this CPU has the instructions for, the fastest first.
     pub fn available() -> impl Iterator<Item = Provider> {
@@ -178,11 +181,13 @@ impl Provider {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Provider::Vaes512 => gcm::is_available(gcm::Width::Four),
+            #[cfg(target_arch = "x86_64")]
             Provider::Vaes => gcm::is_available(gcm::Width::Two),
             #[cfg(target_arch = "x86_64")]
             Provider::AesNi => gcm::is_available(gcm::Width::One),
             #[cfg(not(target_arch = "x86_64"))]
-            Provider::Vaes | Provider::AesNi => false,
+            Provider::Vaes512 | Provider::Vaes | Provider::AesNi => false,
             Provider::AwsLc | Provider::Portable => true,
         }
     }
@@ -215,11 +220,13 @@ impl Provider {
             (Provider::Portable, _) => portable::key(algorithm, key)?,
             (Provider::AwsLc, _) | (_, Algorithm::ChaCha20Poly1305) => aws_lc::key(algorithm, key)?,
             #[cfg(target_arch = "x86_64")]
+            (Provider::Vaes512, _) => gcm::key(gcm::Width::Four, algorithm, key)?,
+            #[cfg(target_arch = "x86_64")]
             (Provider::Vaes, _) => gcm::key(gcm::Width::Two, algorithm, key)?,
             #[cfg(target_arch = "x86_64")]
             (Provider::AesNi, _) => gcm::key(gcm::Width::One, algorithm, key)?,
             #[cfg(not(target_arch = "x86_64"))]
-            (Provider::Vaes | Provider::AesNi, _) => return None,
+            (Provider::Vaes512 | Provider::Vaes | Provider::AesNi, _) => return None,
         }))
     }
 }
@@ -227,6 +234,7 @@ impl Provider {
 impl fmt::Display for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Provider::Vaes512 => "vaes-512",
             Provider::Vaes => "vaes",
             Provider::AesNi => "aes-ni",
             Provider::AwsLc => "aws-lc",

@@ -10,9 +10,15 @@ pub fn prefetch<T: ?Sized>(value: &T) {
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let first = std::ptr::from_ref(value).cast::<i8>();
-        for offset in (0..size_of_val(value)).step_by(LINE) {
-            // SAFETY: SSE is part of x86_64; a prefetch reads nothing architecturally and faults on no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(offset)) };
+        let size = size_of_val(value);
+        // SAFETY: SSE is part of x86_64; a prefetch reads nothing architecturally and faults on no address.
+        let fetch = |offset| unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(offset)) };
+        for offset in (0..size).step_by(LINE) {
+            fetch(offset);
+        }
+        // What does not begin with a line may end in one more.
+        if align_of_val(value) < LINE {
+            fetch(size.saturating_sub(1));
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -8,10 +8,12 @@
 //! ([`Flows::forget`]). What depends on the packet or changes with packets (lengths, TTL, limits of an SA, learned path MTUs)
 //! is not here.
 
+use crate::selectors::Flow;
 use crate::{Engine, NextHop, PortId};
 use spindle_abi::Time;
 use spindle_aead::prefetch;
 use spindle_wire::{checksum, ipv4, protocol, tcp};
+use std::net::Ipv4Addr;
 
 /// A packet that can have a place here, as its headers say.
 pub(crate) struct Plain {
@@ -67,25 +69,33 @@ impl Plain {
     /// As it comes from inside by this interface.
     #[inline]
     pub(crate) fn of_inside(&self, interface: u16) -> Key {
-        self.key(u32::from(interface) << 1)
-    }
-
-    /// As it came in ESP on the SA with this index.
-    #[inline]
-    pub(crate) fn on_sa(&self, index: u32) -> Key {
-        self.key(index << 1 | 1)
-    }
-
-    #[inline]
-    fn key(&self, whence: u32) -> Key {
-        let rest = u64::from(self.ports) << 32 | u64::from(whence << 1) | u64::from(self.is_udp);
+        let rest = u64::from(self.ports) << 32 | u64::from(interface) << 1 | u64::from(self.is_udp);
         Key { addresses: self.addresses, rest }
+    }
+
+    /// Source and destination.
+    #[inline(always)]
+    pub(crate) fn ends(&self) -> (Ipv4Addr, Ipv4Addr) {
+        let [a, b, c, d, e, f, g, h] = self.addresses.to_ne_bytes();
+        (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h))
+    }
+
+    /// What selectors see of it from the other end.
+    #[inline(always)]
+    pub(crate) fn reversed_flow(&self) -> Flow {
+        let (source, destination) = self.ends();
+        let [s, t, u, v] = self.ports.to_ne_bytes();
+        Flow {
+            source: destination.into(),
+            destination: source.into(),
+            protocol: if self.is_udp { protocol::UDP } else { protocol::TCP },
+            ports: Some((u16::from_be_bytes([u, v]), u16::from_be_bytes([s, t]))),
+            hidden: false,
+        }
     }
 }
 
-const _: () = assert!(spindle_abi::MAX_SAS <= 1 << 30);
-
-/// A flow, and whence it comes.
+/// A flow from inside, and by which interface it comes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Key {
     addresses: u64,
@@ -95,11 +105,11 @@ pub(crate) struct Key {
 /// What is done with a flow's packets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decision {
-    /// From inside: the outbound SA.
+    /// The outbound SA.
     pub(crate) index: u32,
     /// From inside: octets of a packet that fits the path, at most.
     pub(crate) limit: u16,
-    /// Where they leave, or the ESP around them.
+    /// Where the ESP around them leaves.
     pub(crate) hop: NextHop,
 }
 
@@ -209,16 +219,6 @@ impl Engine {
         if let Some(hop) = self.next_hops.find(outbound.sa.remote()).filter(|hop| hop.port == PortId::Outside)
         {
             self.flows.put(key, Decision { index, limit: limit.min(usize::from(u16::MAX)) as u16, hop });
-        }
-    }
-
-    /// A packet that came on an SA goes to the inside, to this destination.
-    pub(crate) fn remember_inbound(&mut self, key: Key, destination: std::net::IpAddr) {
-        if self.inside_is_host || self.is_local(destination) {
-            return;
-        }
-        if let Some(hop) = self.next_hops.find(destination).filter(|hop| hop.port == PortId::Inside) {
-            self.flows.put(key, Decision { index: 0, limit: 0, hop });
         }
     }
 }

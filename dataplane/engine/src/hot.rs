@@ -5,7 +5,7 @@
 //! - *outbound*, numbers are reserved [`BATCH`] at a time before the first of them is used; the next engine goes on
 //!   behind all that are reserved;
 //! - *inbound*, a packet's number is marked before the packet is handed on. As the window moves, its right end is stored
-//!   first: what a half-made move leaves behind in it only ever refuses packets.
+//!   first: what a half-made move leaves behind in it refuses packets, or is of numbers that no packet was handed on with.
 //!
 //! A slot is known by its SA's keys ([`identity`]), so the same keys never begin at 1 again, and no other SA takes the slot
 //! for its own.
@@ -166,11 +166,12 @@ enum Store {
 fn stores(window: &ReplayWindow, top: u64, sequence: u64, mut store: impl FnMut(Store)) {
     let (blocks, new) = (window.blocks(), window.top());
     if new > top {
-        // First, so that what is cleared below is left of the window already.
+        // First, so that what makes room below is left of the window already.
         store(Store::Top(new));
         let mask = blocks.len().wrapping_sub(1);
+        // The block of the last one follows below.
         let moved = ((new >> 6) - (top >> 6)).min(blocks.len() as u64);
-        for step in 1..=moved {
+        for step in 0..moved {
             let block = ((top >> 6).wrapping_add(step)) as usize & mask;
             store(Store::Block(block, blocks[block]));
         }

@@ -1,8 +1,10 @@
 //! From outside: frames become ESP packets, their SPIs' states decide, and what opens and is within its SA's
-//! selectors goes inside. In steps over the burst, so that memory is fetched ahead of its use.
+//! selectors goes inside. In steps over the burst, so that memory is fetched ahead of its use: what each packet is, its
+//! SPI's state, its SA, its plaintext; then all leave in the order in which they came.
 
-use crate::flows::{Key, Plain};
+use crate::flows::Plain;
 use crate::interfaces::INSIDE;
+use crate::sas::{Limit, Owed};
 use crate::selectors::Flow;
 use crate::spi_table::{End, Known};
 use crate::{ArrayVec, BURST, Counter, DropReason, ETHERNET, Engine, Frame, NextHop, Origin, Output, PortId};
@@ -51,15 +53,15 @@ impl Arrival {
 }
 
 /// What was in an ESP packet: where it starts in the frame, its length, and where it goes.
+#[derive(Clone, Copy)]
 struct Opened {
     start: usize,
     length: usize,
     onward: Onward,
 }
 
+#[derive(Clone, Copy)]
 enum Onward {
-    /// As was decided of its flow.
-    By(NextHop),
     To(IpAddr),
     Host(u16),
 }
@@ -68,6 +70,8 @@ enum Onward {
 #[derive(Clone, Copy)]
 enum Kind {
     Esp(Arrival, Known),
+    /// It was ESP.
+    Opened(Result<Opened, DropReason>),
     /// To be made whole first.
     Fragment,
     /// An ICMP error to us.
@@ -84,42 +88,74 @@ impl Engine {
         burst: &mut ArrayVec<F, BURST>,
         out: &mut impl Output<F>,
     ) {
+        // Of what is the same as of the packet before nothing is asked again: bursts are made of runs.
         let mut kinds: ArrayVec<Kind, BURST> = ArrayVec::new();
+        let (mut ours, mut last) = (0, Spi(0));
         for frame in burst.iter() {
-            let kind = self.classify(frame.data());
-            if let Kind::Esp(arrival, _) = &kind {
-                self.spis.prefetch(arrival.spi);
+            let kind = self.classify(frame.data(), &mut ours);
+            if let Kind::Esp(Arrival { spi, .. }, _) = kind
+                && spi != last
+            {
+                self.spis.prefetch(spi);
+                last = spi;
             }
             kinds.push(kind);
         }
         let mut places: [Option<u32>; BURST] = [None; BURST];
+        let (mut last, mut found) = (Spi(0), None);
         for (kind, place) in kinds.iter().zip(&mut places) {
-            if let Kind::Esp(arrival, _) = kind {
-                *place = self.spis.find(arrival.spi);
-                self.spis.prefetch_value(*place);
+            if let Kind::Esp(Arrival { spi, .. }, _) = kind {
+                if *spi != last {
+                    found = self.spis.find(*spi);
+                    self.spis.prefetch_value(found);
+                    last = *spi;
+                }
+                *place = found;
             }
         }
+        let mut last = None;
         for (kind, place) in kinds.iter_mut().zip(places) {
             if let Kind::Esp(_, known) = kind {
                 *known = self.spis.at(place);
-                if let Known::Current(index) = *known {
-                    self.sas.prefetch_inbound(index);
+                if let Known::Current(index) = *known
+                    && last != Some(index)
+                {
+                    self.sas.prefetch(index);
                     self.region.iter().for_each(|region| region.prefetch(index));
+                    last = Some(index);
                 }
             }
         }
+        let mut last = None;
         for kind in &kinds {
-            if let Kind::Esp(arrival, Known::Current(index)) = kind {
+            if let Kind::Esp(arrival, Known::Current(index)) = kind
+                && last != Some(*index)
+            {
                 self.sas.prefetch_behind_inbound(*index, arrival.sequence);
+                last = Some(*index);
             }
         }
-        let mut detected = 0;
+        for (frame, kind) in burst.iter_mut().zip(&mut kinds) {
+            // What comes after these is opened after them, for they may change what is found.
+            if matches!(kind, Kind::Fragment | Kind::Icmp) {
+                break;
+            }
+            if let Kind::Esp(arrival, Known::Current(index)) = kind {
+                let opened = self.open(now, *index, arrival, frame.data_mut(), out);
+                if let Ok(Opened { onward: Onward::To(destination), .. }) = opened {
+                    self.next_hops.prefetch(destination);
+                }
+                *kind = Kind::Opened(opened);
+            }
+        }
+        let (mut detected, mut lately) = (0, None);
         for (frame, kind) in burst.drain(..).zip(kinds) {
             match kind {
+                Kind::Opened(opened) => self.pass_on(opened, &mut lately, frame, out),
                 Kind::Fragment => {
                     let Some(whole) = self.reassemble(now, frame, out) else { continue };
                     out.made(Origin::Outside, &whole);
-                    let mut kind = self.classify(whole.data());
+                    let mut kind = self.classify(whole.data(), &mut 0);
                     if let Kind::Esp(arrival, known) = &mut kind {
                         *known = self.spis.lookup(arrival.spi);
                     }
@@ -138,12 +174,16 @@ impl Engine {
         &mut self,
         now: Time,
         kind: Kind,
-        frame: F,
+        mut frame: F,
         detected: &mut u64,
         out: &mut impl Output<F>,
     ) {
         match kind {
-            Kind::Esp(arrival, Known::Current(index)) => self.decapsulate(now, index, arrival, frame, out),
+            Kind::Esp(arrival, Known::Current(index)) => {
+                let opened = self.open_late(now, index, &arrival, frame.data_mut(), out);
+                self.pass_on(opened, &mut None, frame, out);
+            }
+            Kind::Opened(opened) => self.pass_on(opened, &mut None, frame, out),
             Kind::Esp(arrival, Known::Unknown) => {
                 *detected += 1;
                 if !out.event(Event::UnknownSpi(arrival.report(frame.data(), now))) {
@@ -171,14 +211,15 @@ impl Engine {
     }
 
     /// What most frames are: ESP without UDP around it, over IPv4 without options, to us. `None`: see [`Engine::classify_any`].
+    /// `ours` are the addresses of the latest one, or 0.
     #[inline(always)]
-    fn classify_plain(&self, octets: &[u8]) -> Option<Arrival> {
+    fn classify_plain(&self, octets: &[u8], ours: &mut u64) -> Option<Arrival> {
         const START: usize = ETHERNET + ipv4::HEADER_LENGTH;
         let front: &[u8; START + esp::HEADER_LENGTH] = octets.first_chunk()?;
         let (ethernet, packet) = front.split_first_chunk::<ETHERNET>()?;
         let (header, esp) = packet.split_first_chunk::<{ ipv4::HEADER_LENGTH }>()?;
         let [.., high, low] = *ethernet;
-        let [first, outer_class, l, m, _, _, f, g, _, protocol, _, _, a, b, c, d, s, t, u, v] = *header;
+        let [first, outer_class, l, m, _, _, f, g, _, protocol, _, _, addresses @ ..] = *header;
         let end = ETHERNET + usize::from(u16::from_be_bytes([l, m]));
         let is_whole = u16::from_be_bytes([f, g]) & 0x3fff == 0;
         let is_plain = u16::from_be_bytes([high, low]) == ethernet::IPV4 && first == 0x45 && is_whole;
@@ -186,9 +227,13 @@ impl Engine {
         if !is_plain || protocol != protocol::ESP || !fits || !checksum::is_right(header) {
             return None;
         }
-        let (source, destination) = (Ipv4Addr::new(a, b, c, d).into(), Ipv4Addr::new(s, t, u, v).into());
-        if !is_unicast(source) || !is_unicast(destination) || !self.is_local(destination) {
-            return None;
+        if u64::from_ne_bytes(addresses) != *ours {
+            let [a, b, c, d, s, t, u, v] = addresses;
+            let (source, destination) = (Ipv4Addr::new(a, b, c, d).into(), Ipv4Addr::new(s, t, u, v).into());
+            if !is_unicast(source) || !is_unicast(destination) || !self.is_local(destination) {
+                return None;
+            }
+            *ours = u64::from_ne_bytes(addresses);
         }
         let [a, b, c, d, e, f, g, h] = *esp.first_chunk()?;
         let (spi, sequence) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
@@ -199,8 +244,8 @@ impl Engine {
     }
 
     #[inline]
-    fn classify(&self, octets: &[u8]) -> Kind {
-        match self.classify_plain(octets) {
+    fn classify(&self, octets: &[u8], ours: &mut u64) -> Kind {
+        match self.classify_plain(octets, ours) {
             Some(arrival) => Kind::Esp(arrival, Known::Unknown),
             None => self.classify_any(octets),
         }
@@ -265,33 +310,54 @@ impl Engine {
         Kind::Esp(arrival, Known::Unknown)
     }
 
-    /// RFC 4301 section 5.2 and RFC 4303 section 3.4: replay window, ICV, then everything that only an authentic
-    /// packet can say.
+    /// Sends what was in an ESP packet on its way. `lately` is the latest destination, and the way there.
     #[inline]
-    fn decapsulate<F: Frame>(
+    fn pass_on<F: Frame>(
         &mut self,
-        now: Time,
-        index: u32,
-        arrival: Arrival,
+        opened: Result<Opened, DropReason>,
+        lately: &mut Option<(IpAddr, NextHop)>,
         mut frame: F,
         out: &mut impl Output<F>,
     ) {
-        match self.open(now, index, &arrival, frame.data_mut(), out) {
+        match opened {
             Err(reason) => self.discard(frame, reason, out),
             Ok(Opened { start, length, onward }) => {
                 frame.shrink_front(start - ETHERNET);
                 frame.truncate(ETHERNET + length);
                 self.counters.add(Counter::Decapsulated, 1);
                 match onward {
-                    Onward::By(hop) => self.transmit(PortId::Inside, hop, frame, out),
-                    Onward::To(destination) => self.send(PortId::Inside, destination, frame, out),
+                    Onward::To(destination) => {
+                        if lately.is_none_or(|(last, _)| last != destination) {
+                            let elsewhere = !self.inside_is_host && !self.is_local(destination);
+                            let hop = if elsewhere { self.next_hops.find(destination) } else { None };
+                            *lately = hop.map(|hop| (destination, hop));
+                        }
+                        match *lately {
+                            Some((_, hop)) => self.transmit(PortId::Inside, hop, frame, out),
+                            None => self.send(PortId::Inside, destination, frame, out),
+                        }
+                    }
                     Onward::Host(interface) => self.send_to_host(interface, frame, out),
                 }
             }
         }
     }
 
-    /// Opens the packet and checks what is in it.
+    /// As [`Engine::open`], of a packet whose turn has come.
+    #[inline(never)]
+    fn open_late<F: Frame>(
+        &mut self,
+        now: Time,
+        index: u32,
+        arrival: &Arrival,
+        octets: &mut [u8],
+        out: &mut impl Output<F>,
+    ) -> Result<Opened, DropReason> {
+        self.open(now, index, arrival, octets, out)
+    }
+
+    /// Opens the packet and checks what is in it. RFC 4301 section 5.2 and RFC 4303 section 3.4: replay window, ICV, then
+    /// everything that only an authentic packet can say.
     #[inline(always)]
     fn open<F: Frame>(
         &mut self,
@@ -327,42 +393,55 @@ impl Engine {
         let (interface, in_transport) = (inbound.interface, inbound.in_transport);
         let around = Encapsulation { is_ipv6: arrival.is_ipv6, in_udp: inbound.encapsulated, in_transport };
         let payload = esp_start + opened.payload.start..esp_start + opened.payload.end;
-        let mut key = None;
-        if opened.next_header == protocol::IPV4 && !in_transport && interface == INSIDE {
+        // What most are, and nothing is wrong with: the others are looked at more closely.
+        if opened.next_header == protocol::IPV4
+            && !in_transport
+            && interface == INSIDE
+            && !self.inside_is_host
+        {
             let packet = &mut octets[payload.clone()];
             let plain = Plain::read(packet).filter(|plain| !self.clamp_mss || plain.is_no_syn(packet));
-            key = plain.as_ref().map(|plain| plain.on_sa(index));
-            if let (Some(plain), Some(key)) = (plain, key)
-                && plain.ttl > 1
-                && tunnel::inner_traffic_class(plain.traffic_class, arrival.outer_class)
-                    == Some(plain.traffic_class)
-                && let Some(decision) = self.flows.find(key)
-            {
-                ipv4::decrement_ttl(packet);
-                let onward = Onward::By(decision.hop);
-                let limit = inbound.usage.count(now, plain.length);
-                if first {
-                    self.tell(Event::FirstInbound { spi: arrival.spi }, out);
+            if let Some(plain) = plain {
+                let (flow, (source, destination)) = (plain.reversed_flow(), plain.ends());
+                let class = tunnel::inner_traffic_class(plain.traffic_class, arrival.outer_class);
+                if plain.ttl > 1
+                    && class == Some(plain.traffic_class)
+                    && is_unicast_v4(source)
+                    && is_unicast_v4(destination)
+                    && inbound.selectors.matches_v4(&flow)
+                    && self.policies.admits(&flow).is_ok()
+                {
+                    ipv4::decrement_ttl(packet);
+                    let limit = inbound.usage.count(now, plain.length);
+                    self.tell_carried(index, arrival.spi, first, limit, out);
+                    self.sas.mark_changed(index);
+                    let onward = Onward::To(destination.into());
+                    return Ok(Opened { start: payload.start, length: plain.length, onward });
                 }
-                if let Some(limit) = limit {
-                    self.tell_limit(index, limit, out);
-                }
-                self.sas.mark_changed(index);
-                return Ok(Opened { start: payload.start, length: plain.length, onward });
             }
         }
-        self.check_opened(
-            now,
-            index,
-            arrival,
-            (payload, opened.next_header, around),
-            (key, first),
-            octets,
-            out,
-        )
+        self.check_opened(now, index, arrival, (payload, opened.next_header, around), first, octets, out)
     }
 
-    /// Checks what was in the packet, which is authentic. Of its flow may be remembered what is decided.
+    /// Tells that an SA's first packet came, or that it came to a limit.
+    #[inline]
+    fn tell_carried<F: Frame>(
+        &mut self,
+        index: u32,
+        spi: Spi,
+        first: bool,
+        limit: Option<Limit>,
+        out: &mut impl Output<F>,
+    ) {
+        if first {
+            self.tell(index, Owed::First, Event::FirstInbound { spi }, out);
+        }
+        if let Some(limit) = limit {
+            self.tell_limit(index, limit, out);
+        }
+    }
+
+    /// Checks what was in the packet, which is authentic.
     #[allow(clippy::too_many_arguments, reason = "what is known of one packet")]
     #[inline(never)]
     fn check_opened<F: Frame>(
@@ -371,7 +450,7 @@ impl Engine {
         index: u32,
         arrival: &Arrival,
         (payload, next_header, around): (Range<usize>, u8, Encapsulation),
-        (key, first): (Option<Key>, bool),
+        first: bool,
         octets: &mut [u8],
         out: &mut impl Output<F>,
     ) -> Result<Opened, DropReason> {
@@ -395,12 +474,7 @@ impl Engine {
         let passed = matches!(checked, Ok(_) | Err(DropReason::DummyPacket));
         let octets_passed = checked.map_or(0, |head| head.length);
         let limit = if passed { inbound.usage.count(now, octets_passed) } else { None };
-        if first {
-            self.tell(Event::FirstInbound { spi: arrival.spi }, out);
-        }
-        if let Some(limit) = limit {
-            self.tell_limit(index, limit, out);
-        }
+        self.tell_carried(index, arrival.spi, first, limit, out);
         if passed {
             self.sas.mark_changed(index);
         }
@@ -415,9 +489,6 @@ impl Engine {
             .then(|| self.flow_limit(now, interface, &Flow::of(&head, inner).reversed(), around));
         self.leave(interface, &head, &mut octets[start..start + head.length], back)?;
         let onward = if interface == INSIDE { Onward::To(head.destination) } else { Onward::Host(interface) };
-        if let Some(key) = key {
-            self.remember_inbound(key, head.destination);
-        }
         Ok(Opened { start, length: head.length, onward })
     }
 
@@ -555,9 +626,7 @@ fn check_inner(
 #[inline]
 pub(crate) fn is_unicast(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => {
-            !address.is_multicast() && !address.is_broadcast() && !matches!(address.octets()[0], 0 | 127)
-        }
+        IpAddr::V4(address) => is_unicast_v4(address),
         IpAddr::V6(address) => {
             let not_forwarded = address == Ipv6Addr::UNSPECIFIED || address == Ipv6Addr::LOCALHOST;
             !not_forwarded
@@ -566,4 +635,11 @@ pub(crate) fn is_unicast(address: IpAddr) -> bool {
                 && address.to_ipv4_mapped().is_none()
         }
     }
+}
+
+#[inline(always)]
+fn is_unicast_v4(address: Ipv4Addr) -> bool {
+    // Without branches.
+    let [first, ..] = address.octets();
+    !address.is_multicast() & !address.is_broadcast() & (first != 0) & (first != 127)
 }

@@ -56,14 +56,13 @@ use passing::Passing;
 use path_mtu::PathMtus;
 use policies::{Policies, Rank};
 use reassembly::Reassembly;
-use sas::{Holder, Inbound, Limit, Outbound, Sas, Usage};
+use sas::{Holder, Inbound, Limit, Outbound, Owed, Sas, Usage};
 use selectors::Selectors;
 use spi_table::SpiTable;
 use spindle_abi::{Command, Event, Mode, SaActivity, SaParameters, SelectorSet, Spi, SpiState, Time};
 use spindle_aead::Provider;
 use spindle_esp::{Encapsulation, InboundSa, OutboundSa, Unusable, inner_limit};
 use spindle_wire::{ethernet, ip};
-use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Octets of the Ethernet header.
@@ -71,9 +70,6 @@ const ETHERNET: usize = ethernet::HEADER_LENGTH;
 
 /// Urgent events that one sweep looks at.
 const SWEEP: usize = 1024;
-
-/// Urgent events that one SA can cause in its life: its first packet, its soft and its hard limit.
-const EVENTS_PER_SA: usize = 3;
 
 /// How to reach a destination: from the kernel's routes and neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,8 +105,6 @@ pub struct Engine {
     next_hops: NextHops,
     flows: Flows,
     counters: Counters,
-    /// Urgent events for which there was no room. It has room for all: address space only, until it is needed.
-    owed: VecDeque<Event>,
     local_addresses: LocalAddresses,
     nat_port: u16,
     /// By [`PortId`].
@@ -146,7 +140,6 @@ impl Engine {
             next_hops: NextHops::new(config.max_next_hops),
             flows: Flows::new(config.max_flows),
             counters: Counters::new(),
-            owed: VecDeque::with_capacity(EVENTS_PER_SA * max_sas as usize),
             local_addresses: LocalAddresses::default(),
             nat_port: config.nat_port,
             complete_checksums: [config.inside.complete_checksums, config.outside.complete_checksums],
@@ -296,11 +289,12 @@ impl Engine {
         let mut inbound = Inbound {
             sa: InboundSa::new(sa, window, self.provider).map_err(refused)?,
             usage: Usage::new(sa),
-            selectors: Box::new(compile(&sa.selectors)?),
+            selectors: compile(&sa.selectors)?,
             encapsulated: sa.encapsulated,
             in_transport: sa.mode == Mode::Transport,
             interface: self.interfaces.of(sa.policy),
             report_first,
+            is_changed: false,
         };
         self.spis.set(sa.spi, SpiState::Current, sa.index)?;
         if let Some(region) = &self.region {
@@ -309,7 +303,6 @@ impl Engine {
             inbound.usage.activity = carried.unwrap_or_default();
         }
         self.sas.put_inbound(sa.index, inbound);
-        self.make_room_for_events();
         Ok(())
     }
 
@@ -323,8 +316,9 @@ impl Engine {
         let mut outbound = Outbound {
             sa: OutboundSa::new(sa, self.provider).map_err(refused)?,
             usage: Usage::new(sa),
-            selectors: Box::new(compile(&sa.selectors)?),
+            selectors: compile(&sa.selectors)?,
             policy: sa.policy,
+            is_changed: false,
         };
         // A rekey changes the keys, not the path.
         let latest = self.policies_with(sa.policy).latest_sa(sa.policy);
@@ -342,13 +336,7 @@ impl Engine {
         self.sas.put_outbound(sa.index, outbound);
         let rank = if sa.resource.dedicated { Rank::Own } else { Rank::Common };
         self.policies_with(sa.policy).add_sa(sa.policy, sa.index, rank);
-        self.make_room_for_events();
         Ok(())
-    }
-
-    /// There is room for those of all SAs beside those that are owed still, of SAs that are no more.
-    fn make_room_for_events(&mut self) {
-        self.owed.reserve(EVENTS_PER_SA * self.sas.limit());
     }
 
     /// Takes every frame of the burst and gives each exactly one verdict.
@@ -376,26 +364,24 @@ impl Engine {
     pub fn sweep<F: Frame>(&mut self, now: Time, out: &mut impl Output<F>) {
         self.reassembly.expire(now);
         self.count_abandoned();
-        for _ in 0..SWEEP {
-            match self.owed.front() {
-                None => break,
-                Some(event) if out.event(*event) => drop(self.owed.pop_front()),
-                Some(_) => return,
-            }
+        if !self.sas.pay(SWEEP, |event| out.event(event)) {
+            return;
         }
         let told = self.spis.sweep(now, SWEEP, |report| out.event(Event::FormerSpi(report)));
         self.counters.add(Counter::FormerSpiReported, told);
     }
 
-    /// Tells control something that must arrive.
-    fn tell<F: Frame>(&mut self, event: Event, out: &mut impl Output<F>) {
-        if !self.owed.is_empty() || !out.event(event) {
-            self.owed.push_back(event);
+    /// Tells control something of an SA that must arrive.
+    fn tell<F: Frame>(&mut self, index: u32, what: Owed, event: Event, out: &mut impl Output<F>) {
+        if self.sas.owes() || !out.event(event) {
+            self.sas.owe(index, what);
         }
     }
 
     fn tell_limit<F: Frame>(&mut self, index: u32, limit: Limit, out: &mut impl Output<F>) {
-        self.tell(Event::Lifetime { index, hard: limit == Limit::Hard }, out);
+        let hard = limit == Limit::Hard;
+        let what = if hard { Owed::Hard } else { Owed::Soft };
+        self.tell(index, what, Event::Lifetime { index, hard }, out);
     }
 
     #[inline]

@@ -1,6 +1,7 @@
 //! How to reach each destination: a cache of the kernel's routes and neighbours, filled by the process.
 
 use crate::{NextHop, Refused};
+use spindle_aead::prefetch;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::BuildHasherDefault;
@@ -51,6 +52,12 @@ impl NextHops {
             }
         };
         (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.lately.len() - 1)
+    }
+
+    /// Fetches what [`NextHops::find`] looks at first.
+    #[inline]
+    pub(crate) fn prefetch(&self, destination: IpAddr) {
+        prefetch(&self.lately[self.place(destination)]);
     }
 
     #[inline]

@@ -170,7 +170,7 @@ impl Engine {
 
     #[inline]
     fn fetch_outbound(&self, index: u32) {
-        self.sas.prefetch_outbound(index);
+        self.sas.prefetch(index);
         self.region.iter().for_each(|region| region.prefetch(index));
     }
 
@@ -531,7 +531,7 @@ impl Engine {
         }
         // RFC 4301 section 7.1: another SA would carry it no more than these.
         let selectors = |index| match sas.outbound_at(index) {
-            Some(sa) => Some(&*sa.selectors),
+            Some(sa) => Some(&sa.selectors),
             None => others.selectors(index),
         };
         let mut carried = indexes.filter_map(|index| Some(selectors(index)?.carry(flow)));

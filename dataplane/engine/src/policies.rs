@@ -283,9 +283,11 @@ impl Policies {
     /// stand before the SA's cut out of its selectors what they match.
     #[inline]
     pub(crate) fn admits(&self, flow: &Flow) -> Result<(), DropReason> {
-        if self.without_sas.is_empty() {
-            return Ok(());
-        }
+        if self.without_sas.is_empty() { Ok(()) } else { self.admits_before(flow) }
+    }
+
+    #[inline(never)]
+    fn admits_before(&self, flow: &Flow) -> Result<(), DropReason> {
         match self.find(flow)?.map(|place| self.action(place)) {
             Some(PolicyAction::Discard) => Err(DropReason::PolicyDiscard),
             Some(PolicyAction::Bypass) => Err(DropReason::SelectorMismatch),

@@ -1,7 +1,8 @@
-//! The SAs, by the index that control gave them: hot state in cache lines of its own, selectors behind a pointer.
+//! The SAs, by the index that control gave them: all of one that packets look at side by side, but for its key and its
+//! replay window's blocks.
 
 use crate::selectors::{Flow, Selectors};
-use spindle_abi::{Limits, SaActivity, SaParameters, Spi, Time};
+use spindle_abi::{Event, Limits, SaActivity, SaParameters, Spi, Time};
 use spindle_aead::prefetch;
 use spindle_esp::{InboundSa, OutboundSa, Unusable};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -13,7 +14,7 @@ pub(crate) struct Usage {
     pub(crate) activity: SaActivity,
     /// The limits that are reached next: the soft ones, then the hard ones, then [`EXPIRED`]. `u64::MAX` is none.
     next: Limits,
-    hard: Box<Limits>,
+    hard: Limits,
 }
 
 /// A limit that was just reached.
@@ -32,7 +33,7 @@ impl Usage {
         let limits = |l: Limits| Limits { packets: or_never(l.packets), bytes: or_never(l.bytes) };
         let (soft, hard) = (limits(sa.soft), limits(sa.hard));
         let next = Limits { packets: soft.packets.min(hard.packets), bytes: soft.bytes.min(hard.bytes) };
-        Usage { activity: SaActivity::default(), next, hard: Box::new(hard) }
+        Usage { activity: SaActivity::default(), next, hard }
     }
 
     /// So many sequence numbers were skipped. They bring the end of the numbers nearer as packets would, so the soft limit
@@ -66,11 +67,11 @@ impl Usage {
 
     #[cold]
     fn reach(&mut self) -> Limit {
-        if self.has_reached(*self.hard) {
+        if self.has_reached(self.hard) {
             self.expire();
             return Limit::Hard;
         }
-        self.next = *self.hard;
+        self.next = self.hard;
         Limit::Soft
     }
 }
@@ -80,13 +81,15 @@ impl Usage {
 pub(crate) struct Inbound {
     pub(crate) sa: InboundSa,
     pub(crate) usage: Usage,
-    pub(crate) selectors: Box<Selectors>,
+    pub(crate) selectors: Selectors,
     pub(crate) encapsulated: bool,
     pub(crate) in_transport: bool,
     /// The virtual interface of its policy.
     pub(crate) interface: u16,
     /// The first packet is still to be reported.
     pub(crate) report_first: bool,
+    /// Its index waits among those whose activity changed.
+    pub(crate) is_changed: bool,
 }
 
 /// An outbound SA.
@@ -94,8 +97,10 @@ pub(crate) struct Inbound {
 pub(crate) struct Outbound {
     pub(crate) sa: OutboundSa,
     pub(crate) usage: Usage,
-    pub(crate) selectors: Box<Selectors>,
+    pub(crate) selectors: Selectors,
     pub(crate) policy: u32,
+    /// Its index waits among those whose activity changed.
+    pub(crate) is_changed: bool,
 }
 
 impl Outbound {
@@ -106,8 +111,36 @@ impl Outbound {
     }
 }
 
-const _: () = assert!(size_of::<Option<Inbound>>() == 128);
-const _: () = assert!(size_of::<Option<Outbound>>() == 128);
+/// One place of the table.
+#[derive(Debug)]
+#[repr(align(32))]
+enum Slot {
+    /// Its index may still wait among those whose activity changed.
+    None {
+        is_changed: bool,
+    },
+    Inbound(Inbound),
+    Outbound(Outbound),
+}
+
+const _: () = assert!(size_of::<Slot>() <= 160);
+
+/// What is still to be told of an SA, for which there was no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Owed {
+    /// The first packet on an inbound one.
+    First = 1,
+    Soft = 2,
+    Hard = 4,
+}
+
+impl Owed {
+    /// In this order.
+    pub(crate) const ALL: [Owed; 3] = [Owed::First, Owed::Soft, Owed::Hard];
+}
+
+/// Beside them: its index waits among those that owe something.
+const OWING: u8 = 8;
 
 /// Who has an index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,8 +151,7 @@ pub(crate) enum Holder {
 }
 
 pub(crate) struct Sas {
-    inbound: Vec<Option<Inbound>>,
-    outbound: Vec<Option<Outbound>>,
+    slots: Vec<Slot>,
     /// Outbound SAs by SPI. Peers choose these, so several may have the same.
     outbound_spis: BTreeSet<(u32, u32)>,
     /// Between these addresses so many outbound SAs are in transport mode.
@@ -127,7 +159,10 @@ pub(crate) struct Sas {
     limit: usize,
     /// SAs whose activity changed since it was last reported; each at most once.
     changed: VecDeque<u32>,
-    is_changed: Vec<bool>,
+    /// SAs of which something is still to be told; each at most once.
+    owing: VecDeque<u32>,
+    /// By index what that is: [`Owed`], as bits, and [`OWING`].
+    owed: Vec<u8>,
 }
 
 impl Sas {
@@ -135,19 +170,14 @@ impl Sas {
         let limit = limit as usize;
         // Capacity is address space only; pages come with use. So growing never copies.
         Sas {
-            inbound: Vec::with_capacity(limit),
-            outbound: Vec::with_capacity(limit),
+            slots: Vec::with_capacity(limit),
             outbound_spis: BTreeSet::new(),
             in_transport: HashMap::new(),
             limit,
             changed: VecDeque::with_capacity(limit),
-            is_changed: Vec::with_capacity(limit),
+            owing: VecDeque::with_capacity(limit),
+            owed: Vec::with_capacity(limit),
         }
-    }
-
-    /// SAs at most.
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
     }
 
     /// Could an SA have this index?
@@ -156,36 +186,44 @@ impl Sas {
     }
 
     pub(crate) fn holder(&self, index: u32) -> Holder {
-        let at = index as usize;
-        match (self.inbound.get(at), self.outbound.get(at)) {
-            (Some(Some(inbound)), _) => Holder::Inbound(inbound.sa.spi()),
-            (_, Some(Some(outbound))) => Holder::Outbound(outbound.sa.spi()),
-            _ => Holder::None,
+        match self.slots.get(index as usize) {
+            Some(Slot::Inbound(inbound)) => Holder::Inbound(inbound.sa.spi()),
+            Some(Slot::Outbound(outbound)) => Holder::Outbound(outbound.sa.spi()),
+            Some(Slot::None { .. }) | None => Holder::None,
         }
     }
 
     fn reach(&mut self, index: u32) -> usize {
         let at = index as usize;
-        if self.inbound.len() <= at {
-            self.inbound.resize_with(at + 1, || None);
-            self.outbound.resize_with(at + 1, || None);
-            self.is_changed.resize(at + 1, false);
+        if self.slots.len() <= at {
+            self.slots.resize_with(at + 1, || Slot::None { is_changed: false });
+            self.owed.resize(at + 1, 0);
         }
         at
     }
 
-    pub(crate) fn put_inbound(&mut self, index: u32, sa: Inbound) {
+    pub(crate) fn put_inbound(&mut self, index: u32, mut sa: Inbound) {
         let at = self.reach(index);
-        self.inbound[at] = Some(sa);
+        sa.is_changed = self.is_changed(at);
+        self.slots[at] = Slot::Inbound(sa);
     }
 
-    pub(crate) fn put_outbound(&mut self, index: u32, sa: Outbound) {
+    fn is_changed(&self, at: usize) -> bool {
+        match &self.slots[at] {
+            Slot::None { is_changed } => *is_changed,
+            Slot::Inbound(inbound) => inbound.is_changed,
+            Slot::Outbound(outbound) => outbound.is_changed,
+        }
+    }
+
+    pub(crate) fn put_outbound(&mut self, index: u32, mut sa: Outbound) {
         let at = self.reach(index);
+        sa.is_changed = self.is_changed(at);
         self.outbound_spis.insert((sa.sa.spi().0, index));
         if sa.sa.is_in_transport() {
             *self.in_transport.entry(sa.sa.ends()).or_default() += 1;
         }
-        self.outbound[at] = Some(sa);
+        self.slots[at] = Slot::Outbound(sa);
     }
 
     /// The outbound SA's outer addresses change. `None`: there is no such SA.
@@ -229,88 +267,95 @@ impl Sas {
 
     pub(crate) fn remove(&mut self, index: u32) {
         let at = index as usize;
-        if at < self.inbound.len() {
-            self.inbound[at] = None;
-            if let Some(sa) = self.outbound[at].take() {
-                self.outbound_spis.remove(&(sa.sa.spi().0, index));
-                if sa.sa.is_in_transport() {
-                    self.leave_transport(sa.sa.ends());
-                }
+        if at >= self.slots.len() {
+            return;
+        }
+        let is_changed = self.is_changed(at);
+        if let Slot::Outbound(sa) = std::mem::replace(&mut self.slots[at], Slot::None { is_changed }) {
+            self.outbound_spis.remove(&(sa.sa.spi().0, index));
+            if sa.sa.is_in_transport() {
+                self.leave_transport(sa.sa.ends());
             }
         }
+        // The next one here owes nothing of it.
+        self.owed[at] &= OWING;
     }
 
     pub(crate) fn outbound_indexes(&self) -> impl Iterator<Item = u32> {
-        (0..).zip(&self.outbound).filter_map(|(index, sa)| sa.as_ref().map(|_| index))
+        let is_outbound = |slot: &Slot| matches!(slot, Slot::Outbound(_));
+        (0..).zip(&self.slots).filter_map(move |(index, slot)| is_outbound(slot).then_some(index))
     }
 
-    /// Fetches an inbound SA ahead of its use.
+    /// Fetches an SA ahead of its use.
     #[inline]
-    pub(crate) fn prefetch_inbound(&self, index: u32) {
-        if let Some(slot) = self.inbound.get(index as usize) {
+    pub(crate) fn prefetch(&self, index: u32) {
+        if let Some(slot) = self.slots.get(index as usize) {
             prefetch(slot);
         }
     }
 
-    /// And then what it points to, for a packet with this sequence number.
+    /// And then what an inbound one points to, for a packet with this sequence number.
     #[inline]
     pub(crate) fn prefetch_behind_inbound(&self, index: u32, sequence: u32) {
-        if let Some(Some(inbound)) = self.inbound.get(index as usize) {
+        if let Some(Slot::Inbound(inbound)) = self.slots.get(index as usize) {
             inbound.sa.prefetch(sequence);
-            prefetch(&*inbound.selectors);
         }
     }
 
-    /// Fetches an outbound SA ahead of its use.
-    #[inline]
-    pub(crate) fn prefetch_outbound(&self, index: u32) {
-        if let Some(slot) = self.outbound.get(index as usize) {
-            prefetch(slot);
-        }
-    }
-
-    /// And then what it points to.
+    /// And then what an outbound one points to.
     #[inline]
     pub(crate) fn prefetch_behind_outbound(&self, index: u32) {
-        if let Some(Some(outbound)) = self.outbound.get(index as usize) {
+        if let Some(Slot::Outbound(outbound)) = self.slots.get(index as usize) {
             outbound.sa.prefetch();
-            prefetch(&*outbound.selectors);
         }
     }
 
     #[inline]
     pub(crate) fn inbound(&mut self, index: u32) -> Option<&mut Inbound> {
-        self.inbound.get_mut(index as usize)?.as_mut()
+        match self.slots.get_mut(index as usize) {
+            Some(Slot::Inbound(inbound)) => Some(inbound),
+            _ => None,
+        }
     }
 
     #[inline]
     pub(crate) fn outbound(&mut self, index: u32) -> Option<&mut Outbound> {
-        self.outbound.get_mut(index as usize)?.as_mut()
+        match self.slots.get_mut(index as usize) {
+            Some(Slot::Outbound(outbound)) => Some(outbound),
+            _ => None,
+        }
     }
 
     #[inline]
     pub(crate) fn outbound_at(&self, index: u32) -> Option<&Outbound> {
-        self.outbound.get(index as usize)?.as_ref()
+        match self.slots.get(index as usize) {
+            Some(Slot::Outbound(outbound)) => Some(outbound),
+            _ => None,
+        }
     }
 
     /// The outbound SAs with this SPI, with their indexes.
     pub(crate) fn outbound_with(&self, spi: u32) -> impl Iterator<Item = (u32, &Outbound)> {
         let indexes = self.outbound_spis.range((spi, 0)..=(spi, u32::MAX)).map(|(_, index)| *index);
-        indexes.filter_map(|index| Some((index, self.outbound.get(index as usize)?.as_ref()?)))
+        indexes.filter_map(|index| Some((index, self.outbound_at(index)?)))
     }
 
     pub(crate) fn activity(&self, index: u32) -> Option<SaActivity> {
-        let at = index as usize;
-        let inbound = self.inbound.get(at)?.as_ref().map(|sa| sa.usage.activity);
-        inbound.or_else(|| self.outbound.get(at)?.as_ref().map(|sa| sa.usage.activity))
+        match self.slots.get(index as usize)? {
+            Slot::None { .. } => None,
+            Slot::Inbound(inbound) => Some(inbound.usage.activity),
+            Slot::Outbound(outbound) => Some(outbound.usage.activity),
+        }
     }
 
     #[inline]
     pub(crate) fn mark_changed(&mut self, index: u32) {
-        if let Some(changed) = self.is_changed.get_mut(index as usize)
-            && !*changed
-        {
-            *changed = true;
+        let is_changed = match self.slots.get_mut(index as usize) {
+            Some(Slot::Inbound(inbound)) => &mut inbound.is_changed,
+            Some(Slot::Outbound(outbound)) => &mut outbound.is_changed,
+            Some(Slot::None { .. }) | None => return,
+        };
+        if !std::mem::replace(is_changed, true) {
             self.changed.push_back(index);
         }
     }
@@ -318,10 +363,55 @@ impl Sas {
     pub(crate) fn drain_changed(&mut self, limit: usize, mut report: impl FnMut(u32, SaActivity)) {
         for _ in 0..limit {
             let Some(index) = self.changed.pop_front() else { return };
-            self.is_changed[index as usize] = false;
+            let is_changed = match &mut self.slots[index as usize] {
+                Slot::None { is_changed } => is_changed,
+                Slot::Inbound(inbound) => &mut inbound.is_changed,
+                Slot::Outbound(outbound) => &mut outbound.is_changed,
+            };
+            *is_changed = false;
             if let Some(activity) = self.activity(index) {
                 report(index, activity);
             }
         }
+    }
+
+    /// Is anything still to be told?
+    #[inline]
+    pub(crate) fn owes(&self) -> bool {
+        !self.owing.is_empty()
+    }
+
+    /// There was no room to tell this.
+    pub(crate) fn owe(&mut self, index: u32, what: Owed) {
+        let Some(owed) = self.owed.get_mut(index as usize) else { return };
+        if *owed & OWING == 0 {
+            self.owing.push_back(index);
+        }
+        *owed |= what as u8 | OWING;
+    }
+
+    /// Offers what is owed of at most `limit` SAs; `tell` says whether there was room. `false`: there was none, and what is not
+    /// told stays.
+    pub(crate) fn pay(&mut self, limit: usize, mut tell: impl FnMut(Event) -> bool) -> bool {
+        for _ in 0..limit {
+            let Some(index) = self.owing.front().copied() else { break };
+            let at = index as usize;
+            for what in Owed::ALL {
+                if self.owed[at] & what as u8 == 0 {
+                    continue;
+                }
+                let event = match (what, self.holder(index)) {
+                    (Owed::First, Holder::Inbound(spi)) => Event::FirstInbound { spi },
+                    (what, _) => Event::Lifetime { index, hard: what == Owed::Hard },
+                };
+                if !tell(event) {
+                    return false;
+                }
+                self.owed[at] &= !(what as u8);
+            }
+            self.owed[at] = 0;
+            self.owing.pop_front();
+        }
+        true
     }
 }

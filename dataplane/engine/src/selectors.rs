@@ -105,7 +105,7 @@ pub(crate) struct Pair<T> {
 }
 
 impl<T: Copy + PartialOrd> Pair<T> {
-    #[inline]
+    #[inline(always)]
     fn matches(&self, source: T, destination: T, flow: &Flow) -> bool {
         let ports = match flow.ports {
             Some((source, destination)) => {
@@ -116,7 +116,7 @@ impl<T: Copy + PartialOrd> Pair<T> {
         ports & self.matches_but_ports(source, destination, flow)
     }
 
-    #[inline]
+    #[inline(always)]
     fn matches_but_ports(&self, source: T, destination: T, flow: &Flow) -> bool {
         self.local.matches_but_ports(source, flow.protocol)
             & self.remote.matches_but_ports(destination, flow.protocol)
@@ -205,6 +205,22 @@ impl Selectors {
             (Selectors::Many(lists), ..) => lists.matches(flow),
             _ => false,
         }
+    }
+
+    /// The same where nearly all packets and selectors are of IPv4.
+    #[inline(always)]
+    pub(crate) fn matches_v4(&self, flow: &Flow) -> bool {
+        match (self, flow.source, flow.destination) {
+            (Selectors::V4(pair), IpAddr::V4(source), IpAddr::V4(destination)) => {
+                pair.matches(source.to_bits(), destination.to_bits(), flow)
+            }
+            _ => self.matches_any(flow),
+        }
+    }
+
+    #[inline(never)]
+    fn matches_any(&self, flow: &Flow) -> bool {
+        self.matches(flow)
     }
 
     /// Would it match if its ports were such?

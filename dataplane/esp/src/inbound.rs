@@ -30,18 +30,16 @@ pub struct Opened {
     pub sequence: u64,
 }
 
-/// An inbound SA's hot state: one cache line beside the window's blocks.
+/// An inbound SA's hot state, beside its key and the window's blocks.
 #[derive(Debug)]
-#[repr(align(64))]
 pub struct InboundSa {
     key: Key,
     window: ReplayWindow,
     spi: Spi,
     salt: [u8; 4],
-    esn: bool,
 }
 
-const _: () = assert!(size_of::<InboundSa>() == 64);
+const _: () = assert!(size_of::<InboundSa>() == 56);
 
 impl InboundSa {
     /// The SA before its first packet.
@@ -52,7 +50,7 @@ impl InboundSa {
         if sa.esn && replay_window == 0 {
             return Err(Unusable::ReplayWindow);
         }
-        Ok(InboundSa { key, window, spi: sa.spi, salt, esn: sa.esn })
+        Ok(InboundSa { key, window: window.with_extended(sa.esn), spi: sa.spi, salt })
     }
 
     /// Its SPI.
@@ -102,11 +100,11 @@ impl InboundSa {
         };
         let [_, _, _, _, a, b, c, d, iv @ ..] = *front;
         let low = u32::from_be_bytes([a, b, c, d]);
-        let number = if self.esn { self.window.extend(low) } else { Some(low.into()) };
-        let Some(sequence) = number.filter(|number| self.window.check(*number)) else {
+        let Some(sequence) = self.window.number(low).filter(|number| self.window.check(*number)) else {
             return Err(OpenFault::Replayed);
         };
-        let additional = AdditionalData::new(&front[..esp::HEADER_LENGTH], sequence, self.esn);
+        let additional =
+            AdditionalData::new(&front[..esp::HEADER_LENGTH], sequence, self.window.is_extended());
         let opened = self.key.open(&nonce(self.salt, iv), additional.octets(), cipher, tag);
         opened.map_err(|_| OpenFault::NotAuthentic)?;
         self.window.update(sequence);

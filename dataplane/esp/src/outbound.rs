@@ -99,7 +99,6 @@ impl Ends {
 
 /// An outbound SA's hot state: one cache line, and with outer IPv6 a second one.
 #[derive(Debug)]
-#[repr(align(64))]
 pub struct OutboundSa {
     key: Key,
     /// The last number that was used; counted up before use.
@@ -116,7 +115,7 @@ pub struct OutboundSa {
     front: u8,
 }
 
-const _: () = assert!(size_of::<OutboundSa>() == 64);
+const _: () = assert!(size_of::<OutboundSa>() <= 64);
 
 impl OutboundSa {
     /// The SA before its first packet.

@@ -1,6 +1,7 @@
 //! The replay window (RFC 4303 section 3.4.3) as a ring of 64-bit blocks (the method of RFC 6479): moving it
-//! clears whole blocks and shifts nothing. Numbers have 64 bits, of which packets carry the low 32; where the SA has
-//! no extended sequence numbers the others are 0.
+//! clears the numbers that were passed over and shifts nothing. The ring is as long as the window: a number takes the place
+//! of the one that leaves. Numbers have 64 bits, of which packets carry the low 32; where the SA has no extended sequence
+//! numbers the others are 0.
 
 use spindle_aead::prefetch;
 
@@ -11,8 +12,9 @@ pub struct ReplayWindow {
     top: u64,
     /// Numbers in the window; 0 is off.
     size: u32,
-    /// At least one block more than the window fills, so that its left end is whole wherever its right end stands in
-    /// a block. A power of two.
+    /// Packets carry half of each number.
+    extended: bool,
+    /// As many as the window fills: a power of two. Of no number up to the highest that was not received is a bit set here.
     blocks: Box<[u64]>,
 }
 
@@ -21,10 +23,21 @@ impl ReplayWindow {
     pub fn new(size: u32) -> Option<ReplayWindow> {
         let blocks = match size {
             0 => 0,
-            32..=65536 if size.is_power_of_two() => (size.div_ceil(64) + 1).next_power_of_two() as usize,
+            32..=65536 if size.is_power_of_two() => size.div_ceil(64) as usize,
             _ => return None,
         };
-        Some(ReplayWindow { top: 0, size, blocks: vec![0; blocks].into_boxed_slice() })
+        Some(ReplayWindow { top: 0, size, extended: false, blocks: vec![0; blocks].into_boxed_slice() })
+    }
+
+    /// The same for an SA with extended sequence numbers, or without.
+    pub fn with_extended(self, extended: bool) -> ReplayWindow {
+        ReplayWindow { extended, ..self }
+    }
+
+    /// Are the sequence numbers extended ones?
+    #[inline]
+    pub fn is_extended(&self) -> bool {
+        self.extended
     }
 
     /// The 64-bit number of a packet that carries these low 32 bits (RFC 4303 appendix A2.2): of the 2^32 numbers from
@@ -36,6 +49,12 @@ impl ReplayWindow {
         let left = self.top.wrapping_sub(self.size.saturating_sub(1).into());
         let sequence = left.wrapping_add(low.wrapping_sub(left as u32).into());
         ((sequence < left) == (self.top < left)).then_some(sequence)
+    }
+
+    /// The number of a packet that carries these low 32 bits: they themselves, if the SA has no extended ones.
+    #[inline]
+    pub fn number(&self, low: u32) -> Option<u64> {
+        if self.extended { self.extend(low) } else { Some(low.into()) }
     }
 
     #[inline]
@@ -76,16 +95,35 @@ impl ReplayWindow {
             return;
         }
         if sequence > self.top {
-            let (old, new) = (self.top >> 6, sequence >> 6);
-            let mask = self.blocks.len() - 1;
-            let moved = (new - old).min(self.blocks.len() as u64) as usize;
-            for step in 1..=moved {
-                self.blocks[(old as usize + step) & mask] = 0;
+            if sequence - self.top > 1 {
+                self.pass_over(sequence);
             }
             self.top = sequence;
         }
         let (block, bit) = self.place(sequence);
         self.blocks[block] |= bit;
+    }
+
+    /// Clears the numbers between the highest and this one, which is higher.
+    fn pass_over(&mut self, sequence: u64) {
+        if sequence - self.top >= 64 * self.blocks.len() as u64 {
+            return self.blocks.fill(0);
+        }
+        let ((first, top), (last, bit)) = (self.place(self.top), self.place(sequence));
+        // Up to the highest, and from the new one on.
+        let (before, after) = (top | (top - 1), !(bit - 1));
+        if self.top >> 6 == sequence >> 6 {
+            self.blocks[first] &= before | after;
+            return;
+        }
+        self.blocks[first] &= before;
+        let mask = self.blocks.len() - 1;
+        let mut between = (first + 1) & mask;
+        while between != last {
+            self.blocks[between] = 0;
+            between = (between + 1) & mask;
+        }
+        self.blocks[last] &= after;
     }
 
     /// Its blocks of 64 numbers: number n is in block n / 64, modulo their count, as bit n modulo 64.

@@ -125,7 +125,7 @@ mod tests {
         let (mut old, dead) = (first.control_side().unwrap(), first.dataplane_side().unwrap());
         old.workers[0].commands.push(&order(300)).unwrap();
         dead.sas.as_ref()[7 * sa_slot::WORDS + sa_slot::SEQUENCE].store(64, Ordering::Relaxed);
-        dead.windows.as_ref()[1 << 32].store(5, Ordering::Relaxed);
+        dead.windows.as_ref()[1 << 31].store(5, Ordering::Relaxed);
         dead.activity.store(7, SaActivity { packets: 3, bytes: 4, last: Time(5) });
         drop(dead);
         assert!(heir.control_side().unwrap().is_none());
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(control.activity.load(7).packets, 3, "the region outlives the dataplane");
         let kept = |words: &Words, at: usize| words.as_ref()[at].load(Ordering::Relaxed);
         assert_eq!(kept(&dataplane.sas, 7 * sa_slot::WORDS + sa_slot::SEQUENCE), 64);
-        assert_eq!(kept(&dataplane.windows, 1 << 32), 5);
+        assert_eq!(kept(&dataplane.windows, 1 << 31), 5);
         assert_eq!(control.counters.iter().count(), 1, "counters are the new dataplane's own");
     }
 

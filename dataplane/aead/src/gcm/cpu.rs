@@ -1,7 +1,5 @@
-//! The instructions that the kernel is written in, at each width. A value of [`AesNi`] or [`Vaes`] is the evidence
-//! that this CPU has them: only `detect` makes one. So everything built on it is safe code.
-//!
-//! Another width (512 bits) is one more implementation of [`Cpu`].
+//! The instructions that the kernel is written in, at each width. A value of [`AesNi`], [`Vaes`] or [`Vaes512`] is the
+//! evidence that this CPU has them: only `detect` makes one. So everything built on it is safe code.
 
 use super::kernel::{self, Expanded, NONCE};
 use std::arch::x86_64::*;
@@ -176,6 +174,9 @@ macro_rules! entries {
         }
     };
 }
+
+mod wide;
+pub(super) use wide::Vaes512;
 
 impl AesNi {
     /// A block of these octets, the first of them the lowest.

@@ -24,8 +24,8 @@ pub(super) const fn powers(lanes: usize, n: usize) -> usize {
     lanes * n + 2 + (lanes - 1)
 }
 
-/// An expanded key.
-#[repr(C, align(64))]
+/// An expanded key. No more aligned than an allocator does anyway, which would waste memory for it.
+#[repr(C, align(16))]
 pub(super) struct Expanded<const KEYS: usize, const POWERS: usize> {
     /// H^(lanes·N + 2) down to H^1, each times x; then zeros.
     powers: [[u8; BLOCK]; POWERS],

@@ -6,7 +6,7 @@ mod kernel;
 mod partial;
 
 use crate::{Algorithm, EspAead, NONCE_LENGTH, NotAuthentic, TAG_LENGTH};
-use cpu::{AesNi, Cpu, Vaes};
+use cpu::{AesNi, Cpu, Vaes, Vaes512};
 use kernel::{Expanded, powers};
 
 /// How wide the vectors are.
@@ -16,6 +16,8 @@ pub(crate) enum Width {
     One,
     /// 256 bits: VAES and VPCLMULQDQ.
     Two,
+    /// 512 bits: the same with AVX-512.
+    Four,
 }
 
 /// Does this CPU have the instructions?
@@ -23,6 +25,7 @@ pub(crate) fn is_available(width: Width) -> bool {
     match width {
         Width::One => AesNi::detect().is_some(),
         Width::Two => Vaes::detect().is_some(),
+        Width::Four => Vaes512::detect().is_some(),
     }
 }
 
@@ -31,6 +34,10 @@ pub(crate) fn key(width: Width, algorithm: Algorithm, key: &[u8]) -> Option<Box<
     match width {
         Width::One => expand::<AesNi, { powers(AesNi::LANES, 8) }, 8>(AesNi::detect()?, algorithm, key),
         Width::Two => expand::<Vaes, { powers(Vaes::LANES, 4) }, 4>(Vaes::detect()?, algorithm, key),
+        // As many blocks at once as with 256 bits, so that a key is hardly larger.
+        Width::Four => {
+            expand::<Vaes512, { powers(Vaes512::LANES, 2) }, 2>(Vaes512::detect()?, algorithm, key)
+        }
     }
 }
 
@@ -98,3 +105,6 @@ impl<C: Cpu, const KEYS: usize, const POWERS: usize, const N: usize> EspAead for
         Err(NotAuthentic)
     }
 }
+
+#[cfg(test)]
+mod tests;
