@@ -76,7 +76,7 @@ impl Plain {
     /// Source and destination.
     #[inline(always)]
     pub(crate) fn ends(&self) -> (Ipv4Addr, Ipv4Addr) {
-        let [a, b, c, d, e, f, g, h] = self.addresses.to_ne_bytes();
+        let [a, b, c, d, e, f, g, h] = self.addresses.to_be_bytes();
         (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h))
     }
 
@@ -84,7 +84,7 @@ impl Plain {
     #[inline(always)]
     pub(crate) fn reversed_flow(&self) -> Flow {
         let (source, destination) = self.ends();
-        let [s, t, u, v] = self.ports.to_ne_bytes();
+        let [s, t, u, v] = self.ports.to_be_bytes();
         Flow {
             source: destination.into(),
             destination: source.into(),
@@ -219,6 +219,44 @@ impl Engine {
         if let Some(hop) = self.next_hops.find(outbound.sa.remote()).filter(|hop| hop.port == PortId::Outside)
         {
             self.flows.put(key, Decision { index, limit: limit.min(usize::from(u16::MAX)) as u16, hop });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::IpAddr;
+
+    proptest! {
+        #[test]
+        fn a_plain_packet_is_read_as_its_octets_say(
+            source: [u8; 4], destination: [u8; 4], ports: (u16, u16), is_udp: bool, ttl: u8, traffic_class: u8
+        ) {
+            let protocol = if is_udp { protocol::UDP } else { protocol::TCP };
+            let repr = ipv4::Repr {
+                traffic_class,
+                identification: 7,
+                dont_fragment: true,
+                more_fragments: false,
+                fragment_offset: 0,
+                ttl,
+                protocol,
+                source: source.into(),
+                destination: destination.into(),
+                payload_length: 20,
+            };
+            let mut packet = [0; 40];
+            repr.emit(&mut packet);
+            packet[20..22].copy_from_slice(&ports.0.to_be_bytes());
+            packet[22..24].copy_from_slice(&ports.1.to_be_bytes());
+            let plain = Plain::read(&packet).expect("a plain packet");
+            prop_assert_eq!(plain.ends(), (source.into(), destination.into()));
+            prop_assert_eq!((plain.length, plain.ttl, plain.traffic_class), (40, ttl, traffic_class));
+            let flow = plain.reversed_flow();
+            prop_assert_eq!((flow.source, flow.destination), (IpAddr::from(destination), IpAddr::from(source)));
+            prop_assert_eq!((flow.protocol, flow.ports), (protocol, Some((ports.1, ports.0))));
         }
     }
 }

@@ -50,13 +50,26 @@ fn dropped_by(b: &mut Gateway, frame: MemoryFrame) -> DropReason {
 /// RFC 4303 sections 2.4 to 2.7 and RFC 4301 section 5.2, step 4: authentic, and still not to be believed.
 #[test]
 fn an_authentic_packet_that_lies_inside_is_dropped_and_the_sa_goes_on() {
+    lies_inside(echo(HOST_A, HOST_B, b"within"));
+    lies_inside(datagram(HOST_A, HOST_B, b"within"));
+    lies_inside(segment(HOST_A, HOST_B, None, b"within"));
+}
+
+fn lies_inside(good: Vec<u8>) {
     use DropReason::*;
     let (_, mut b) = pair(Suite::Aes128Gcm, false);
-    let good = echo(HOST_A, HOST_B, b"within");
     let inner = |change: fn(&mut [u8])| trailed(&with_header(good.clone(), change), protocol::IPV4);
     let to = |destination: [u8; 4]| {
         trailed(&with_header(good.clone(), |p| p[16..20].copy_from_slice(&destination)), protocol::IPV4)
     };
+    let backwards = |address: std::net::Ipv4Addr| {
+        let [a, b, c, d] = address.octets();
+        [d, c, b, a]
+    };
+    let mirrored = with_header(good.clone(), |p| {
+        p[12..16].copy_from_slice(&backwards(HOST_B));
+        p[16..20].copy_from_slice(&backwards(HOST_A));
+    });
     let mut wrong_sum = trailed(&good, protocol::IPV4);
     wrong_sum[10] ^= 1;
     let cases: Vec<(Vec<u8>, DropReason)> = vec![
@@ -79,6 +92,7 @@ fn an_authentic_packet_that_lies_inside_is_dropped_and_the_sa_goes_on() {
         (inner(|p| p[12] = 11), SelectorMismatch),
         (to([10, 2, 0, 1]), ForHost),
         (to([10, 3, 0, 1]), SelectorMismatch),
+        (trailed(&mirrored, protocol::IPV4), SelectorMismatch),
         (to([224, 0, 0, 5]), SelectorMismatch),
         (to([192, 0, 2, 2]), SelectorMismatch),
     ];
