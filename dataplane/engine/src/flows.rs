@@ -107,7 +107,7 @@ pub(crate) struct Key {
 pub(crate) struct Decision {
     /// The outbound SA.
     pub(crate) index: u32,
-    /// From inside: octets of a packet that fits the path, at most.
+    /// Octets of a packet that fits the path, at most.
     pub(crate) limit: u16,
     /// Where the ESP around them leaves.
     pub(crate) hop: NextHop,
