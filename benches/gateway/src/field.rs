@@ -13,7 +13,7 @@
 use crate::process::{Process, wait_until};
 use anyhow::{Context, Result, bail};
 use spindle_bpf::storm::{PlainOptions, Sink, Storm};
-use spindle_testbed::{Addresses, Namespace, PREFIX, Side};
+use spindle_testbed::{Addresses, Namespace, PREFIX, Side, parse_mac};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -86,14 +86,9 @@ pub(crate) fn join((one, name): (&Namespace, &str), (other, others): (&Namespace
     Ok(())
 }
 
-/// The MAC address of an interface.
-pub(crate) fn mac(namespace: &Namespace, interface: &str) -> Result<String> {
-    Ok(namespace.run(&format!("cat /sys/class/net/{interface}/address"))?.trim().to_owned())
-}
-
 /// A neighbour that nobody has to be asked for.
 pub(crate) fn neighbour(of: (&Namespace, &str), address: Ipv4Addr, at: (&Namespace, &str)) -> Result<()> {
-    let mac = mac(at.0, at.1)?;
+    let mac = at.0.mac(at.1)?;
     of.0.ip(&format!("neigh replace {address} lladdr {mac} dev {} nud permanent", of.1))?;
     Ok(())
 }
@@ -123,12 +118,12 @@ impl Field {
 
     /// The MAC address of the host.
     pub(crate) fn host_mac(&self) -> Result<String> {
-        mac(&self.source, &Side::A.host_interface())
+        Ok(self.source.mac(&Side::A.host_interface())?)
     }
 
     /// The MAC address of the peer's outer interface.
     pub(crate) fn peer_mac(&self) -> Result<String> {
-        mac(&self.sink, SINK)
+        Ok(self.sink.mac(SINK)?)
     }
 
     /// Waits until XDP programs stand on both of the gateway's interfaces.
@@ -163,8 +158,8 @@ impl Field {
         let (host, inside) = (Side::A.host_interface(), Side::A.inside_interface());
         let storm = Storm::load_plain(&PlainOptions {
             interface: index(&host)?,
-            source_mac: parse_mac(&mac(&self.source, &host)?)?,
-            destination_mac: parse_mac(&mac(&self.gateway, &inside)?)?,
+            source_mac: parse_mac(&self.source.mac(&host)?)?,
+            destination_mac: parse_mac(&self.gateway.mac(&inside)?)?,
             source: self.addresses.host(Side::A),
             destination: self.addresses.host(Side::B),
             size,
@@ -220,9 +215,4 @@ fn index(interface: &str) -> Result<u32> {
     use rustix::net::{AddressFamily, SocketType, netdevice, socket};
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     netdevice::name_to_index(&socket, interface).with_context(|| format!("there is no interface {interface}"))
-}
-
-fn parse_mac(text: &str) -> Result<[u8; 6]> {
-    let octets: Vec<u8> = text.split(':').map_while(|octet| u8::from_str_radix(octet, 16).ok()).collect();
-    octets.try_into().ok().with_context(|| format!("{text} is no MAC address"))
 }

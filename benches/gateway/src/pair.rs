@@ -8,7 +8,7 @@
 //!
 //! The hosts' MTU is one that fits every peer's tunnel, and all neighbours are known, for ipsec-secgw answers no ARP.
 
-use crate::field::{join, mac, namespace, neighbour};
+use crate::field::{join, namespace, neighbour};
 use crate::process::{Process, wait_until};
 use crate::subject::{Boringtun, Dpdk, Neighbours, Programs};
 use crate::tcp;
@@ -149,8 +149,8 @@ fn start(kind: Gateways, pair: &Pair, programs: &Programs<'_>, directory: &Path)
             let gateway = |side: Side| -> Result<Process> {
                 let other = side.other();
                 let neighbours = Neighbours {
-                    host: mac(pair.host(side), &side.host_interface())?,
-                    peer: mac(pair.gateway(other), &other.outside_interface())?,
+                    host: pair.host(side).mac(&side.host_interface())?,
+                    peer: pair.gateway(other).mac(&other.outside_interface())?,
                 };
                 let (gateway, built) = (pair.gateway(side), programs.ipsec_secgw);
                 Dpdk::IpsecSecgw.start(gateway, side, side as usize, &neighbours, built, directory)

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use spindle_testbed::parse_mac;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
@@ -50,13 +51,7 @@ pub(crate) fn neighbour(interface: &str, address: Ipv4Addr) -> Result<Option<[u8
     let neighbours: Vec<Neighbour> =
         serde_json::from_str(&run("ip", &["-j", "neighbour", "show", "dev", interface])?)?;
     let found = neighbours.into_iter().find(|n| n.dst == address.to_string()).and_then(|n| n.lladdr);
-    found.map(|mac| parse_mac(&mac)).transpose()
-}
-
-/// A MAC address in its usual form.
-pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
-    let octets: Option<Vec<u8>> = text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
-    octets.and_then(|octets| octets.try_into().ok()).with_context(|| format!("{text} is no MAC address"))
+    Ok(found.map(|mac| parse_mac(&mac)).transpose()?)
 }
 
 /// The sum over all queues of one of the driver's own counters, such as `xdp_xmit` of `tx_queue_0_xdp_xmit`.

@@ -1,11 +1,12 @@
 //! `send` and `sink`: the two ends of a storm on the command line, for people and as one line of JSON.
 
-use crate::interface::{Interface, driver_counter, neighbour, parse_mac};
+use crate::interface::{Interface, driver_counter, neighbour};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use spindle_bpf::storm::{Sink, Storm, StormOptions};
+use spindle_testbed::parse_mac;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -56,7 +56,7 @@ pub use leak::{InsideNetwork, Leak, Place, leaks};
 pub use linux_peer::LinuxPeer;
 pub use method::Method;
 pub use moments::{Moment, moments};
-pub use namespace::Namespace;
+pub use namespace::{Namespace, parse_mac};
 pub use narrow::{narrow, shred};
 pub use packet::now;
 pub use pcap::{Frame, Reader, Writer};

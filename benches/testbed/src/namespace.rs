@@ -63,6 +63,11 @@ impl Namespace {
         run(Command::new("ip").args(["-netns", &self.name]).args(line.split_whitespace()))
     }
 
+    /// The MAC address of an interface inside, in its usual form.
+    pub fn mac(&self, interface: &str) -> Result<String> {
+        Ok(self.run(&format!("cat /sys/class/net/{interface}/address"))?.trim().to_owned())
+    }
+
     /// Writes a setting under /proc/sys/net of this namespace; the path uses slashes, or dots.
     pub fn sysctl(&self, path: &str, value: &str) -> Result<()> {
         let path = if path.contains('/') { path.to_owned() } else { path.replace('.', "/") };
@@ -87,4 +92,11 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     let text = String::from_utf8_lossy(&output.stderr);
     let output = if text.trim().is_empty() { output.status.to_string() } else { text.trim().to_owned() };
     Err(Error::Command { command: line, output })
+}
+
+/// A MAC address in its usual form.
+pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let octets: Option<Vec<u8>> = text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
+    let octets = octets.and_then(|octets| octets.try_into().ok());
+    octets.ok_or_else(|| Error::Machine(format!("`{text}` is no MAC address")))
 }

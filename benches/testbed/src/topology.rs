@@ -30,7 +30,7 @@
 
 use crate::cleanup::{self, unique_name};
 use crate::error::{Context, Error, Result};
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, parse_mac};
 use crate::vlan::{self, VlanDevice};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -659,10 +659,5 @@ fn join_queues(queues: u32, one: (&Namespace, &str), other: (&Namespace, &str)) 
 }
 
 fn hardware_address(gateway: &Namespace, side: Side) -> Result<[u8; 6]> {
-    let text = gateway.run(&format!("cat /sys/class/net/{}/address", side.outside_interface()))?;
-    let octets = text.trim().split(':').map_while(|octet| u8::from_str_radix(octet, 16).ok());
-    octets
-        .collect::<Vec<_>>()
-        .try_into()
-        .map_err(|_| Error::Machine(format!("`{}` is no hardware address", text.trim())))
+    parse_mac(&gateway.mac(&side.outside_interface())?)
 }

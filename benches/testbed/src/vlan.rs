@@ -43,8 +43,7 @@ impl VlanDevice {
         far: &Namespace,
     ) -> Result<VlanDevice> {
         let (name, other) = (device(interface, id), format!("t-{}", device(interface, id)));
-        let address = namespace.run(&format!("cat /sys/class/net/{interface}/address"))?;
-        let (address, far_name) = (address.trim(), far.name());
+        let (address, far_name) = (namespace.mac(interface)?, far.name());
         namespace
             .ip(&format!("link add {name} address {address} type veth peer name {other} netns {far_name}"))?;
         namespace.run(&format!("ethtool -K {name} tx off tso off gso off gro off"))?;
