@@ -51,7 +51,8 @@ pub struct Outcome {
     /// Where many IKE SAs were lost: when half of them stood again on both sides, 99 of a hundred, and all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back_ms: Option<Back>,
-    /// What happened when.
+    /// What happened when; empty where a file does not keep it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Moment>,
 }
 

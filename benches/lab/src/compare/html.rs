@@ -3,7 +3,7 @@
 
 use super::cell::{Cell, Report};
 use super::markdown::in_order;
-use super::{Runs, name};
+use super::{Runs, middle, name};
 use crate::{Outcome, Scenario};
 use std::fmt::Write;
 
@@ -123,16 +123,10 @@ fn outages(cells: &[&Cell], runs: &Runs) -> String {
     svg
 }
 
-/// The run in the middle by its outage; none if no run recovered.
-fn middle<'a>(cell: &Cell, runs: &'a Runs) -> Option<&'a Outcome> {
-    let mut recovered: Vec<(f64, &Outcome)> =
-        outcomes(cell, runs).iter().filter_map(|outcome| Some((outcome.outage_ms?, outcome))).collect();
-    recovered.sort_by(|a, b| a.0.total_cmp(&b.0));
-    recovered.get(recovered.len().saturating_sub(1) / 2).map(|(_, outcome)| *outcome)
-}
-
 fn median_run(cell: &Cell, runs: &Runs) -> String {
-    let Some(outcome) = middle(cell, runs) else { return String::new() };
+    let Some(outcome) = middle(outcomes(cell, runs)).map(|at| &outcomes(cell, runs)[at]) else {
+        return String::new();
+    };
     let times = || outcome.timeline.iter().map(|moment| moment.at_us as f64);
     let (first, last) = (times().fold(f64::MAX, f64::min), times().fold(f64::MIN, f64::max));
     let x = |at: i64| 10.0 + (at as f64 - first) / (last - first).max(1.0) * (WIDTH - 20.0);

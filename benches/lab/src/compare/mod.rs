@@ -162,7 +162,7 @@ pub fn compare(request: &Request, tell: &mut dyn FnMut(&str)) -> Result<Vec<Stri
                 let cell = Cell::of(plan, &outcomes);
                 tell(&format!("[{done}/{total}] {what}: {}", in_short(&cell)));
                 report.cells.retain(|it| !it.is(&cell.method, &cell.scenario, cell.rtt_ms));
-                runs.insert(name(&cell.method, &cell.scenario, cell.rtt_ms), outcomes);
+                runs.insert(name(&cell.method, &cell.scenario, cell.rtt_ms), kept(outcomes));
                 report.cells.push(cell);
             }
             Err(error) => {
@@ -181,6 +181,26 @@ pub fn compare(request: &Request, tell: &mut dyn FnMut(&str)) -> Result<Vec<Stri
         text("html", page(&report, &runs))
     })?;
     Ok(failures)
+}
+
+/// The number of the run in the middle by its outage; none if no run recovered.
+fn middle(outcomes: &[Outcome]) -> Option<usize> {
+    let recovered = outcomes.iter().enumerate();
+    let mut recovered: Vec<(f64, usize)> =
+        recovered.filter_map(|(number, outcome)| Some((outcome.outage_ms?, number))).collect();
+    recovered.sort_by(|a, b| a.0.total_cmp(&b.0));
+    recovered.get(recovered.len().saturating_sub(1) / 2).map(|(_, number)| *number)
+}
+
+/// What the runs' file keeps of a cell: each outcome, and the timeline of the run in the middle and of each that failed.
+fn kept(mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    let middle = middle(&outcomes);
+    for (number, outcome) in outcomes.iter_mut().enumerate() {
+        if outcome.recovered && Some(number) != middle {
+            outcome.timeline = Vec::new();
+        }
+    }
+    outcomes
 }
 
 fn what(plan: &Drill) -> String {
