@@ -12,7 +12,7 @@ pub mod scale;
 pub mod secgw;
 pub mod tunnel;
 
-pub use machine::Machine;
+pub use machine::{Machine, with_huge_pages};
 
 use spindle_abi::{Command, Event, Spi, SpiState, Time};
 use spindle_engine::{

@@ -1,6 +1,9 @@
-//! The machine that something was measured on.
+//! The machine that something was measured on, and how the dataplane's memory is laid out there.
 
 use serde::{Deserialize, Serialize};
+use spindle_abi::HUGE_PAGES;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// What of a machine a measurement depends on.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -28,4 +31,17 @@ impl Machine {
             load_average: read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()),
         }
     }
+}
+
+/// Begins this program again in the environment of the dataplane's, unless it is there already. To be called first.
+///
+/// # Errors
+/// If it can't.
+pub fn with_huge_pages() -> std::io::Result<()> {
+    let (name, value) = HUGE_PAGES;
+    if std::env::var_os(name).is_some() {
+        return Ok(());
+    }
+    let mut again = Command::new(std::env::current_exe()?);
+    Err(again.args(std::env::args_os().skip(1)).env(name, value).exec())
 }

@@ -7,6 +7,7 @@ use spindle_aead::Provider;
 use spindle_benches::alone::{Alone, Way, capture};
 use spindle_benches::report::{Goal, Part, Report, Row, Run, median, package};
 use spindle_benches::secgw::{self, Forwarder, HugePages, Mode};
+use spindle_benches::with_huge_pages;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -43,6 +44,7 @@ struct Figures {
 }
 
 fn main() -> anyhow::Result<()> {
+    with_huge_pages()?;
     let Arguments { json, rounds, folder } = Arguments::parse();
     let started = Instant::now();
     std::fs::create_dir_all(&folder)?;

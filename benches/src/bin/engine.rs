@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 use spindle_aead::Provider;
 use spindle_benches::regression::{Subject, Work};
-use spindle_benches::scale;
+use spindle_benches::{scale, with_huge_pages};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -102,6 +102,8 @@ struct Timed {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
+    // What is started from here has the same.
+    with_huge_pages()?;
     match Arguments::parse().verb {
         Verb::Count { json } => {
             let report = Report {

@@ -8,7 +8,7 @@ use rand_distr::{Distribution, Zipf};
 use spindle_aead::Provider;
 use spindle_benches::alone::{Alone, Way};
 use spindle_benches::report::{Goal, Part, Report, Row, Run};
-use spindle_benches::scale;
+use spindle_benches::{scale, with_huge_pages};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -79,6 +79,7 @@ fn goal(way: Way, draw: Draw, sas: u32) -> Option<Goal> {
 }
 
 fn main() -> anyhow::Result<()> {
+    with_huge_pages()?;
     let Arguments { json, rounds } = Arguments::parse();
     let started = Instant::now();
     let provider = Provider::choose()?.provider;

@@ -11,6 +11,7 @@ mod run;
 pub use run::{Forwarder, Mode, nanoseconds};
 
 use anyhow::{Context, ensure};
+use spindle_abi::HUGE_PAGES;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -80,5 +81,7 @@ pub fn alone(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]);
     command.args(["sh", "-c", SHELL, "sh", "stdbuf", "-oL"]).arg(program);
+    // It has huge pages of its own.
+    command.env_remove(HUGE_PAGES.0);
     command
 }

@@ -7,7 +7,7 @@ use crate::sync::Ordering;
 use crate::{ActivityReader, ActivityWriter, CounterReader, CounterWriter, Words};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::FdFlags;
-use spindle_abi::{CommandRecord, EventRecord, LAYOUT_HASH};
+use spindle_abi::{CommandRecord, EventRecord, HUGE_PAGES, LAYOUT_HASH};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -275,7 +275,8 @@ impl AttachmentFds {
         }
     }
 
-    /// Lets the child that `command` will start inherit its side's descriptors, and tells it which they are.
+    /// Lets the child that `command` will start inherit its side's descriptors, and tells it which they are. The dataplane's
+    /// tables will be in huge pages ([`HUGE_PAGES`]).
     pub fn give<'a>(&self, side: Side, command: &'a mut Command) -> &'a mut Command {
         let fds: Vec<_> = self.of(side).into_iter().cloned().collect();
         let named: Vec<String> = self
@@ -284,6 +285,9 @@ impl AttachmentFds {
             .map(|(place, fd)| format!("{}:{}", place.name(), fd.as_raw_fd()))
             .collect();
         command.env(ENVIRONMENT, named.join(","));
+        if side == Side::Dataplane {
+            command.envs([HUGE_PAGES]);
+        }
         inherit(command, fds)
     }
 

@@ -182,6 +182,20 @@ fn a_child_inherits_its_side_and_nothing_else() {
     assert_eq!(memfds, 6, "{output}");
 }
 
+/// Only where the program starts can its allocator be told.
+#[test]
+fn the_dataplane_begins_with_huge_pages() {
+    let fds = AttachmentFds::create(1).unwrap();
+    let (name, value) = spindle_abi::HUGE_PAGES;
+    let shown = |side| {
+        let mut command = Command::new("sh");
+        command.env_remove(name).args(["-c", &format!("echo ${name}")]);
+        String::from_utf8(fds.give(side, &mut command).output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(shown(Side::Dataplane).trim(), value);
+    assert_eq!(shown(Side::Control).trim(), "");
+}
+
 fn readable(fd: BorrowedFd<'_>) -> bool {
     let mut poll = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
     rustix::event::poll(&mut poll, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
