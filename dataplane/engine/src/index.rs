@@ -12,7 +12,7 @@ use crate::selectors::Flow;
 use arrayvec::ArrayVec;
 use spindle_abi::{Block, SelectorSet};
 use spindle_aead::prefetch;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// As many are looked at one after the other: hashing would take longer.
 const FEW: usize = 4;
@@ -30,6 +30,49 @@ const NONE: u32 = u32::MAX;
 
 /// Of a pair's blocks.
 type Lengths = [u8; 2];
+
+/// The blocks of these lengths in which a packet's addresses lie, as a hash.
+#[derive(Clone, Copy)]
+struct Shape {
+    lengths: Lengths,
+    /// So many pairs of blocks have these.
+    count: u32,
+    /// Of the lengths.
+    seed: u64,
+    /// What the blocks' addresses have in common: local and remote address in one for IPv4, else apart.
+    v4: u64,
+    v6: [u128; 2],
+}
+
+impl Shape {
+    fn new(lengths: Lengths) -> Shape {
+        // Those of IPv4 addresses count from 96.
+        let v6 = lengths.map(|length| u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0));
+        let v4 = v6.map(|mask| u64::from(mask as u32));
+        let seed = u64::from(u16::from_le_bytes(lengths)).wrapping_mul(ODD);
+        Shape { lengths, count: 0, seed, v4: v4[0] << 32 | v4[1], v6 }
+    }
+
+    /// `None` if the addresses are of two versions.
+    #[inline(always)]
+    fn hash(&self, local: IpAddr, remote: IpAddr) -> Option<u64> {
+        match (local, remote) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                let both = u64::from(local.to_bits()) << 32 | u64::from(remote.to_bits());
+                Some(mix(self.seed ^ both & self.v4).max(FREE + 1))
+            }
+            (IpAddr::V6(local), IpAddr::V6(remote)) => Some(self.hash_v6(local, remote)),
+            _ => None,
+        }
+    }
+
+    #[inline(never)]
+    fn hash_v6(&self, local: Ipv6Addr, remote: Ipv6Addr) -> u64 {
+        let [local, remote] = [local.to_bits() & self.v6[0], remote.to_bits() & self.v6[1]];
+        let halves = [local as u64, (local >> 64) as u64, remote as u64, (remote >> 64) as u64];
+        halves.into_iter().fold(self.seed, |hash, half| mix(hash ^ half)).max(FREE + 1)
+    }
+}
 
 /// Hashes of two blocks and their lengths. Blocks that share a hash share a place, whose policies are held against the packet
 /// anyway.
@@ -54,11 +97,13 @@ pub(crate) struct Index {
     overflows: Slots<Bucket>,
     /// So many buckets; homes are as if there were the next power of two, of which the missing ones share theirs.
     count: u32,
+    /// That power of two less one.
+    mask: u32,
     hashes: usize,
     /// Where several policies share a place: their places, in their order.
     lists: Slots<Vec<u32>>,
-    /// By IP version: the lengths that there are, and how often.
-    lengths: [Vec<(Lengths, u32)>; 2],
+    /// By IP version: those that there are.
+    shapes: [Vec<Shape>; 2],
     policies: usize,
     /// All policies, in their order, as long as there never were more.
     few: Option<ArrayVec<u32, FEW>>,
@@ -74,9 +119,10 @@ impl Default for Index {
             buckets,
             overflows: Slots::default(),
             count: 1,
+            mask: 0,
             hashes: 0,
             lists: Slots::default(),
-            lengths: Default::default(),
+            shapes: Default::default(),
             policies: 0,
             few: Some(ArrayVec::new()),
             moving: Vec::new(),
@@ -92,11 +138,11 @@ impl Index {
         if let Some(few) = &mut self.few {
             few.insert(few.partition_point(|other| is_before(*other, place)), place);
         }
-        for (hash, lengths, is_ipv6) in hashes(set) {
-            let of_version = &mut self.lengths[usize::from(is_ipv6)];
-            match of_version.iter_mut().find(|(held, _)| *held == lengths) {
-                Some((_, count)) => *count += 1,
-                None => of_version.push((lengths, 1)),
+        for (hash, shape, is_ipv6) in hashes(set) {
+            let of_version = &mut self.shapes[usize::from(is_ipv6)];
+            match of_version.iter_mut().find(|held| held.lengths == shape.lengths) {
+                Some(held) => held.count += 1,
+                None => of_version.push(Shape { count: 1, ..shape }),
             }
             self.enter(hash, place, &is_before);
         }
@@ -110,11 +156,11 @@ impl Index {
             None if self.policies == 0 => self.few = Some(ArrayVec::new()),
             None => {}
         }
-        for (hash, lengths, is_ipv6) in hashes(set) {
-            let of_version = &mut self.lengths[usize::from(is_ipv6)];
-            if let Some(at) = of_version.iter().position(|(held, _)| *held == lengths) {
-                of_version[at].1 -= 1;
-                if of_version[at].1 == 0 {
+        for (hash, shape, is_ipv6) in hashes(set) {
+            let of_version = &mut self.shapes[usize::from(is_ipv6)];
+            if let Some(at) = of_version.iter().position(|held| held.lengths == shape.lengths) {
+                of_version[at].count -= 1;
+                if of_version[at].count == 0 {
                     of_version.swap_remove(at);
                 }
             }
@@ -166,13 +212,12 @@ impl Index {
 
     #[inline]
     fn home(&self, hash: u64) -> u32 {
-        let mask = self.count.next_power_of_two() - 1;
-        let at = (hash >> 32) as u32 & mask;
-        if at < self.count { at } else { at & mask >> 1 }
+        let at = (hash >> 32) as u32 & self.mask;
+        if at < self.count { at } else { at & self.mask >> 1 }
     }
 
     /// What stands under this hash.
-    #[inline]
+    #[inline(always)]
     fn value(&self, hash: u64) -> Option<u32> {
         let mut bucket = self.buckets.at(self.home(hash));
         loop {
@@ -245,6 +290,7 @@ impl Index {
     fn split(&mut self) {
         let new = self.buckets.push(Bucket::EMPTY);
         self.count = new + 1;
+        self.mask = self.count.next_power_of_two() - 1;
         let other = new & !(1 << new.ilog2());
         let mut moving = std::mem::take(&mut self.moving);
         let mut bucket = std::mem::replace(self.buckets.at_mut(other), Bucket::EMPTY);
@@ -274,14 +320,20 @@ impl Index {
         if self.is_short() {
             return None;
         }
-        let of_version = &self.lengths[usize::from(flow.source.is_ipv6())];
-        let hashes = of_version.iter().map(|(lengths, _)| hash(flow.source, flow.destination, *lengths));
-        let mut last = None;
-        for hash in hashes.flatten() {
-            prefetch(self.buckets.at(self.home(hash)));
-            last = Some(hash);
+        let near = |shape: &Shape| {
+            let hash = shape.hash(flow.source, flow.destination);
+            hash.iter().for_each(|hash| prefetch(self.buckets.at(self.home(*hash))));
+            hash
+        };
+        match &self.shapes[usize::from(flow.source.is_ipv6())][..] {
+            [only] => near(only),
+            several => {
+                for shape in several {
+                    near(shape);
+                }
+                None
+            }
         }
-        last.filter(|_| of_version.len() == 1)
     }
 
     /// The place of the policy that stands under this hash, if it is one.
@@ -298,8 +350,8 @@ impl Index {
             few.iter().all(|place| look(*place));
             return;
         }
-        for (lengths, _) in &self.lengths[usize::from(flow.source.is_ipv6())] {
-            let Some(hash) = hash(flow.source, flow.destination, *lengths) else { continue };
+        for shape in &self.shapes[usize::from(flow.source.is_ipv6())] {
+            let Some(hash) = shape.hash(flow.source, flow.destination) else { continue };
             match self.value(hash) {
                 None => {}
                 Some(list) if list & LIST != 0 => {
@@ -313,35 +365,14 @@ impl Index {
     }
 }
 
-/// What these selectors stand under: hash, lengths, and whether it is of IPv6.
-fn hashes(set: &SelectorSet) -> impl Iterator<Item = (u64, Lengths, bool)> {
+/// What these selectors stand under: hash, shape, and whether it is of IPv6.
+fn hashes(set: &SelectorSet) -> impl Iterator<Item = (u64, Shape, bool)> {
     set.pairs().filter_map(|(local, remote)| {
         let ranges = [local.addresses, remote.addresses];
-        let lengths = ranges.map(|range| Block::around(&range).length());
-        let hash = hash(ranges[0].start, ranges[1].start, lengths)?;
-        Some((hash, lengths, ranges[0].start.is_ipv6()))
+        let shape = Shape::new(ranges.map(|range| Block::around(&range).length()));
+        let hash = shape.hash(ranges[0].start, ranges[1].start)?;
+        Some((hash, shape, ranges[0].start.is_ipv6()))
     })
-}
-
-/// The hash of the pair of blocks of these lengths in which two addresses lie; `None` if they are of two versions.
-#[inline]
-fn hash(local: IpAddr, remote: IpAddr, lengths: Lengths) -> Option<u64> {
-    let [of_local, of_remote] = lengths.map(|length| 128 - u32::from(length));
-    let seed = u64::from(u16::from_le_bytes(lengths)).wrapping_mul(ODD);
-    let hash = match (local, remote) {
-        (IpAddr::V4(local), IpAddr::V4(remote)) => {
-            let cut = |address: u32, bits: u32| u64::from(address) >> bits.min(32) << bits.min(32);
-            mix(seed ^ cut(local.to_bits(), of_local) << 32 ^ cut(remote.to_bits(), of_remote))
-        }
-        (IpAddr::V6(local), IpAddr::V6(remote)) => {
-            let cut = |address: u128, bits: u32| u128::MAX.checked_shl(bits).unwrap_or(0) & address;
-            let [local, remote] = [cut(local.to_bits(), of_local), cut(remote.to_bits(), of_remote)];
-            let halves = [local as u64, (local >> 64) as u64, remote as u64, (remote >> 64) as u64];
-            halves.into_iter().fold(seed, |hash, half| mix(hash ^ half))
-        }
-        _ => return None,
-    };
-    Some(hash.max(FREE + 1))
 }
 
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;

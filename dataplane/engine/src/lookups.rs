@@ -39,7 +39,10 @@ impl Lookups {
         if !whole {
             return std::hint::black_box(&flows).len();
         }
-        let mut sought = flows.map(|flow| self.policies.seek(&flow));
+        let mut sought = [Sought::Anywhere; BURST];
+        for (flow, sought) in flows.iter().zip(&mut sought) {
+            *sought = self.policies.seek(flow);
+        }
         for (flow, sought) in flows.iter().zip(&mut sought) {
             *sought = self.policies.approach(flow, *sought);
         }

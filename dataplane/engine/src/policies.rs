@@ -217,7 +217,7 @@ impl Policies {
     #[inline]
     pub(crate) fn reach(&self, flow: &Flow, sought: Sought) -> Result<u32, DropReason> {
         match sought {
-            Sought::At(place) if self.policies.at(place).selectors.matches(flow) => Ok(place),
+            Sought::At(place) if self.policies.at(place).selectors.matches_v4(flow) => Ok(place),
             _ => self.place(flow),
         }
     }
