@@ -15,6 +15,9 @@ use spindle_wire::{checksum, esp, ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
+/// So many packets before one's turn its SA is fetched, and once more as many before, what leads there.
+const AHEAD: usize = 6;
+
 /// An ESP packet for us, and where it is in its frame.
 #[derive(Clone, Copy)]
 struct Arrival {
@@ -55,8 +58,8 @@ impl Arrival {
 /// What was in an ESP packet: where it starts in the frame, its length, and where it goes.
 #[derive(Clone, Copy)]
 struct Opened {
-    start: usize,
-    length: usize,
+    start: u16,
+    length: u16,
     onward: Onward,
 }
 
@@ -64,6 +67,14 @@ struct Opened {
 enum Onward {
     To(IpAddr),
     Host(u16),
+}
+
+/// The way to the latest destination inside.
+struct Way {
+    destination: IpAddr,
+    hop: NextHop,
+    /// Octets of the longest frame that fits.
+    limit: usize,
 }
 
 /// What a frame from outside is.
@@ -80,6 +91,9 @@ enum Kind {
     Clear,
     Drop(DropReason),
 }
+
+// A burst of them is read and written once a step.
+const _: () = assert!(size_of::<Kind>() <= 32);
 
 impl Engine {
     pub(crate) fn process_outside<F: Frame>(
@@ -101,45 +115,33 @@ impl Engine {
             }
             kinds.push(kind);
         }
-        let mut places: [Option<u32>; BURST] = [None; BURST];
-        let (mut last, mut found) = (Spi(0), None);
-        for (kind, place) in kinds.iter().zip(&mut places) {
-            if let Kind::Esp(Arrival { spi, .. }, _) = kind {
-                if *spi != last {
-                    found = self.spis.find(*spi);
-                    self.spis.prefetch_value(found);
-                    last = *spi;
+        // While one is opened, the memory for those behind it is on its way.
+        let (mut known_last, mut fetched_last) = ((Spi(0), Known::Unknown), None);
+        let mut frames = burst.iter_mut();
+        for at in 0..kinds.len() + 2 * AHEAD {
+            if let Some(Kind::Esp(Arrival { spi, .. }, known)) = kinds.get_mut(at) {
+                if *spi != known_last.0 {
+                    known_last = (*spi, self.spis.lookup(*spi));
+                    if let Known::Current(index) = known_last.1 {
+                        self.sas.prefetch(index);
+                        self.region.iter().for_each(|region| region.prefetch(index));
+                    }
                 }
-                *place = found;
+                *known = known_last.1;
             }
-        }
-        let mut last = None;
-        for (kind, place) in kinds.iter_mut().zip(places) {
-            if let Kind::Esp(_, known) = kind {
-                *known = self.spis.at(place);
-                if let Known::Current(index) = *known
-                    && last != Some(index)
-                {
-                    self.sas.prefetch(index);
-                    self.region.iter().for_each(|region| region.prefetch(index));
-                    last = Some(index);
-                }
-            }
-        }
-        let mut last = None;
-        for kind in &kinds {
-            if let Kind::Esp(arrival, Known::Current(index)) = kind
-                && last != Some(*index)
+            let Some(next) = at.checked_sub(AHEAD) else { continue };
+            if let Some(Kind::Esp(arrival, Known::Current(index))) = kinds.get(next)
+                && fetched_last != Some(*index)
             {
                 self.sas.prefetch_behind_inbound(*index, arrival.sequence);
-                last = Some(*index);
+                fetched_last = Some(*index);
             }
-        }
-        for (frame, kind) in burst.iter_mut().zip(&mut kinds) {
+            let Some(kind) = next.checked_sub(AHEAD).and_then(|now| kinds.get_mut(now)) else { continue };
             // What comes after these is opened after them, for they may change what is found.
             if matches!(kind, Kind::Fragment | Kind::Icmp) {
                 break;
             }
+            let Some(frame) = frames.next() else { break };
             if let Kind::Esp(arrival, Known::Current(index)) = kind {
                 let opened = self.open(now, *index, arrival, frame.data_mut(), out);
                 if let Ok(Opened { onward: Onward::To(destination), .. }) = opened {
@@ -155,7 +157,7 @@ impl Engine {
                 Kind::Fragment => {
                     let Some(whole) = self.reassemble(now, frame, out) else { continue };
                     out.made(Origin::Outside, &whole);
-                    let mut kind = self.classify(whole.data(), &mut 0);
+                    let mut kind = self.classify_any(whole.data());
                     if let Kind::Esp(arrival, known) = &mut kind {
                         *known = self.spis.lookup(arrival.spi);
                     }
@@ -243,7 +245,7 @@ impl Engine {
         (spi >= 256).then_some(arrival)
     }
 
-    #[inline]
+    #[inline(always)]
     fn classify(&self, octets: &[u8], ours: &mut u64) -> Kind {
         match self.classify_plain(octets, ours) {
             Some(arrival) => Kind::Esp(arrival, Known::Unknown),
@@ -310,37 +312,48 @@ impl Engine {
         Kind::Esp(arrival, Known::Unknown)
     }
 
-    /// Sends what was in an ESP packet on its way. `lately` is the latest destination, and the way there.
+    /// Sends what was in an ESP packet on its way. `lately` is the way that the latest one took.
     #[inline]
     fn pass_on<F: Frame>(
         &mut self,
         opened: Result<Opened, DropReason>,
-        lately: &mut Option<(IpAddr, NextHop)>,
+        lately: &mut Option<Way>,
         mut frame: F,
         out: &mut impl Output<F>,
     ) {
-        match opened {
-            Err(reason) => self.discard(frame, reason, out),
-            Ok(Opened { start, length, onward }) => {
-                frame.shrink_front(start - ETHERNET);
-                frame.truncate(ETHERNET + length);
-                self.counters.add(Counter::Decapsulated, 1);
-                match onward {
-                    Onward::To(destination) => {
-                        if lately.is_none_or(|(last, _)| last != destination) {
-                            let elsewhere = !self.inside_is_host && !self.is_local(destination);
-                            let hop = if elsewhere { self.next_hops.find(destination) } else { None };
-                            *lately = hop.map(|hop| (destination, hop));
-                        }
-                        match *lately {
-                            Some((_, hop)) => self.transmit(PortId::Inside, hop, frame, out),
-                            None => self.send(PortId::Inside, destination, frame, out),
-                        }
-                    }
-                    Onward::Host(interface) => self.send_to_host(interface, frame, out),
-                }
-            }
+        let Opened { start, length, onward } = match opened {
+            Ok(opened) => opened,
+            Err(reason) => return self.discard(frame, reason, out),
+        };
+        frame.shrink_front(usize::from(start) - ETHERNET);
+        frame.truncate(ETHERNET + usize::from(length));
+        self.counters.add(Counter::Decapsulated, 1);
+        let destination = match onward {
+            Onward::To(destination) => destination,
+            Onward::Host(interface) => return self.send_to_host(interface, frame, out),
+        };
+        if lately.as_ref().is_none_or(|way| way.destination != destination) {
+            *lately = self.way_inside(destination);
         }
+        match lately {
+            Some(way) if frame.data().len() <= way.limit => {
+                way.hop.emit(destination.is_ipv6(), frame.data_mut());
+                self.counters.add(Counter::DeliveredInside, 1);
+                out.transmit(PortId::Inside, frame);
+            }
+            _ => self.send(PortId::Inside, destination, frame, out),
+        }
+    }
+
+    /// How packets for this destination leave inside. `None`: [`Engine::send`] says what becomes of them.
+    #[inline]
+    fn way_inside(&mut self, destination: IpAddr) -> Option<Way> {
+        if self.inside_is_host || self.is_local(destination) {
+            return None;
+        }
+        let hop = self.next_hops.find(destination).filter(|hop| hop.port == PortId::Inside)?;
+        let limit = ETHERNET + usize::from(hop.mtu.min(self.mtu[PortId::Inside as usize]));
+        Some(Way { destination, hop, limit })
     }
 
     /// As [`Engine::open`], of a packet whose turn has come.
@@ -413,10 +426,14 @@ impl Engine {
                 {
                     ipv4::decrement_ttl(packet);
                     let limit = inbound.usage.count(now, plain.length);
+                    let is_changed = inbound.is_changed;
                     self.tell_carried(index, arrival.spi, first, limit, out);
-                    self.sas.mark_changed(index);
-                    let onward = Onward::To(destination.into());
-                    return Ok(Opened { start: payload.start, length: plain.length, onward });
+                    if !is_changed {
+                        self.sas.mark_changed(index);
+                    }
+                    // Both are less than where ESP ends.
+                    let (start, length) = (payload.start as u16, plain.length as u16);
+                    return Ok(Opened { start, length, onward: Onward::To(destination.into()) });
                 }
             }
         }
@@ -489,7 +506,8 @@ impl Engine {
             .then(|| self.flow_limit(now, interface, &Flow::of(&head, inner).reversed(), around));
         self.leave(interface, &head, &mut octets[start..start + head.length], back)?;
         let onward = if interface == INSIDE { Onward::To(head.destination) } else { Onward::Host(interface) };
-        Ok(Opened { start, length: head.length, onward })
+        // Both are less than where ESP ends.
+        Ok(Opened { start: start as u16, length: head.length as u16, onward })
     }
 
     /// A hop on a packet's way: one less to live; and if its connection runs through a tunnel, which takes packets of

@@ -100,15 +100,6 @@ impl Engine {
             }
         }
         let seen = if all_known { ArrayVec::new() } else { self.see_others(interface, burst, &found) };
-        last = NO_SA;
-        for place in found[..burst.len()].iter().filter(|place| **place != NOWHERE) {
-            let index = self.flows.at(*place).index;
-            if index != last {
-                last = index;
-                // Its selectors were looked at when it was decided.
-                self.sas.outbound_at(last).iter().for_each(|outbound| outbound.sa.prefetch());
-            }
-        }
         let ready = self.begin_known(now, interface, &found, burst, out);
         let mut frames = burst.drain(..);
         for frame in frames.by_ref().take(ready) {
@@ -140,12 +131,18 @@ impl Engine {
     ) -> usize {
         let is_host = self.is_host(interface);
         let mut begun: ArrayVec<(u32, Begun), BURST> = ArrayVec::new();
+        let mut last = NO_SA;
         for (frame, place) in burst.iter_mut().zip(found) {
             if *place == NOWHERE {
                 break;
             }
             // No packet from inside changes what it rests on, and none was remembered yet.
             let decision = *self.flows.at(*place);
+            // While headers are written, keys are on their way.
+            if decision.index != last {
+                last = decision.index;
+                self.sas.outbound_at(last).iter().for_each(|outbound| outbound.sa.prefetch());
+            }
             let Some(one) = self.begin(now, is_host, &decision, frame, out) else { break };
             begun.push((decision.index, one));
         }
@@ -276,7 +273,9 @@ impl Engine {
         let begun = outbound.sa.begin(&mut octets[ETHERNET..], length).ok()?;
         decision.hop.emit(outbound.sa.encapsulation().is_ipv6, octets);
         let limit = outbound.usage.count(now, length);
-        self.sas.mark_changed(index);
+        if !outbound.is_changed {
+            self.sas.mark_changed(index);
+        }
         if let Some(limit) = limit {
             self.tell_limit(index, limit, out);
         }

@@ -1,8 +1,8 @@
 //! What is known of each inbound SPI, and what waits to be told about former ones.
 //!
-//! Open addressing over buckets of 16 SPIs, one cache line each, apart from what is known of them: an SPI that is
-//! unknown, as in a storm, costs one line, which the caller prefetches a burst ahead. A full bucket overflows into
-//! the next; each bucket counts what passed it by, so that removals can clean up behind themselves.
+//! Open addressing over buckets of 8 SPIs and what is known of them, one cache line each: an SPI costs one line, known or
+//! unknown as in a storm, which the caller prefetches a burst ahead. A full bucket overflows into the next; each bucket
+//! counts what passed it by, so that removals can clean up behind themselves.
 
 use crate::Refused;
 use spindle_abi::{Spi, SpiReport, SpiState, Time};
@@ -10,8 +10,9 @@ use spindle_aead::prefetch;
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
+use zerocopy::FromZeros;
 
-const WIDTH: usize = 16;
+const WIDTH: usize = 8;
 /// SPIs 0 to 255 are reserved (RFC 4303 section 2.1), so that these two cannot be anyone's.
 const EMPTY: u32 = 0;
 const REMOVED: u32 = 1;
@@ -28,11 +29,32 @@ const _: () = assert!(spindle_abi::MAX_SAS <= 1 << (32 - STATE_BITS));
 /// Reports on one former SPI at most once in this time.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Bucket([u32; WIDTH]);
+#[derive(Clone, Copy, FromZeros)]
+#[repr(C, align(64))]
+struct Bucket {
+    spis: [u32; WIDTH],
+    /// State in the low bits, slot above.
+    values: [u32; WIDTH],
+}
 
 const _: () = assert!(size_of::<Bucket>() == 64);
+
+// A new bucket is zeros: memory that costs nothing until it is used.
+const _: () = assert!(EMPTY == 0);
+
+impl Bucket {
+    /// The lane of an SPI, and whether there is none because some lane is empty. Without a branch per lane, so that it
+    /// becomes a few vector instructions.
+    #[inline]
+    fn lane(&self, spi: Spi) -> (Option<usize>, bool) {
+        let (mut here, mut empty) = (0u32, 0u32);
+        for (number, held) in (1u32..).zip(&self.spis) {
+            here |= if *held == spi.0 { number } else { 0 };
+            empty |= u32::from(*held == EMPTY);
+        }
+        ((here as usize).checked_sub(1), empty != 0)
+    }
+}
 
 /// What is known of an SPI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,8 +97,6 @@ impl Former {
 
 pub(crate) struct SpiTable {
     buckets: Vec<Bucket>,
-    /// State in the low bits, slot above. (Zeroed words cost nothing until they are used.)
-    values: Vec<u32>,
     /// For each bucket, the SPIs that live further on because it was full.
     passed: Vec<u32>,
     shift: u32,
@@ -91,11 +111,10 @@ pub(crate) struct SpiTable {
 impl SpiTable {
     pub(crate) fn new(limit: u32) -> SpiTable {
         let limit = limit.clamp(1, MOST) as usize;
-        // At most three quarters full: then hardly any bucket overflows.
-        let buckets = (limit * 4 / 3).div_ceil(WIDTH).next_power_of_two().max(2);
+        // At most half full: then hardly any bucket overflows.
+        let buckets = (limit * 2).div_ceil(WIDTH).next_power_of_two().max(2);
         SpiTable {
-            buckets: vec![Bucket([EMPTY; WIDTH]); buckets],
-            values: vec![0; buckets * WIDTH],
+            buckets: Bucket::new_vec_zeroed(buckets).expect("there is memory"),
             passed: vec![0; buckets],
             shift: 32 - buckets.trailing_zeros(),
             count: 0,
@@ -118,48 +137,28 @@ impl SpiTable {
         prefetch(&self.buckets[self.home(spi)]);
     }
 
-    /// Where the SPI is: bucket times [`WIDTH`] plus lane.
+    /// Bucket and lane of an SPI.
     #[inline]
-    pub(crate) fn find(&self, spi: Spi) -> Option<u32> {
+    fn find(&self, spi: Spi) -> Option<(usize, usize)> {
         if spi.0 <= REMOVED {
             return None;
         }
         let mut at = self.home(spi);
         for _ in 0..self.buckets.len() {
-            let lanes = &self.buckets[at].0;
-            let own = spi.0 as usize % WIDTH;
-            if lanes[own] == spi.0 {
-                return Some((at * WIDTH + own) as u32);
+            match self.buckets[at].lane(spi) {
+                (Some(lane), _) => return Some((at, lane)),
+                (None, true) => return None,
+                (None, false) => at = (at + 1) & (self.buckets.len() - 1),
             }
-            // Without a branch per lane, so that it becomes a few vector instructions.
-            let (mut here, mut empty) = (0u32, 0u32);
-            for (number, held) in (1u32..).zip(lanes) {
-                here |= if *held == spi.0 { number } else { 0 };
-                empty |= u32::from(*held == EMPTY);
-            }
-            if here != 0 {
-                return Some((at * WIDTH) as u32 + here - 1);
-            }
-            if empty != 0 {
-                return None;
-            }
-            at = (at + 1) & (self.buckets.len() - 1);
         }
         None
     }
 
-    /// Fetches what is known of an SPI that was found, ahead of [`SpiTable::at`].
+    /// What is known of an SPI.
     #[inline]
-    pub(crate) fn prefetch_value(&self, found: Option<u32>) {
-        if let Some(value) = found.and_then(|at| self.values.get(at as usize)) {
-            prefetch(value);
-        }
-    }
-
-    /// What is known of an SPI that was found there.
-    #[inline]
-    pub(crate) fn at(&self, found: Option<u32>) -> Known {
-        let Some(value) = found.and_then(|at| self.values.get(at as usize)) else { return Known::Unknown };
+    pub(crate) fn lookup(&self, spi: Spi) -> Known {
+        let Some((bucket, lane)) = self.find(spi) else { return Known::Unknown };
+        let value = self.buckets[bucket].values[lane];
         let slot = value >> STATE_BITS;
         match value & ((1 << STATE_BITS) - 1) {
             1 => Known::Larval,
@@ -168,11 +167,6 @@ impl SpiTable {
             5 => Known::Elsewhere(slot as u16),
             _ => Known::Former(slot),
         }
-    }
-
-    #[inline]
-    pub(crate) fn lookup(&self, spi: Spi) -> Known {
-        self.at(self.find(spi))
     }
 
     pub(crate) fn state(&self, spi: Spi) -> SpiState {
@@ -199,26 +193,30 @@ impl SpiTable {
             }
             _ => {}
         }
-        let at = self.place(spi, known)?;
+        let place = self.place(spi, known)?;
         let slot = if state == SpiState::Former { self.new_former(spi) } else { index };
-        self.values[at] = slot << STATE_BITS | state as u32;
+        self.note_at(place, slot, state as u8);
         Ok(())
     }
 
     /// The SPI is current, and this worker has its SA.
     pub(crate) fn set_elsewhere(&mut self, spi: Spi, worker: u16) -> Result<(), Refused> {
-        let at = self.place(spi, self.lookup(spi))?;
-        self.values[at] = u32::from(worker) << STATE_BITS | u32::from(ELSEWHERE);
+        let place = self.place(spi, self.lookup(spi))?;
+        self.note_at(place, worker.into(), ELSEWHERE);
         Ok(())
     }
 
+    fn note_at(&mut self, (bucket, lane): (usize, usize), slot: u32, state: u8) {
+        self.buckets[bucket].values[lane] = slot << STATE_BITS | u32::from(state);
+    }
+
     /// Where something else will be known of an SPI.
-    fn place(&mut self, spi: Spi, known: Known) -> Result<usize, Refused> {
+    fn place(&mut self, spi: Spi, known: Known) -> Result<(usize, usize), Refused> {
         if spi.0 < 256 {
             return Err(Refused::Impossible("SPI"));
         }
         let at = match self.find(spi) {
-            Some(at) => at as usize,
+            Some(place) => place,
             None => self.insert(spi)?,
         };
         if let Known::Former(slot) = known {
@@ -227,7 +225,7 @@ impl SpiTable {
         Ok(at)
     }
 
-    fn insert(&mut self, spi: Spi) -> Result<usize, Refused> {
+    fn insert(&mut self, spi: Spi) -> Result<(usize, usize), Refused> {
         if self.count >= self.limit {
             return Err(Refused::Full("SPIs"));
         }
@@ -236,32 +234,34 @@ impl SpiTable {
         // The limit leaves room, so this ends.
         for step in 0..self.buckets.len() {
             let at = (home + step) & mask;
-            let lanes = &self.buckets[at].0;
-            // Its own lane is looked at first.
-            let own = Some(spi.0 as usize % WIDTH).filter(|own| lanes[*own] <= REMOVED);
-            if let Some(lane) = own.or_else(|| lanes.iter().position(|held| *held <= REMOVED)) {
-                self.buckets[at].0[lane] = spi.0;
+            let spis = &mut self.buckets[at].spis;
+            if let Some(lane) = spis.iter().position(|held| *held <= REMOVED) {
+                spis[lane] = spi.0;
                 (0..step).for_each(|back| self.passed[(home + back) & mask] += 1);
                 self.count += 1;
-                return Ok(at * WIDTH + lane);
+                return Ok((at, lane));
             }
         }
         Err(Refused::Full("SPIs"))
     }
 
     fn remove(&mut self, spi: Spi) {
-        let Some(found) = self.find(spi).map(|found| found as usize) else { return };
+        let Some((bucket, lane)) = self.find(spi) else { return };
         if let Known::Former(slot) = self.lookup(spi) {
             self.release(slot);
         }
-        let (mask, home, bucket) = (self.buckets.len() - 1, self.home(spi), found / WIDTH);
-        self.buckets[bucket].0[found % WIDTH] = if self.passed[bucket] == 0 { EMPTY } else { REMOVED };
+        let (mask, home) = (self.buckets.len() - 1, self.home(spi));
+        self.buckets[bucket].spis[lane] = if self.passed[bucket] == 0 { EMPTY } else { REMOVED };
         self.count -= 1;
         let mut at = home;
         while at != bucket {
             self.passed[at] -= 1;
             if self.passed[at] == 0 {
-                self.buckets[at].0.iter_mut().filter(|held| **held == REMOVED).for_each(|held| *held = EMPTY);
+                self.buckets[at]
+                    .spis
+                    .iter_mut()
+                    .filter(|held| **held == REMOVED)
+                    .for_each(|held| *held = EMPTY);
             }
             at = (at + 1) & mask;
         }
@@ -344,7 +344,7 @@ impl SpiTable {
 
     /// All SPIs that have a state.
     pub(crate) fn all(&self) -> impl Iterator<Item = Spi> {
-        let held = self.buckets.iter().flat_map(|bucket| &bucket.0);
+        let held = self.buckets.iter().flat_map(|bucket| &bucket.spis);
         held.filter(|held| **held > REMOVED).map(|held| Spi(*held))
     }
 
@@ -447,7 +447,7 @@ mod tests {
                 prop_assert_eq!(table.state(Spi(spi)), expected);
             }
             for (bucket, passed) in table.buckets.iter().zip(&table.passed) {
-                prop_assert!(*passed != 0 || !bucket.0.contains(&REMOVED));
+                prop_assert!(*passed != 0 || !bucket.spis.contains(&REMOVED));
             }
         }
     }

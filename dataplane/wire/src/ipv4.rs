@@ -194,11 +194,10 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Packet<T> {
 #[inline]
 pub fn decrement_ttl(octets: &mut [u8]) {
     let Some(header) = octets.first_chunk_mut::<HEADER_LENGTH>() else { return };
-    let word = u16::from_be_bytes([header[8], header[9]]);
-    let checksum = u16::from_be_bytes([header[10], header[11]]);
-    let updated = checksum::update(checksum, word, word - 0x100);
     header[8] -= 1;
-    header[10..12].copy_from_slice(&updated.to_be_bytes());
+    // The word with the TTL becomes 0x100 less, whatever else is in it.
+    let checksum = checksum::update(u16::from_be_bytes([header[10], header[11]]), 0x100, 0);
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// Makes the header at the front, of this length with its options, that of a fragment which is all these octets.
