@@ -138,7 +138,10 @@ fn the_pages_show_every_cell_and_say_which_never_recovered() {
 #[test]
 fn timelines_are_kept_of_the_run_in_the_middle_and_of_failures() {
     let runs = kept([Some(900.0), None, Some(700.0), Some(800.0)].map(outcome).to_vec());
-    assert_eq!(runs.iter().map(|run| !run.timeline.is_empty()).collect::<Vec<_>>(), [false, true, false, true]);
+    assert_eq!(
+        runs.iter().map(|run| !run.timeline.is_empty()).collect::<Vec<_>>(),
+        [false, true, false, true]
+    );
     assert_eq!(middle(&runs), Some(3));
     let text = serde_json::to_string(&runs).expect("JSON");
     assert_eq!(serde_json::from_str::<Vec<Outcome>>(&text).expect("outcomes"), runs);
