@@ -117,7 +117,7 @@ impl Engine {
         }
         // While one is opened, the memory for those behind it is on its way.
         let (mut known_last, mut fetched_last) = ((Spi(0), Known::Unknown), None);
-        let mut frames = burst.iter_mut();
+        let (mut frames, mut in_turn) = (burst.iter_mut(), false);
         for at in 0..kinds.len() + 2 * AHEAD {
             if let Some(Kind::Esp(Arrival { spi, .. }, known)) = kinds.get_mut(at) {
                 if *spi != known_last.0 {
@@ -137,12 +137,10 @@ impl Engine {
                 fetched_last = Some(*index);
             }
             let Some(kind) = next.checked_sub(AHEAD).and_then(|now| kinds.get_mut(now)) else { continue };
-            // What comes after these is opened after them, for they may change what is found.
-            if matches!(kind, Kind::Fragment | Kind::Icmp) {
-                break;
-            }
             let Some(frame) = frames.next() else { break };
-            if let Kind::Esp(arrival, Known::Current(index)) = kind {
+            // What comes after these is opened when its turn has come, for they may change what is found.
+            in_turn |= matches!(kind, Kind::Fragment | Kind::Icmp);
+            if let (false, Kind::Esp(arrival, Known::Current(index))) = (in_turn, &*kind) {
                 let opened = self.open(now, *index, arrival, frame.data_mut(), out);
                 if let Ok(Opened { onward: Onward::To(destination), .. }) = opened {
                     self.next_hops.prefetch(destination);

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use proptest::prelude::*;
 use spindle_abi::{Command, PolicyAction, Selector, SelectorSet, Spi, SpiState, Suite, Time};
-use spindle_engine::{Counter, DropReason, Frame, MemoryFrame, NextHop, PortId};
+use spindle_engine::{BURST, Counter, DropReason, Frame, MemoryFrame, NextHop, PortId};
 use spindle_wire::{ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, tcp};
 use std::net::Ipv6Addr;
 
@@ -167,6 +167,26 @@ fn of_two_sas_with_one_spi_the_quoted_addresses_tell_which() {
     a.apply(Command::RemoveOutbound { index: 9 });
     a.process(PortId::Outside, [too_big(&whole, 1200, 8)]);
     assert_eq!(told(&mut a), 1146);
+}
+
+/// What stands behind an ICMP error or a fragment in a burst is opened after it, and as well as what stands before.
+#[test]
+fn a_burst_passes_whole_wherever_something_else_stands_in_it() {
+    let error = too_big(&ip(OUTER_B, OUTER_A, protocol::ESP, &[9; 64]), 1400, 64);
+    let part = fragments(&ip(OUTER_A, OUTER_B, protocol::ESP, &[9; 64]), 32).remove(0);
+    for (other, reason) in [(error, DropReason::IcmpUnknownSa), (part, DropReason::FragmentKept)] {
+        for at in 0..BURST {
+            let (mut a, mut b) = pair(Suite::Aes128Gcm, false);
+            let sent = (1..BURST).map(|n| datagram(HOST_A, HOST_B, &content(n)));
+            a.process(PortId::Inside, sent.clone().map(|packet| frame(&packet)));
+            let mut burst = a.take_sent(PortId::Outside);
+            burst.insert(at, other.clone());
+            b.process(PortId::Outside, burst);
+            let arrived: Vec<_> = b.take_sent(PortId::Inside).iter().map(packet).collect();
+            assert!(arrived.into_iter().eq(sent.map(after_two_hops)), "{reason:?} at {at}");
+            assert_eq!(b.dropped(reason), 1);
+        }
+    }
 }
 
 proptest! {
