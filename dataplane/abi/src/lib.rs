@@ -243,7 +243,7 @@ pub struct SaParameters {
 }
 
 /// What stands in the environment of a program with an engine when it starts, so that what it allocates is in huge pages: with
-/// very many SAs each packet would else miss the TLB several times. glibc's allocator looks there (glibc manual, "Memory
+/// very many SAs fewer of a packet's accesses miss the TLB. glibc's allocator looks there (glibc manual, "Memory
 /// Allocation Tunables"), and has one heap for all threads then; others ignore it. The kernel gives huge pages unless
 /// `/sys/kernel/mm/transparent_hugepage/enabled` says `never`.
 pub const HUGE_PAGES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1");

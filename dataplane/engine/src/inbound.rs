@@ -1,6 +1,6 @@
 //! From outside: frames become ESP packets, their SPIs' states decide, and what opens and is within its SA's
-//! selectors goes inside. In steps over the burst, so that memory is fetched ahead of its use: what each packet is, its
-//! SPI's state, its SA, its plaintext; then all leave in the order in which they came.
+//! selectors goes inside. In steps over the burst, so that memory is fetched ahead of its use: what each packet is; then its
+//! SPI's state, its SA and its plaintext, each a few packets ahead of the next; then all leave in the order in which they came.
 
 use crate::flows::Plain;
 use crate::interfaces::INSIDE;
@@ -70,7 +70,7 @@ enum Onward {
 }
 
 /// The way to the latest destination inside.
-struct Way {
+struct WayInside {
     destination: IpAddr,
     hop: NextHop,
     /// Octets of the longest frame that fits.
@@ -315,7 +315,7 @@ impl Engine {
     fn pass_on<F: Frame>(
         &mut self,
         opened: Result<Opened, DropReason>,
-        lately: &mut Option<Way>,
+        lately: &mut Option<WayInside>,
         mut frame: F,
         out: &mut impl Output<F>,
     ) {
@@ -345,13 +345,12 @@ impl Engine {
 
     /// How packets for this destination leave inside. `None`: [`Engine::send`] says what becomes of them.
     #[inline]
-    fn way_inside(&mut self, destination: IpAddr) -> Option<Way> {
+    fn way_inside(&mut self, destination: IpAddr) -> Option<WayInside> {
         if self.inside_is_host || self.is_local(destination) {
             return None;
         }
         let hop = self.next_hops.find(destination).filter(|hop| hop.port == PortId::Inside)?;
-        let limit = ETHERNET + usize::from(hop.mtu.min(self.mtu[PortId::Inside as usize]));
-        Some(Way { destination, hop, limit })
+        Some(WayInside { destination, hop, limit: self.longest_frame(PortId::Inside, hop) })
     }
 
     /// As [`Engine::open`], of a packet whose turn has come.

@@ -409,13 +409,19 @@ impl Engine {
         }
     }
 
+    /// Octets of the longest frame that may leave towards this hop.
+    #[inline]
+    fn longest_frame(&self, egress: PortId, hop: NextHop) -> usize {
+        ETHERNET + usize::from(hop.mtu.min(self.mtu[egress as usize]))
+    }
+
     #[inline]
     fn transmit<F: Frame>(&mut self, egress: PortId, hop: NextHop, mut frame: F, out: &mut impl Output<F>) {
         let octets = frame.data_mut();
         if hop.port != egress {
             return self.discard(frame, DropReason::WrongSide, out);
         }
-        if octets.len() > ETHERNET + usize::from(hop.mtu.min(self.mtu[egress as usize])) {
+        if octets.len() > self.longest_frame(egress, hop) {
             return self.discard(frame, DropReason::TooBig, out);
         }
         let Some(version) = octets.get(ETHERNET..).and_then(ip::version) else {

@@ -124,9 +124,8 @@ fn outages(cells: &[&Cell], runs: &Runs) -> String {
 }
 
 fn median_run(cell: &Cell, runs: &Runs) -> String {
-    let Some(outcome) = middle(outcomes(cell, runs)).map(|at| &outcomes(cell, runs)[at]) else {
-        return String::new();
-    };
+    let outcomes = outcomes(cell, runs);
+    let Some(outcome) = middle(outcomes).map(|at| &outcomes[at]) else { return String::new() };
     let times = || outcome.timeline.iter().map(|moment| moment.at_us as f64);
     let (first, last) = (times().fold(f64::MAX, f64::min), times().fold(f64::MIN, f64::max));
     let x = |at: i64| 10.0 + (at as f64 - first) / (last - first).max(1.0) * (WIDTH - 20.0);
