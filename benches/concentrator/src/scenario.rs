@@ -172,7 +172,7 @@ impl Scenario {
             ..self.connection(peer, false, 1 + peer)
         };
         Config {
-            connections: (0..self.peers).map(connection).collect(),
+            connections: (0..self.peers).map(connection).map(Into::into).collect(),
             methods: first.into_iter().chain([Preference::Liveness]).collect(),
             proactive: self.method == Method::Proactive,
             token_maker: first == Some(Preference::Qcd),
@@ -194,7 +194,7 @@ impl Scenario {
             ..self.connection(peer, true, Scenario::policy_at(place))
         };
         Config {
-            connections: peers.enumerate().map(connection).collect(),
+            connections: peers.enumerate().map(connection).map(Into::into).collect(),
             methods: vec![Preference::Qcd, Preference::Sir, Preference::Liveness],
             ..config
         }

@@ -13,7 +13,7 @@ use spindle_recovery::api::{
 fn gateway(side: usize) -> Gateway {
     let config = Config {
         name: format!("gateway{side}"),
-        connections: vec![connection(side)],
+        connections: vec![connection(side).into()],
         policies: Vec::new(),
         methods: vec![Method::Qcd, Method::Liveness],
         connection_methods: Default::default(),

@@ -1,6 +1,7 @@
 //! What the rest of the control plane sees of IKEv2: configuration, identities of SAs, what comes out.
 
 pub use crate::kept::{Adopted, Change, Key};
+pub use crate::shared::Shared;
 pub use crate::ticket::{OpenedTicket, TicketId, TicketKeeper};
 
 use crate::kept::field::variants;
@@ -497,7 +498,7 @@ pub trait ActivityReader {
 #[derive(Clone, Debug)]
 pub struct EndpointConfig {
     /// The connections; names and the policies of their children are unique.
-    pub connections: Vec<ConnectionConfig>,
+    pub connections: Vec<Shared<ConnectionConfig>>,
     /// Do we store and check the peers' QCD tokens (RFC 6290 section 8.1: switchable)?
     pub token_taker: bool,
     /// May another machine speak for our identities too? Then INITIAL_CONTACT is never sent (RFC 7296 section 2.4).
@@ -528,9 +529,11 @@ pub struct EndpointConfig {
 
 impl EndpointConfig {
     /// These connections and the usual bounds.
-    pub fn new(connections: Vec<ConnectionConfig>) -> EndpointConfig {
+    pub fn new<C: Into<Shared<ConnectionConfig>>>(
+        connections: impl IntoIterator<Item = C>,
+    ) -> EndpointConfig {
         EndpointConfig {
-            connections,
+            connections: connections.into_iter().map(Into::into).collect(),
             token_taker: true,
             replicated: false,
             sir: BTreeSet::new(),

@@ -15,17 +15,19 @@ use std::time::Duration;
 
 /// A connection's configuration, its proposals parsed.
 pub(crate) struct Profile {
-    config: ConnectionConfig,
+    config: Shared<ConnectionConfig>,
     /// Its place among the connections.
     pub(crate) number: usize,
-    pub(crate) proposals: Vec<IkeProposal>,
+    pub(crate) proposals: Rc<[IkeProposal]>,
     pub(crate) children: Vec<Rc<ChildProfile>>,
 }
 
 /// A child's configuration, its proposals parsed.
 pub(crate) struct ChildProfile {
-    config: ChildConfig,
-    pub(crate) proposals: Vec<EspProposal>,
+    connection: Shared<ConnectionConfig>,
+    /// Its place in the connection.
+    place: usize,
+    pub(crate) proposals: Rc<[EspProposal]>,
 }
 
 impl Deref for Profile {
@@ -38,7 +40,7 @@ impl Deref for Profile {
 impl Deref for ChildProfile {
     type Target = ChildConfig;
     fn deref(&self) -> &ChildConfig {
-        &self.config
+        &self.connection.children[self.place]
     }
 }
 
@@ -115,19 +117,36 @@ const TRAFFIC_BACKOFF: Duration = Duration::from_secs(2);
 /// A Child SA that sent so recently has traffic.
 const RECENT: Duration = Duration::from_secs(10);
 
-impl Connection {
-    pub(crate) fn new(number: usize, config: ConnectionConfig) -> Connection {
+impl Profile {
+    /// Proposals that are those of `like` are shared with it: most connections have the same.
+    fn new(number: usize, config: Shared<ConnectionConfig>, like: Option<&Profile>) -> Profile {
+        let same = like.filter(|like| like.config.proposals == config.proposals);
         // The configuration's reader has checked the notation; what is wrong nevertheless is never offered.
-        let children = config.children.iter().map(|child| {
-            let proposals = child.proposals.iter().filter_map(|p| parse_esp(p).ok()).collect();
-            Rc::new(ChildProfile { config: child.clone(), proposals })
+        let proposals = same.map(|like| like.proposals.clone());
+        let proposals =
+            proposals.unwrap_or_else(|| config.proposals.iter().filter_map(|p| parse_ike(p).ok()).collect());
+        let children = config.children.iter().enumerate().map(|(place, child)| {
+            let same = like.and_then(|like| like.children.get(place)).filter(|like| {
+                let config: &ChildConfig = like;
+                config.proposals == child.proposals
+            });
+            let proposals = same.map(|like| like.proposals.clone());
+            let proposals = proposals
+                .unwrap_or_else(|| child.proposals.iter().filter_map(|p| parse_esp(p).ok()).collect());
+            Rc::new(ChildProfile { connection: config.clone(), place, proposals })
         });
-        let profile = Profile {
-            number,
-            proposals: config.proposals.iter().filter_map(|p| parse_ike(p).ok()).collect(),
-            children: children.collect(),
-            config,
-        };
+        Profile { number, proposals, children: children.collect(), config }
+    }
+}
+
+impl Connection {
+    /// `like` is one that has the same proposals, perhaps.
+    pub(crate) fn new(
+        number: usize,
+        config: Shared<ConnectionConfig>,
+        like: Option<&Connection>,
+    ) -> Connection {
+        let profile = Profile::new(number, config, like.map(|like| &*like.profile));
         Connection {
             profile: Rc::new(profile),
             sas: BTreeSet::new(),
@@ -145,8 +164,13 @@ impl Connection {
     }
 
     /// The same with another configuration and place.
-    pub(crate) fn with(self, number: usize, config: ConnectionConfig) -> Connection {
-        let fresh = Connection::new(number, config);
+    pub(crate) fn with(
+        self,
+        number: usize,
+        config: Shared<ConnectionConfig>,
+        like: Option<&Connection>,
+    ) -> Connection {
+        let fresh = Connection::new(number, config, like);
         let policies: BTreeSet<u32> = fresh.profile.children.iter().map(|child| child.policy).collect();
         let mut connection = Connection { profile: fresh.profile, ..self };
         connection.triggers.retain(|policy, _| policies.contains(policy));
@@ -157,7 +181,8 @@ impl Connection {
     /// What is left of one that the configuration has no more: its IKE SAs.
     pub(crate) fn leaving(self, number: usize) -> Connection {
         let config = self.profile.config.clone();
-        Connection { sas: self.sas, ..Connection::new(number, config) }
+        let fresh = Connection::new(number, config, Some(&self));
+        Connection { sas: self.sas, ..fresh }
     }
 
     /// Our port and the peer's address and port to initiate to.

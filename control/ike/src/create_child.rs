@@ -121,7 +121,7 @@ impl ChildOffer {
     /// N(USE_TRANSPORT_MODE), SA, Ni, KEi, TSi, TSr.
     pub(crate) fn payloads(&self) -> Vec<Payload> {
         let spi = self.inbound.0.to_be_bytes();
-        let proposals = (1..).zip(&self.profile.proposals);
+        let proposals = (1..).zip(self.profile.proposals.iter());
         let offer = proposals.map(|(number, p)| p.to_wire(number, spi, self.create)).collect();
         let mut payloads: Vec<Payload> = self.transport.then(transport::wish).into_iter().collect();
         payloads.push(Payload::Sa(offer));

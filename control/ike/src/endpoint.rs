@@ -86,7 +86,7 @@ pub(crate) struct Lookups {
 }
 
 impl Lookups {
-    pub(crate) fn new(connections: &[ConnectionConfig]) -> Lookups {
+    pub(crate) fn new(connections: &[Shared<ConnectionConfig>]) -> Lookups {
         let mut found = Lookups::default();
         for (number, connection) in connections.iter().enumerate() {
             found.peers.entry(peer(connection)).or_default().push(number);
@@ -112,10 +112,13 @@ impl Endpoint {
     ) -> Endpoint {
         let configured = std::mem::take(&mut config.connections);
         let lookups = Lookups::new(&configured);
-        let connections = configured.into_iter().enumerate();
+        let mut connections: Vec<Connection> = Vec::with_capacity(configured.len());
+        for (number, config) in configured.into_iter().enumerate() {
+            connections.push(Connection::new(number, config, connections.last()));
+        }
         Endpoint {
             config,
-            connections: connections.map(|(number, config)| Connection::new(number, config)).collect(),
+            connections,
             retries: BTreeSet::new(),
             lookups,
             tokens,

@@ -50,7 +50,7 @@ impl Endpoint {
 
     fn send_init_request(&mut self, now: Time, sa: &mut IkeSa, initiation: Initiation) {
         let proposals = &sa.connection.proposals;
-        let offer = (1..).zip(proposals).map(|(number, p)| p.to_wire(number, &[])).collect();
+        let offer = (1..).zip(proposals.iter()).map(|(number, p)| p.to_wire(number, &[])).collect();
         // RFC 7296 section 2.6: the cookie comes first, all else stays as it was.
         let mut payloads: Vec<Payload> = Vec::new();
         payloads.extend(initiation.cookie.clone().map(|cookie| notification(notify::COOKIE, cookie)));

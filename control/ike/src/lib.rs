@@ -29,6 +29,7 @@ mod resources;
 mod resume;
 mod retransmit;
 mod sa;
+mod shared;
 mod spi;
 mod take_down;
 mod ticket;

@@ -25,7 +25,7 @@ pub struct Ending {
 
 impl Endpoint {
     /// Goes on with these connections instead. Policies' ids may be new only where a child is new or ends.
-    pub fn reconfigure(&mut self, now: Time, connections: Vec<ConnectionConfig>, ending: &Ending) {
+    pub fn reconfigure(&mut self, now: Time, connections: Vec<Shared<ConnectionConfig>>, ending: &Ending) {
         let mut old: Vec<Option<Connection>> =
             std::mem::take(&mut self.connections).into_iter().map(Some).collect();
         let found = std::mem::replace(&mut self.lookups, Lookups::new(&connections));
@@ -36,11 +36,11 @@ impl Endpoint {
                 found.by_name.get(&config.name).filter(|_| !ending.connections.contains(&config.name));
             let connection = match before.and_then(|before| Some((before, old.get_mut(*before)?.take()?))) {
                 Some((before, connection)) => {
-                    let connection = connection.with(number, config);
+                    let connection = connection.with(number, config, self.connections.last());
                     moved.insert(*before, connection.profile.clone());
                     connection
                 }
-                None => Connection::new(number, config),
+                None => Connection::new(number, config, self.connections.last()),
             };
             self.connections.push(connection);
         }

@@ -39,7 +39,8 @@ impl Endpoint {
         self.reserve_spi(spi, sa.id);
         let key = PrivateKey::generate(group, &mut *self.random);
         let nonce = self.nonce();
-        let offer = (1..).zip(&sa.connection.proposals).map(|(number, p)| p.to_wire(number, &spi)).collect();
+        let offer =
+            (1..).zip(sa.connection.proposals.iter()).map(|(number, p)| p.to_wire(number, &spi)).collect();
         let payloads = [Payload::Sa(offer), Payload::Nonce(nonce.clone()), key_exchange(&key)];
         let purpose = Purpose::RekeyIke(Box::new(IkeOffer { spi, nonce, key, collision: None }));
         self.request(now, sa, exchange::CREATE_CHILD_SA, &payloads, purpose);

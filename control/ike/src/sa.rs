@@ -612,7 +612,7 @@ mod tests {
         };
         let ends = (([192, 0, 2, 1], 500).into(), ([192, 0, 2, 2], 500).into());
         let spis = IkeSpis { initiator: [1; 8], responder: [2; 8] };
-        IkeSa::new(IkeSaId(1), Connection::new(0, config).profile, spis, true, ends, Time(0))
+        IkeSa::new(IkeSaId(1), Connection::new(0, config.into(), None).profile, spis, true, ends, Time(0))
     }
 
     /// A deadline that passes without anything being done would never let the gateway rest.

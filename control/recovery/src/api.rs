@@ -2,7 +2,7 @@
 //! dataplane's events, and gives datagrams, dataplane commands, journal writes and reports.
 
 use spindle_abi::{Command, Event, PolicyAction, SelectorSet, Spi, Time};
-use spindle_ike::api::{Change, ConnectionConfig, Datagram, IkeSpis};
+use spindle_ike::api::{Change, ConnectionConfig, Datagram, IkeSpis, Shared};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
@@ -229,7 +229,7 @@ pub struct Config {
     /// Shown to people.
     pub name: String,
     /// The connections.
-    pub connections: Vec<ConnectionConfig>,
+    pub connections: Vec<Shared<ConnectionConfig>>,
     /// The policies besides those of the connections' Child SAs.
     pub policies: Vec<Policy>,
     /// In order of preference, for connections that have no list of their own.

@@ -60,7 +60,7 @@ impl Changes {
     /// What `new` changes of `old`.
     pub fn between(old: &Config, new: &Config) -> Changes {
         let before: BTreeMap<&str, &ConnectionConfig> =
-            old.connections.iter().map(|c| (c.name.as_str(), c)).collect();
+            old.connections.iter().map(|c| (c.name.as_str(), &**c)).collect();
         let after: BTreeSet<&str> = new.connections.iter().map(|c| c.name.as_str()).collect();
         let mut changes = Changes::default();
         for connection in &new.connections {
@@ -264,7 +264,7 @@ mod tests {
 
     fn two() -> Config {
         let mut config = config();
-        config.connections.push(connection("other", Some("192.0.2.3")));
+        config.connections.push(connection("other", Some("192.0.2.3")).into());
         config.connections[1].children[0].policy = 2;
         config
     }

@@ -21,7 +21,7 @@ use spindle_abi::{Command, MAX_FORMER_AT_ONCE, Spi, SpiReport, SpiState, Time};
 use spindle_ike::Endpoint;
 use spindle_ike::api::{
     ActivityReader, Authority, Change, ConnectionConfig, EndpointConfig, IkeSaId, IkeSaStatus, IkeSpis,
-    Refused,
+    Refused, Shared,
 };
 use spindle_ike::random::Random;
 use std::cell::RefCell;
@@ -603,7 +603,7 @@ impl Gateway {
 
 /// By the ids of their children's policies in the dataplane.
 fn connections_of_policies(config: &Config) -> HashMap<u32, String> {
-    let of = |c: &ConnectionConfig| {
+    let of = |c: &Shared<ConnectionConfig>| {
         c.children.iter().map(|child| (child.policy, c.name.clone())).collect::<Vec<_>>()
     };
     config.connections.iter().flat_map(of).collect()
@@ -611,7 +611,7 @@ fn connections_of_policies(config: &Config) -> HashMap<u32, String> {
 
 /// Without the method, tokens are neither stored nor checked; hints remain, for they are RFC 7296's.
 fn takes_tokens(config: &Config) -> bool {
-    let takes = |c: &ConnectionConfig| config.methods_of(&c.name).contains(&Method::Qcd);
+    let takes = |c: &Shared<ConnectionConfig>| config.methods_of(&c.name).contains(&Method::Qcd);
     config.token_taker && config.connections.iter().any(takes)
 }
 

@@ -7,7 +7,7 @@
 
 use crate::api::{Config, JournalRecord, JournalWrite};
 use spindle_abi::{Spi, Time};
-use spindle_ike::api::{ChildSaId, ConnectionConfig, IkeSaId, IkeSaStatus, IkeSpis};
+use spindle_ike::api::{ChildSaId, ConnectionConfig, IkeSaId, IkeSaStatus, IkeSpis, Shared};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::net::SocketAddr;
@@ -287,7 +287,7 @@ impl Journal {
 
 /// Seconds that a peer may hold an SA of any connection at most, in which nothing is heard of it here.
 pub(crate) fn longest_lifetime(config: &Config) -> u64 {
-    let of = |c: &ConnectionConfig| {
+    let of = |c: &Shared<ConnectionConfig>| {
         c.children.iter().map(|child| lifetime(c.rekey_time, child.rekey_time)).max().unwrap_or(UNLIMITED)
     };
     config.connections.iter().map(of).max().unwrap_or(SHORTEST)
@@ -295,7 +295,7 @@ pub(crate) fn longest_lifetime(config: &Config) -> u64 {
 
 /// Seconds that the records of each child live, by connection.
 fn lifetimes(config: &Config) -> HashMap<String, HashMap<String, u64>> {
-    let of = |c: &ConnectionConfig| {
+    let of = |c: &Shared<ConnectionConfig>| {
         let children = c.children.iter();
         children.map(|child| (child.name.clone(), lifetime(c.rekey_time, child.rekey_time))).collect()
     };

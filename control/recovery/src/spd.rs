@@ -153,9 +153,13 @@ impl Spd {
     pub(crate) fn number(&self, config: &mut Config) {
         let ids: HashMap<&str, u32> = self.0.iter().map(|place| (place.label.as_str(), place.id)).collect();
         for connection in &mut config.connections {
-            for child in &mut connection.children {
-                let label = label(&connection.name, &child.name);
-                child.policy = ids.get(label.as_str()).copied().unwrap_or(child.policy);
+            for place in 0..connection.children.len() {
+                let child = &connection.children[place];
+                let id = ids.get(label(&connection.name, &child.name).as_str()).copied();
+                // One that stays as it is goes on being shared.
+                if let Some(id) = id.filter(|id| *id != child.policy) {
+                    connection.children[place].policy = id;
+                }
             }
         }
         for policy in &mut config.policies {

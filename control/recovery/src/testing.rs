@@ -64,7 +64,7 @@ pub(crate) fn connection(name: &str, remote: Option<&str>) -> ConnectionConfig {
 pub(crate) fn config() -> Config {
     Config {
         name: "test".into(),
-        connections: vec![connection("site", Some("192.0.2.2"))],
+        connections: vec![connection("site", Some("192.0.2.2")).into()],
         policies: Vec::new(),
         methods: vec![Method::Qcd, Method::Liveness],
         connection_methods: Default::default(),

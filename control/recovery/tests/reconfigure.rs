@@ -4,7 +4,6 @@ mod common;
 
 use common::world::{A, B, Setup, World};
 use spindle_abi::{PolicyAction, Selector, SelectorSet};
-use spindle_ike::api::ConnectionConfig;
 use spindle_recovery::api::{Config, Policy};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -29,7 +28,7 @@ fn with(world: &World, side: usize, others: u8, blocked: bool) -> Config {
     }
     let next = 1 + policies + config.connections[0].children.len() as u32;
     for n in 0..others {
-        let mut other: ConnectionConfig = config.connections[0].clone();
+        let mut other = config.connections[0].clone();
         other.name = format!("other{n}");
         other.remote = Some([198, 51, 100, n].into());
         other.children.truncate(1);

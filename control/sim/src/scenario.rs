@@ -454,7 +454,7 @@ impl Scenario {
             };
             Config {
                 name: NAMES[side].into(),
-                connections: vec![connection],
+                connections: vec![connection.into()],
                 policies: Vec::new(),
                 methods: methods.clone(),
                 connection_methods: Default::default(),

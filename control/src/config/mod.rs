@@ -20,7 +20,7 @@ pub use vlans::Vlan;
 use policies::Places;
 use read::{Document, Section, Value};
 use spindle_abi::AddressRange;
-use spindle_ike::api::ConnectionConfig;
+use spindle_ike::api::{ConnectionConfig, Shared};
 use spindle_recovery::api::{Limits, Method, Policy, SirLimits, TokenMethod};
 use spindle_recovery::secrets::method_name;
 use spindle_ring::MAX_WORKERS;
@@ -45,7 +45,7 @@ pub struct Settings {
     /// `[recovery]`.
     pub recovery: RecoverySettings,
     /// `[connections.*]`, in the order of the file. The ids of their policies and of the others are one order.
-    pub connections: Vec<ConnectionConfig>,
+    pub connections: Vec<Shared<ConnectionConfig>>,
     /// `[policies.*]`.
     pub policies: Vec<Policy>,
     /// `recovery` of the connections that have it.
@@ -224,7 +224,7 @@ impl Settings {
             .collect::<Result<Vec<_>>>()?;
         root.finish()?;
         let ids = places.ids();
-        for child in connections.iter_mut().flat_map(|c| &mut c.children) {
+        for child in connections.iter_mut().flat_map(|c: &mut ConnectionConfig| &mut c.children) {
             child.policy = ids[child.policy as usize];
         }
         for policy in &mut policies {
@@ -235,7 +235,7 @@ impl Settings {
             file: file.into(),
             gateway,
             recovery,
-            connections,
+            connections: connections.into_iter().map(Shared::from).collect(),
             policies,
             connection_methods,
             children_interfaces,

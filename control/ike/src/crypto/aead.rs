@@ -8,40 +8,27 @@ use chacha20poly1305::ChaCha20Poly1305;
 use spindle_abi::Suite;
 use zeroize::Zeroizing;
 
-/// A keyed AEAD with its salt.
+/// A key of an AEAD and its salt. It is expanded for each message: expanded ones would be most of the memory of an IKE SA, of
+/// which there may be very many with few messages each.
 pub(crate) struct Aead {
-    cipher: Cipher,
+    suite: Suite,
+    key: Zeroizing<[u8; 32]>,
     salt: Zeroizing<[u8; 4]>,
 }
 
 type Aes192Gcm = AesGcm<Aes192, U12>;
 
-enum Cipher {
-    Aes128Gcm(Box<Aes128Gcm>),
-    Aes192Gcm(Box<Aes192Gcm>),
-    Aes256Gcm(Box<Aes256Gcm>),
-    ChaCha20Poly1305(Box<ChaCha20Poly1305>),
-}
-
 impl Aead {
     /// Key, then salt, as they come out of prf+.
     pub(crate) fn new(suite: Suite, keymat: &[u8]) -> Aead {
-        let (key, salt) = keymat.split_last_chunk().expect("a salt");
-        let cipher = match suite {
-            Suite::Aes128Gcm => {
-                Cipher::Aes128Gcm(Box::new(Aes128Gcm::new_from_slice(key).expect("16 octets")))
-            }
-            Suite::Aes192Gcm => {
-                Cipher::Aes192Gcm(Box::new(Aes192Gcm::new_from_slice(key).expect("24 octets")))
-            }
-            Suite::Aes256Gcm => {
-                Cipher::Aes256Gcm(Box::new(Aes256Gcm::new_from_slice(key).expect("32 octets")))
-            }
-            Suite::ChaCha20Poly1305 => {
-                Cipher::ChaCha20Poly1305(Box::new(ChaCha20Poly1305::new_from_slice(key).expect("32 octets")))
-            }
-        };
-        Aead { cipher, salt: Zeroizing::new(*salt) }
+        let (octets, salt) = keymat.split_last_chunk().expect("a salt");
+        let mut key = Zeroizing::new([0; 32]);
+        key[..suite.key_length()].copy_from_slice(octets);
+        Aead { suite, key, salt: Zeroizing::new(*salt) }
+    }
+
+    fn expand<C: KeyInit>(&self) -> C {
+        C::new_from_slice(&self.key[..self.suite.key_length()]).expect("a key of the suite's length")
     }
 
     /// The nonce of RFC 5282 section 4: salt, then IV.
@@ -55,11 +42,14 @@ impl Aead {
     /// Encrypts `text` in place; the ICV.
     pub(crate) fn seal(&self, iv: [u8; 8], additional: &[u8], text: &mut [u8]) -> [u8; 16] {
         let nonce = self.nonce(iv).into();
-        match &self.cipher {
-            Cipher::Aes128Gcm(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
-            Cipher::Aes192Gcm(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
-            Cipher::Aes256Gcm(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
-            Cipher::ChaCha20Poly1305(c) => c.encrypt_inout_detached(&nonce, additional, text.into()),
+        let text = text.into();
+        match self.suite {
+            Suite::Aes128Gcm => self.expand::<Aes128Gcm>().encrypt_inout_detached(&nonce, additional, text),
+            Suite::Aes192Gcm => self.expand::<Aes192Gcm>().encrypt_inout_detached(&nonce, additional, text),
+            Suite::Aes256Gcm => self.expand::<Aes256Gcm>().encrypt_inout_detached(&nonce, additional, text),
+            Suite::ChaCha20Poly1305 => {
+                self.expand::<ChaCha20Poly1305>().encrypt_inout_detached(&nonce, additional, text)
+            }
         }
         .expect("a text below the AEAD's limit")
         .into()
@@ -69,12 +59,20 @@ impl Aead {
     #[must_use]
     pub(crate) fn open(&self, iv: [u8; 8], additional: &[u8], text: &mut [u8], icv: &[u8; 16]) -> bool {
         let nonce = self.nonce(iv).into();
-        let icv = &(*icv).into();
-        match &self.cipher {
-            Cipher::Aes128Gcm(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
-            Cipher::Aes192Gcm(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
-            Cipher::Aes256Gcm(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
-            Cipher::ChaCha20Poly1305(c) => c.decrypt_inout_detached(&nonce, additional, text.into(), icv),
+        let (text, icv) = (text.into(), &(*icv).into());
+        match self.suite {
+            Suite::Aes128Gcm => {
+                self.expand::<Aes128Gcm>().decrypt_inout_detached(&nonce, additional, text, icv)
+            }
+            Suite::Aes192Gcm => {
+                self.expand::<Aes192Gcm>().decrypt_inout_detached(&nonce, additional, text, icv)
+            }
+            Suite::Aes256Gcm => {
+                self.expand::<Aes256Gcm>().decrypt_inout_detached(&nonce, additional, text, icv)
+            }
+            Suite::ChaCha20Poly1305 => {
+                self.expand::<ChaCha20Poly1305>().decrypt_inout_detached(&nonce, additional, text, icv)
+            }
         }
         .is_ok()
     }

@@ -45,7 +45,7 @@ impl Gateway {
     }
 
     fn at(&self, address: IpAddr) -> impl Iterator<Item = &ConnectionConfig> {
-        self.config.connections.iter().filter(move |c| c.local == address)
+        self.config.connections.iter().map(|c| &**c).filter(move |c| c.local == address)
     }
 
     /// Is the address of this connection on this machine?

@@ -88,7 +88,7 @@ fn request(spis: IkeSpis) -> Header {
 fn it_is_ready_when_the_dataplane_is_and_has_acknowledged_policies_and_former_spis() {
     let mut config = config();
     let second = connection("second", Some("192.0.2.3"));
-    config.connections.push(second);
+    config.connections.push(second.into());
     config.connections[1].children[0].policy = 2;
     for ready_first in [true, false] {
         let former = vec![record(0x100, pair(1)), record(0x200, pair(2))];
@@ -283,7 +283,8 @@ fn a_herd_is_told_in_the_order_of_its_traffic_at_the_pace_of_handshakes() {
         connection.children[0].policy = n;
         connection
     });
-    let config = Config { connections: connections.collect(), limits, proactive: true, ..config() };
+    let config =
+        Config { connections: connections.map(Into::into).collect(), limits, proactive: true, ..config() };
     let records = (0..).zip(&names).map(|(n, name)| JournalRecord {
         connection: name.clone(),
         remote: socket(&format!("192.0.2.{}:500", 100 + n)),
@@ -355,7 +356,7 @@ fn herd(many: u32) -> (Config, Vec<JournalRecord>) {
         connection.children[0].policy = n;
         connection
     });
-    let config = Config { connections: connections.collect(), limits, ..config() };
+    let config = Config { connections: connections.map(Into::into).collect(), limits, ..config() };
     let records = (0..many).map(|n| JournalRecord {
         connection: format!("c{n}"),
         remote: socket(&(remote(n) + ":500")),
@@ -503,7 +504,8 @@ fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
         connection
     });
     let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
-    let mut gateway = gateway(Config { connections: connections.collect(), limits, ..config() }, vec![]);
+    let mut gateway =
+        gateway(Config { connections: connections.map(Into::into).collect(), limits, ..config() }, vec![]);
     gateway.handle(NOW, Input::Event(Event::Ready));
     for (sequence, _) in commands(&all(&mut gateway)) {
         acknowledge(&mut gateway, sequence, true);

@@ -178,7 +178,7 @@ fn config(setup: &Setup, side: usize) -> Config {
     let own = Some(setup.own_methods[side].clone()).filter(|methods| !methods.is_empty());
     let mut config = Config {
         name: format!("gateway{side}"),
-        connections: vec![connection],
+        connections: vec![connection.into()],
         policies: Vec::new(),
         methods: setup.methods.clone(),
         connection_methods: own.into_iter().map(|methods| ("site".into(), methods)).collect(),
