@@ -228,6 +228,7 @@ impl Plan<'_> {
             dataplane.args(["--tun", &format!("{}:{}", device.number, device.name)]);
         }
         dataplane.args(["--polling", gateway.polling.name(), "--xdp-mode", gateway.xdp_mode.name()]);
+        dataplane.args(["--ring-size", &gateway.ring_size.to_string()]);
         dataplane.arg("--run-dir").arg(&gateway.run_dir);
         dataplane.args(["--nat-port", &gateway.natt_port.to_string()]);
         if let Some(core) = gateway.core {

@@ -42,7 +42,7 @@ use rustix::thread::CpuSet;
 use spindle_aead::Provider;
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
 use spindle_engine::{Engine, EngineConfig, PortConfig, PortId, SaRegion};
-use spindle_port::{Vlan, WorkerPorts, XdpPort, bind_workers};
+use spindle_port::{RING_SIZE, RING_SIZES, Vlan, WorkerPorts, XdpPort, bind_workers};
 use spindle_ring::capture::OUTSIDE;
 use spindle_ring::capture_socket;
 use spindle_ring::{Bell, Broken, CounterWriter, DataplaneSide, Heir};
@@ -93,6 +93,9 @@ struct Arguments {
     /// What an idle worker does.
     #[arg(long, value_enum, default_value = "adaptive")]
     polling: Polling,
+    /// Descriptors of each AF_XDP ring: a power of two from 64 to 16,384. A worker has ten frames of 4 KiB for each.
+    #[arg(long, default_value_t = RING_SIZE, value_parser = ring_size)]
+    ring_size: u32,
     /// The gateway's run directory, where `spindle capture` asks; without it nobody can.
     #[arg(long)]
     run_dir: Option<PathBuf>,
@@ -110,6 +113,11 @@ enum XdpMode {
     Native,
     /// In the kernel's stack, for drivers without XDP.
     Generic,
+}
+
+fn ring_size(text: &str) -> Result<u32, String> {
+    let size = text.parse().ok().filter(|size: &u32| RING_SIZES.contains(size) && size.is_power_of_two());
+    size.ok_or_else(|| format!("must be a power of two from {} to {}", RING_SIZES.start(), RING_SIZES.end()))
 }
 
 /// What `spindle upgrade` asks before it puts this program in: could it go on with what the running one shares?
@@ -216,7 +224,7 @@ impl Dataplane {
         let loading = std::thread::spawn(move || Steer::load(&addresses, nat_port, MAX_SPIS));
 
         let inside_index = inside.as_ref().map(|inside| inside.wire.index);
-        let mut bound = bind_workers(inside_index, outside.wire.index, workers as u32)?;
+        let mut bound = bind_workers(inside_index, outside.wire.index, workers as u32, arguments.ring_size)?;
         for ports in &mut bound {
             ports.outside.set_vlan(outside.vlan);
             if let (Some(port), Some(inside)) = (&mut ports.inside, &inside) {

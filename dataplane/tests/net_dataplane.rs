@@ -6,7 +6,7 @@ use spindle_abi::{
     SaParameters, Selector, SelectorSet, Spi, SpiState, Suite,
 };
 use spindle_engine::Frame as _;
-use spindle_port::{Pool, Port, WorkerPorts, XdpFrame, XdpPort, bind_workers};
+use spindle_port::{Pool, Port, RING_SIZE, WorkerPorts, XdpFrame, XdpPort, bind_workers};
 use spindle_ring::{AttachmentFds, ControlSide};
 use spindle_testbed::{
     Addresses, Capture, DelayBox, Host, InsideNetwork, Link, Marker, Namespace, Side, Topology, leaks, ping,
@@ -338,7 +338,7 @@ fn what_a_link_that_is_down_keeps_lets_the_worker_sleep_and_is_sent_when_it_is_u
         index.trim().parse::<u32>().unwrap()
     };
     let (inside, outside) = (interface("a-in"), interface("a-out"));
-    let mut bound = namespace.enter(|| bind_workers(Some(inside), outside, 1)).unwrap().unwrap();
+    let mut bound = namespace.enter(|| bind_workers(Some(inside), outside, 1, RING_SIZE)).unwrap().unwrap();
     let WorkerPorts { inside, outside: _outside, mut pool } = bound.remove(0);
     let mut port = inside.unwrap();
     let frames = pool.len();

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use spindle_bpf::steer::{MAX_SPIS, Mode, NAT_PORT, Side, Steer};
 use spindle_engine::{ArrayVec, BURST};
-use spindle_port::{Port, WorkerPorts, bind_workers};
+use spindle_port::{Port, RING_SIZE, WorkerPorts, bind_workers};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -54,7 +54,7 @@ pub(crate) struct Recycled {
 pub(crate) fn recycle(arguments: &RecycleArguments) -> Result<()> {
     let (inside, outside) = (Interface::find(&arguments.inside)?, Interface::find(&arguments.interface)?);
     let mut steer = Steer::load(&[arguments.address.into()], NAT_PORT, MAX_SPIS)?;
-    let mut bound = bind_workers(Some(inside.index), outside.index, 1)?;
+    let mut bound = bind_workers(Some(inside.index), outside.index, 1, RING_SIZE)?;
     let WorkerPorts { inside: _inside, outside: mut port, mut pool } = bound.remove(0);
     steer.set_socket(Side::Outside, 0, port.as_fd())?;
     steer.set_background(0, port.background().context("the outside port has no background")?)?;

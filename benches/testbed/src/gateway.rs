@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub struct Settings {
     pub local: Option<Ipv4Addr>,
     /// The peer's outer address, where it is not the other side's: `%any`.
     pub remote: Option<String>,
+    /// Descriptors of each AF_XDP ring; a start takes 40 KiB of memory for each.
+    pub ring_size: u32,
     /// More lines for `[gateway]`.
     pub more_gateway: String,
     /// More lines for `[recovery]`.
@@ -79,6 +82,7 @@ impl Default for Settings {
             start_action: "trap".to_owned(),
             local: None,
             remote: None,
+            ring_size: 2048,
             more_gateway: String::new(),
             more_recovery: String::new(),
             more_connection: String::new(),
@@ -129,6 +133,7 @@ run_dir = "{directory}/run"
 anchor = "{directory}/anchor"
 inside = ["{inside}"]
 outside = ["{outside}"]
+ring_size = {ring_size}
 {more_gateway}
 [recovery]
 methods = [{methods}]
@@ -150,6 +155,7 @@ start_action = "{start_action}"
             journal = self.journal,
             esp_proposal = self.esp_proposal,
             start_action = self.start_action,
+            ring_size = self.ring_size,
             more_gateway = self.more_gateway,
             more_recovery = self.more_recovery,
             more_child = self.more_child,
@@ -332,7 +338,7 @@ impl Gateway {
             .append(true)
             .open(self.directory.join("log"))
             .context(what)?;
-        let mut command = self.command(&self.programs.join("spindle"));
+        let mut command = self.in_namespace(&self.programs.join("spindle"));
         command.arg("up").arg("--config").arg(self.config()).args(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone().context(what)?).stderr(log);
         let started = now();
@@ -342,8 +348,7 @@ impl Gateway {
         Ok(started)
     }
 
-    fn command(&self, program: &Path) -> std::process::Command {
-        use std::os::unix::process::CommandExt;
+    fn in_namespace(&self, program: &Path) -> std::process::Command {
         let mut command = std::process::Command::new("ip");
         command.args(["netns", "exec", &self.namespace]).arg(program).process_group(0);
         command
@@ -449,14 +454,22 @@ impl Gateway {
         run(&mut self.verb(line))
     }
 
-    /// A verb, for the gateway by its run directory: its configuration may be long to read.
+    /// A verb. The gateway is found by its run directory, from any namespace: its configuration may be long to read.
     fn verb(&self, line: &str) -> std::process::Command {
-        let mut command = self.command(&self.programs.join("spindle"));
-        command.args(line.split_whitespace());
-        match line.split_whitespace().next() {
-            Some("close" | "open") => command.arg("--config").arg(self.config()),
-            _ => command.arg("--run-dir").arg(self.directory.join("run")),
+        let program = self.programs.join("spindle");
+        let mut words = line.split_whitespace().peekable();
+        let is_about_interfaces = matches!(words.peek(), Some(&("close" | "open")));
+        let mut command = if is_about_interfaces {
+            self.in_namespace(&program)
+        } else {
+            std::process::Command::new(program)
         };
+        command.args(words).process_group(0);
+        if is_about_interfaces {
+            command.arg("--config").arg(self.config());
+        } else {
+            command.arg("--run-dir").arg(self.directory.join("run"));
+        }
         command
     }
 

@@ -97,6 +97,8 @@ pub struct GatewaySettings {
     pub workers: usize,
     /// The core of the worker; of the first one, if there are several, and the others follow. Without it the kernel decides.
     pub core: Option<u32>,
+    /// Descriptors of each AF_XDP ring: a power of two.
+    pub ring_size: u32,
     /// How XDP is attached.
     pub xdp_mode: XdpMode,
     /// Our port for IKE.
@@ -341,6 +343,17 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         None => 1,
     };
     let core = section.optional("core").map(|v| v.integer(0..=1023)).transpose()?.map(|n| n as u32);
+    let ring_size = match section.optional("ring_size") {
+        Some(value) => {
+            let size = value.integer(64..=16_384)?;
+            if !size.is_power_of_two() {
+                let nearest = size.next_power_of_two();
+                return Err(value.error(format!("is {size}, and must be a power of two; write {nearest}")));
+            }
+            size as u32
+        }
+        None => 2048,
+    };
     let xdp_mode = match section.optional("xdp_mode") {
         Some(value) => value.one_of(&[("native", XdpMode::Native), ("generic", XdpMode::Generic)])?,
         None => XdpMode::Native,
@@ -383,6 +396,7 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
         polling,
         workers,
         core,
+        ring_size,
         xdp_mode,
         ike_port,
         natt_port,

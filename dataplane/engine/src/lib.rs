@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buckets;
 mod config;
 mod counters;
 mod doubts;

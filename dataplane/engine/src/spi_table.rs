@@ -5,16 +5,15 @@
 //! counts what passed it by, so that removals can clean up behind themselves.
 
 use crate::Refused;
+use crate::buckets::{Buckets, EMPTY, WIDTH};
 use spindle_abi::{Spi, SpiReport, SpiState, Time};
 use spindle_aead::prefetch;
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
-use zerocopy::FromZeros;
 
-const WIDTH: usize = 8;
-/// SPIs 0 to 255 are reserved (RFC 4303 section 2.1), so that these two cannot be anyone's.
-const EMPTY: u32 = 0;
+/// A lane of which the SPI is gone, while others that had no room are looked for beyond it. SPIs 0 to 255 are reserved
+/// (RFC 4303 section 2.1), so that neither this nor [`EMPTY`] is anyone's.
 const REMOVED: u32 = 1;
 
 /// In the place of a state: current, and another worker's.
@@ -28,33 +27,6 @@ const _: () = assert!(spindle_abi::MAX_SAS <= 1 << (32 - STATE_BITS));
 
 /// Reports on one former SPI at most once in this time.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
-
-#[derive(Clone, Copy, FromZeros)]
-#[repr(C, align(64))]
-struct Bucket {
-    spis: [u32; WIDTH],
-    /// State in the low bits, slot above.
-    values: [u32; WIDTH],
-}
-
-const _: () = assert!(size_of::<Bucket>() == 64);
-
-// A new bucket is zeros: memory that costs nothing until it is used.
-const _: () = assert!(EMPTY == 0);
-
-impl Bucket {
-    /// The lane of an SPI, and whether there is none because some lane is empty. Without a branch per lane, so that it
-    /// becomes a few vector instructions.
-    #[inline]
-    fn lane(&self, spi: Spi) -> (Option<usize>, bool) {
-        let (mut here, mut empty) = (0u32, 0u32);
-        for (number, held) in (1u32..).zip(&self.spis) {
-            here |= if *held == spi.0 { number } else { 0 };
-            empty |= u32::from(*held == EMPTY);
-        }
-        ((here as usize).checked_sub(1), empty != 0)
-    }
-}
 
 /// What is known of an SPI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,7 +68,7 @@ impl Former {
 }
 
 pub(crate) struct SpiTable {
-    buckets: Vec<Bucket>,
+    buckets: Buckets,
     /// For each bucket, the SPIs that live further on because it was full.
     passed: Vec<u32>,
     shift: u32,
@@ -114,7 +86,7 @@ impl SpiTable {
         // At most half full: then hardly any bucket overflows.
         let buckets = (limit * 2).div_ceil(WIDTH).next_power_of_two().max(2);
         SpiTable {
-            buckets: Bucket::new_vec_zeroed(buckets).expect("there is memory"),
+            buckets: Buckets::new(buckets),
             passed: vec![0; buckets],
             shift: 32 - buckets.trailing_zeros(),
             count: 0,
@@ -157,7 +129,11 @@ impl SpiTable {
     /// What is known of an SPI.
     #[inline]
     pub(crate) fn lookup(&self, spi: Spi) -> Known {
-        let Some((bucket, lane)) = self.find(spi) else { return Known::Unknown };
+        self.find(spi).map_or(Known::Unknown, |place| self.known_at(place))
+    }
+
+    #[inline]
+    fn known_at(&self, (bucket, lane): (usize, usize)) -> Known {
         let value = self.buckets[bucket].values[lane];
         let slot = value >> STATE_BITS;
         match value & ((1 << STATE_BITS) - 1) {
@@ -247,7 +223,7 @@ impl SpiTable {
 
     fn remove(&mut self, spi: Spi) {
         let Some((bucket, lane)) = self.find(spi) else { return };
-        if let Known::Former(slot) = self.lookup(spi) {
+        if let Known::Former(slot) = self.known_at((bucket, lane)) {
             self.release(slot);
         }
         let (mask, home) = (self.buckets.len() - 1, self.home(spi));

@@ -18,13 +18,17 @@ use rustix::net::xdp::{
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Descriptors in a receive, transmit or completion ring.
-const RING: u32 = 2048;
-/// A worker's frames, for both ports: three receive rings and as many in fill rings, two transmit rings and as many completions.
-const CHUNKS: usize = 10 * RING as usize;
+/// Descriptors in a receive, transmit or completion ring, where nobody asks for others.
+pub const RING_SIZE: u32 = 2048;
+/// The least and the most of them; they must be a power of two.
+pub const RING_SIZES: RangeInclusive<u32> = 64..=16_384;
+/// A worker's frames for each descriptor of a ring, for both ports: three receive rings and as many in fill rings, two
+/// transmit rings and as many completions.
+const CHUNKS: usize = 10;
 /// Frames that the kernel sends for one call, instead of 32.
 const TRANSMIT_BUDGET: u32 = 512;
 /// `XDP_MAX_TX_SKB_BUDGET`, since Linux 6.18.
@@ -39,6 +43,8 @@ struct Interface {
     index: u32,
     /// The queue on it.
     queue: u32,
+    /// Descriptors of its rings.
+    ring: u32,
 }
 
 /// Why there are no sockets, with the fix.
@@ -52,7 +58,7 @@ pub struct BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AF_XDP: cannot {}", self.step)?;
-        if let Some(Interface { index, queue }) = self.interface {
+        if let Some(Interface { index, queue, .. }) = self.interface {
             write!(f, " (interface {index}, queue {queue})")?;
         }
         let fix = match self.error.raw_os_error() {
@@ -121,12 +127,17 @@ pub struct WorkerPorts {
 
 /// Ports for so many workers: the first one's on queue 0 of both interfaces, the next one's on queue 1, and so on. All share
 /// one UMEM, so that a frame may leave by any of them. Zero-copy where both drivers can, else copy. They are ready to
-/// receive once a program's XSKMAPs name their sockets.
-pub fn bind_workers(inside: Option<u32>, outside: u32, workers: u32) -> Result<Vec<WorkerPorts>, BindError> {
+/// receive once a program's XSKMAPs name their sockets. Rings have `ring` descriptors, one of [`RING_SIZES`].
+pub fn bind_workers(
+    inside: Option<u32>,
+    outside: u32,
+    workers: u32,
+    ring: u32,
+) -> Result<Vec<WorkerPorts>, BindError> {
     let memory = |error| BindError { step: "map memory for packets", interface: None, error };
-    let (umem, pools) = Umem::divided(CHUNKS, workers as usize).map_err(memory)?;
-    let bound = bind_queues(umem, inside, outside, workers, SocketAddrXdpFlags::XDP_ZEROCOPY)
-        .or_else(|_| bind_queues(umem, inside, outside, workers, SocketAddrXdpFlags::XDP_COPY))?;
+    let (umem, pools) = Umem::divided(CHUNKS * ring as usize, workers as usize).map_err(memory)?;
+    let bound = bind_queues(umem, (inside, outside), (workers, ring), SocketAddrXdpFlags::XDP_ZEROCOPY)
+        .or_else(|_| bind_queues(umem, (inside, outside), (workers, ring), SocketAddrXdpFlags::XDP_COPY))?;
     let ports = bound.into_iter().zip(pools).map(|((mut inside, mut outside), mut pool)| {
         inside.replenish(&mut pool);
         outside.replenish(&mut pool);
@@ -137,21 +148,20 @@ pub fn bind_workers(inside: Option<u32>, outside: u32, workers: u32) -> Result<V
 
 fn bind_queues(
     umem: &'static Umem,
-    inside: Option<u32>,
-    outside: u32,
-    workers: u32,
+    (inside, outside): (Option<u32>, u32),
+    (workers, ring): (u32, u32),
     mode: SocketAddrXdpFlags,
 ) -> Result<Vec<(Option<XdpPort>, XdpPort)>, BindError> {
     let mut bound: Vec<(Option<XdpPort>, XdpPort)> = Vec::new();
     for queue in 0..workers {
         let first = bound.first().map(|(inside, outside)| inside.as_ref().unwrap_or(outside));
         let inside = match inside {
-            Some(index) => Some(bind_port(umem, Interface { index, queue }, RING, mode, first)?),
+            Some(index) => Some(bind_port(umem, Interface { index, queue, ring }, ring, mode, first)?),
             None => None,
         };
-        let at = Interface { index: outside, queue };
+        let at = Interface { index: outside, queue, ring };
         // Its background receives as much again.
-        let mut outside = bind_port(umem, at, 2 * RING, mode, first.or(inside.as_ref()))?;
+        let mut outside = bind_port(umem, at, 2 * ring, mode, first.or(inside.as_ref()))?;
         add_background(&mut outside, open_socket()?, at)?;
         bound.push((inside, outside));
     }
@@ -207,16 +217,17 @@ fn share(socket: &OwnedFd, with: &XdpPort, interface: Interface) -> Result<(), E
 
 /// On the same queue as the port, so it shares the fill ring as well; and it has no other ring than this.
 fn add_background(port: &mut XdpPort, socket: OwnedFd, interface: Interface) -> Result<(), BindError> {
-    let receive = receive_ring(&socket).map_err(BindError::at("set up its receive ring", interface))?;
+    let receive =
+        receive_ring(&socket, interface.ring).map_err(BindError::at("set up its receive ring", interface))?;
     bind_patiently(interface, || share(&socket, port, interface))?;
     port.background = Some(Background { socket, receive });
     Ok(())
 }
 
-fn receive_ring(socket: &OwnedFd) -> io::Result<FromKernel<XdpDesc>> {
-    sockopt::set_xdp_rx_ring_size(socket, RING)?;
+fn receive_ring(socket: &OwnedFd, ring: u32) -> io::Result<FromKernel<XdpDesc>> {
+    sockopt::set_xdp_rx_ring_size(socket, ring)?;
     let offsets = sockopt::xdp_mmap_offsets(socket)?;
-    FromKernel::new(socket.as_fd(), XDP_PGOFF_RX_RING, &offsets.rx, RING)
+    FromKernel::new(socket.as_fd(), XDP_PGOFF_RX_RING, &offsets.rx, ring)
 }
 
 /// A queue stays busy for some 30 ms after its owner was killed.
@@ -247,16 +258,17 @@ impl XdpPort {
     ) -> Result<XdpPort, BindError> {
         let set_up = BindError::at("set up its rings", interface);
         let refused = |e: Errno| set_up(e.into());
-        let receive = receive_ring(&socket).map_err(set_up)?;
+        let ring = interface.ring;
+        let receive = receive_ring(&socket, ring).map_err(set_up)?;
         sockopt::set_xdp_umem_fill_ring_size(&socket, fill).map_err(refused)?;
-        sockopt::set_xdp_umem_completion_ring_size(&socket, RING).map_err(refused)?;
-        sockopt::set_xdp_tx_ring_size(&socket, RING).map_err(refused)?;
+        sockopt::set_xdp_umem_completion_ring_size(&socket, ring).map_err(refused)?;
+        sockopt::set_xdp_tx_ring_size(&socket, ring).map_err(refused)?;
         let offsets = sockopt::xdp_mmap_offsets(&socket).map_err(refused)?;
         let fd = socket.as_fd();
-        let transmit = ToKernel::new(fd, XDP_PGOFF_TX_RING, &offsets.tx, RING).map_err(set_up)?;
+        let transmit = ToKernel::new(fd, XDP_PGOFF_TX_RING, &offsets.tx, ring).map_err(set_up)?;
         let fill = ToKernel::new(fd, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, fill).map_err(set_up)?;
         let completion =
-            FromKernel::new(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, RING).map_err(set_up)?;
+            FromKernel::new(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, ring).map_err(set_up)?;
         raise_limits(&socket);
         bind_patiently(interface, || bind(&socket))?;
         let options = sockopt::xdp_options(&socket).unwrap_or(XdpOptionsFlags::empty());

@@ -23,6 +23,13 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
         ),
         (
             "outside = [\"b-out\"]",
+            "outside = [\"b-out\"]\nring_size = 1000",
+            5,
+            "gateway.ring_size",
+            "write 1024",
+        ),
+        (
+            "outside = [\"b-out\"]",
             "outside = [\"b-out\"]\npolling = \"lazy\"",
             5,
             "gateway.polling",
