@@ -102,6 +102,11 @@ pub(crate) struct Key {
     rest: u64,
 }
 
+impl Key {
+    /// Of no packet.
+    pub(crate) const NONE: Key = Key { addresses: 0, rest: 0 };
+}
+
 /// What is done with a flow's packets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decision {
@@ -135,11 +140,7 @@ impl Flows {
     /// With so many places, rounded up to a power of two from 2.
     pub(crate) fn new(places: usize) -> Flows {
         let hop = NextHop { port: PortId::Outside, source_mac: [0; 6], destination_mac: [0; 6], mtu: 0 };
-        let free = Place {
-            key: Key { addresses: 0, rest: 0 },
-            generation: 0,
-            decision: Decision { index: 0, limit: 0, hop },
-        };
+        let free = Place { key: Key::NONE, generation: 0, decision: Decision { index: 0, limit: 0, hop } };
         let places = if places == 0 { 0 } else { places.next_power_of_two().max(2) };
         Flows { places: vec![free; places], generation: 1 }
     }

@@ -2,8 +2,9 @@
 //! selectors goes inside. In steps over the burst, so that memory is fetched ahead of its use: what each packet is; then its
 //! SPI's state, its SA and its plaintext, each a few packets ahead of the next; then all leave in the order in which they came.
 
-use crate::flows::Plain;
+use crate::flows::{Key, Plain};
 use crate::interfaces::INSIDE;
+use crate::policies::NO_SA;
 use crate::sas::{Limit, Owed};
 use crate::selectors::Flow;
 use crate::spi_table::{End, Known};
@@ -69,6 +70,19 @@ enum Onward {
     Host(u16),
 }
 
+/// A flow that an SA carries, seen from here. Nothing that decides it changes within a burst, so the next packet of it is
+/// not asked again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Admitted {
+    index: u32,
+    key: Key,
+}
+
+impl Admitted {
+    /// On no SA.
+    const NONE: Admitted = Admitted { index: NO_SA, key: Key::NONE };
+}
+
 /// The way to the latest destination inside.
 struct WayInside {
     destination: IpAddr,
@@ -81,8 +95,14 @@ struct WayInside {
 #[derive(Clone, Copy)]
 enum Kind {
     Esp(Arrival, Known),
+    /// It was ESP; in it is nothing that wants to be looked at.
+    Plain {
+        start: u16,
+        length: u16,
+        destination: Ipv4Addr,
+    },
     /// It was ESP.
-    Opened(Result<Opened, DropReason>),
+    Opened(Opened),
     /// To be made whole first.
     Fragment,
     /// An ICMP error to us.
@@ -117,7 +137,7 @@ impl Engine {
         }
         // While one is opened, the memory for those behind it is on its way.
         let (mut known_last, mut fetched_last) = ((Spi(0), Known::Unknown), None);
-        let (mut frames, mut in_turn) = (burst.iter_mut(), false);
+        let (mut frames, mut in_turn, mut admitted) = (burst.iter_mut(), false, Admitted::NONE);
         for at in 0..kinds.len() + 2 * AHEAD {
             if let Some(Kind::Esp(Arrival { spi, .. }, known)) = kinds.get_mut(at) {
                 if *spi != known_last.0 {
@@ -141,17 +161,15 @@ impl Engine {
             // What comes after these is opened when its turn has come, for they may change what is found.
             in_turn |= matches!(kind, Kind::Fragment | Kind::Icmp);
             if let (false, Kind::Esp(arrival, Known::Current(index))) = (in_turn, &*kind) {
-                let opened = self.open(now, *index, arrival, frame.data_mut(), out);
-                if let Ok(Opened { onward: Onward::To(destination), .. }) = opened {
-                    self.next_hops.prefetch(destination);
-                }
-                *kind = Kind::Opened(opened);
+                *kind = self.open(now, *index, arrival, &mut admitted, frame.data_mut(), out);
             }
         }
         let (mut detected, mut lately) = (0, None);
         for (frame, kind) in burst.drain(..).zip(kinds) {
             match kind {
-                Kind::Opened(opened) => self.pass_on(opened, &mut lately, frame, out),
+                Kind::Plain { start, length, destination } => {
+                    self.pass_on((start, length), destination.into(), &mut lately, frame, out);
+                }
                 Kind::Fragment => {
                     let Some(whole) = self.reassemble(now, frame, out) else { continue };
                     out.made(Origin::Outside, &whole);
@@ -181,9 +199,9 @@ impl Engine {
         match kind {
             Kind::Esp(arrival, Known::Current(index)) => {
                 let opened = self.open_late(now, index, &arrival, frame.data_mut(), out);
-                self.pass_on(opened, &mut None, frame, out);
+                self.pass_on_late(opened, frame, out);
             }
-            Kind::Opened(opened) => self.pass_on(opened, &mut None, frame, out),
+            Kind::Plain { .. } | Kind::Opened(_) => self.pass_on_late(kind, frame, out),
             Kind::Esp(arrival, Known::Unknown) => {
                 *detected += 1;
                 if !out.event(Event::UnknownSpi(arrival.report(frame.data(), now))) {
@@ -310,26 +328,44 @@ impl Engine {
         Kind::Esp(arrival, Known::Unknown)
     }
 
-    /// Sends what was in an ESP packet on its way. `lately` is the way that the latest one took.
-    #[inline]
+    /// As [`Engine::pass_on`], of anything that was opened.
+    #[inline(never)]
+    fn pass_on_late<F: Frame>(&mut self, kind: Kind, mut frame: F, out: &mut impl Output<F>) {
+        match kind {
+            Kind::Plain { start, length, destination } => {
+                self.pass_on((start, length), destination.into(), &mut None, frame, out);
+            }
+            Kind::Opened(Opened { start, length, onward: Onward::To(destination) }) => {
+                self.pass_on((start, length), destination, &mut None, frame, out);
+            }
+            Kind::Opened(Opened { start, length, onward: Onward::Host(interface) }) => {
+                self.strip(start, length, &mut frame);
+                self.send_to_host(interface, frame, out);
+            }
+            Kind::Drop(reason) => self.discard(frame, reason, out),
+            _ => unreachable!("nothing that was opened"),
+        }
+    }
+
+    /// Leaves what was in an ESP packet, behind an Ethernet header.
+    #[inline(always)]
+    fn strip<F: Frame>(&mut self, start: u16, length: u16, frame: &mut F) {
+        frame.shrink_front(usize::from(start) - ETHERNET);
+        frame.truncate(ETHERNET + usize::from(length));
+        self.counters.add(Counter::Decapsulated, 1);
+    }
+
+    /// Sends what was in an ESP packet, and where, on its way inside. `lately` is the way that the latest one took.
+    #[inline(always)]
     fn pass_on<F: Frame>(
         &mut self,
-        opened: Result<Opened, DropReason>,
+        (start, length): (u16, u16),
+        destination: IpAddr,
         lately: &mut Option<WayInside>,
         mut frame: F,
         out: &mut impl Output<F>,
     ) {
-        let Opened { start, length, onward } = match opened {
-            Ok(opened) => opened,
-            Err(reason) => return self.discard(frame, reason, out),
-        };
-        frame.shrink_front(usize::from(start) - ETHERNET);
-        frame.truncate(ETHERNET + usize::from(length));
-        self.counters.add(Counter::Decapsulated, 1);
-        let destination = match onward {
-            Onward::To(destination) => destination,
-            Onward::Host(interface) => return self.send_to_host(interface, frame, out),
-        };
+        self.strip(start, length, &mut frame);
         if lately.as_ref().is_none_or(|way| way.destination != destination) {
             *lately = self.way_inside(destination);
         }
@@ -362,35 +398,39 @@ impl Engine {
         arrival: &Arrival,
         octets: &mut [u8],
         out: &mut impl Output<F>,
-    ) -> Result<Opened, DropReason> {
-        self.open(now, index, arrival, octets, out)
+    ) -> Kind {
+        let mut admitted = Admitted::NONE;
+        self.open(now, index, arrival, &mut admitted, octets, out)
     }
 
     /// Opens the packet and checks what is in it. RFC 4301 section 5.2 and RFC 4303 section 3.4: replay window, ICV, then
-    /// everything that only an authentic packet can say.
+    /// everything that only an authentic packet can say. `admitted` is what the latest one was.
     #[inline(always)]
     fn open<F: Frame>(
         &mut self,
         now: Time,
         index: u32,
         arrival: &Arrival,
+        admitted: &mut Admitted,
         octets: &mut [u8],
         out: &mut impl Output<F>,
-    ) -> Result<Opened, DropReason> {
+    ) -> Kind {
         let esp_start = usize::from(arrival.start);
-        let esp_octets =
-            octets.get_mut(esp_start..usize::from(arrival.end)).ok_or(DropReason::MalformedEsp)?;
-        let Some(inbound) = self.sas.inbound(index) else { return Err(DropReason::RetiredSpi) };
+        let Some(esp_octets) = octets.get_mut(esp_start..usize::from(arrival.end)) else {
+            return Kind::Drop(DropReason::MalformedEsp);
+        };
+        let Some(inbound) = self.sas.inbound(index) else { return Kind::Drop(DropReason::RetiredSpi) };
         if inbound.usage.is_expired() {
-            return Err(DropReason::InboundExpired);
+            return Kind::Drop(DropReason::InboundExpired);
         }
         let top = inbound.sa.sequence();
-        let opened = inbound.sa.open(esp_octets).map_err(|fault| match fault {
-            OpenFault::Truncated => DropReason::MalformedEsp,
-            OpenFault::Replayed => DropReason::Replayed,
-            OpenFault::NotAuthentic => DropReason::AuthenticationFailed,
-            OpenFault::Padding => DropReason::MalformedInner,
-        })?;
+        let opened = match inbound.sa.open(esp_octets) {
+            Ok(opened) => opened,
+            Err(OpenFault::Truncated) => return Kind::Drop(DropReason::MalformedEsp),
+            Err(OpenFault::Replayed) => return Kind::Drop(DropReason::Replayed),
+            Err(OpenFault::NotAuthentic) => return Kind::Drop(DropReason::AuthenticationFailed),
+            Err(OpenFault::Padding) => return Kind::Drop(DropReason::MalformedInner),
+        };
         // The packet is authentic, and marked where that outlives us before it goes anywhere.
         if let Some(region) = &self.region {
             region.mark(index, inbound.sa.window(), top, opened.sequence);
@@ -412,15 +452,17 @@ impl Engine {
             let packet = &mut octets[payload.clone()];
             let plain = Plain::read(packet).filter(|plain| !self.clamp_mss || plain.is_no_syn(packet));
             if let Some(plain) = plain {
-                let (flow, (source, destination)) = (plain.reversed_flow(), plain.ends());
+                let of_this = Admitted { index, key: plain.of_inside(INSIDE) };
+                let (source, destination) = plain.ends();
+                if *admitted != of_this && is_unicast_v4(source) && is_unicast_v4(destination) {
+                    let flow = plain.reversed_flow();
+                    if inbound.selectors.matches_v4(&flow) && self.policies.admits(&flow).is_ok() {
+                        *admitted = of_this;
+                        self.next_hops.prefetch(destination.into());
+                    }
+                }
                 let class = tunnel::inner_traffic_class(plain.traffic_class, arrival.outer_class);
-                if plain.ttl > 1
-                    && class == Some(plain.traffic_class)
-                    && is_unicast_v4(source)
-                    && is_unicast_v4(destination)
-                    && inbound.selectors.matches_v4(&flow)
-                    && self.policies.admits(&flow).is_ok()
-                {
+                if plain.ttl > 1 && class == Some(plain.traffic_class) && *admitted == of_this {
                     ipv4::decrement_ttl(packet);
                     let limit = inbound.usage.count(now, plain.length);
                     let is_changed = inbound.is_changed;
@@ -430,11 +472,12 @@ impl Engine {
                     }
                     // Both are less than where ESP ends.
                     let (start, length) = (payload.start as u16, plain.length as u16);
-                    return Ok(Opened { start, length, onward: Onward::To(destination.into()) });
+                    return Kind::Plain { start, length, destination };
                 }
             }
         }
         self.check_opened(now, index, arrival, (payload, opened.next_header, around), first, octets, out)
+            .map_or_else(Kind::Drop, Kind::Opened)
     }
 
     /// Tells that an SA's first packet came, or that it came to a limit.
@@ -502,7 +545,13 @@ impl Engine {
         let back = (self.clamp_mss && repair::is_syn(&head, inner))
             .then(|| self.flow_limit(now, interface, &Flow::of(&head, inner).reversed(), around));
         self.leave(interface, &head, &mut octets[start..start + head.length], back)?;
-        let onward = if interface == INSIDE { Onward::To(head.destination) } else { Onward::Host(interface) };
+        let onward = match interface {
+            INSIDE => {
+                self.next_hops.prefetch(head.destination);
+                Onward::To(head.destination)
+            }
+            interface => Onward::Host(interface),
+        };
         // Both are less than where ESP ends.
         Ok(Opened { start: start as u16, length: head.length as u16, onward })
     }

@@ -189,6 +189,28 @@ fn a_burst_passes_whole_wherever_something_else_stands_in_it() {
     }
 }
 
+/// RFC 4301 section 5.2, step 4: what one SA carries another one need not, in one burst and of one flow.
+#[test]
+fn each_packet_of_a_burst_is_held_against_the_selectors_of_its_own_sa() {
+    const ANOTHER: u32 = 0xb000_0002;
+    let ((mut a, mut b), (mut other, _)) = (pair(Suite::Aes128Gcm, false), pair(Suite::Aes128Gcm, false));
+    other.apply(Command::RemoveOutbound { index: 1 });
+    other.apply(Command::InstallOutbound { sa: sa(ANOTHER, 1, true, Suite::Aes128Gcm, false) });
+    let mut narrow = sa(ANOTHER, 2, false, Suite::Aes128Gcm, false);
+    let neighbour = [10, 1, 0, 11].into();
+    narrow.selectors.remote = vec![Selector::addresses(neighbour, neighbour)];
+    b.apply(inbound(narrow));
+    let sent: Vec<_> = (1..=3).map(|n| datagram(HOST_A, HOST_B, &content(n))).collect();
+    for gateway in [&mut a, &mut other] {
+        gateway.process(PortId::Inside, sent.iter().map(|packet| frame(packet)));
+    }
+    let turns = a.take_sent(PortId::Outside).into_iter().zip(other.take_sent(PortId::Outside));
+    b.process(PortId::Outside, turns.flat_map(|(one, two)| [one, two]));
+    let arrived: Vec<_> = b.take_sent(PortId::Inside).iter().map(packet).collect();
+    assert!(arrived.into_iter().eq(sent.into_iter().map(after_two_hops)));
+    assert_eq!(b.dropped(DropReason::SelectorMismatch), 3);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// RFC 4303 section 3.4.1: reassembly first. ESP cut on the way arrives as if it had not been, in any order.
