@@ -15,31 +15,39 @@ const OUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
 /// ESP that can be sent back.
-const RECENT: usize = 8;
+const RECENT: usize = 16;
+
+/// SPIs of SAs that face each other: in UDP, and without it for hosts of 10.1.
+const IN_UDP: Spi = Spi(0x1234_5678);
+const PLAIN: Spi = Spi(0x9abc_def0);
 
 /// Plays the octets as frames and commands, and panics if a frame is lost, doubled, or leaves in clear outside, or if what
 /// becomes of a burst is not what becomes of its frames one by one.
 ///
 /// Each step is a kind, a length and so many octets: a frame from either side as it stands; one of inside's that
 /// is first made IPv4 of a protected flow; one of the last ESP packets that the engine sent, with the octets laid over it
-/// and sent back (its SAs face each other, so that it opens if nothing changed); SPI states; time. Frames from one side
-/// make one burst until another step comes, or one whose kind says that it is the last.
+/// and sent back (its SAs face each other, so that it opens if nothing changed), the same cut to a first fragment, or quoted
+/// by an ICMP error; SPI states; time. Frames from one side make one burst until another step comes, or one whose kind says
+/// that it is the last.
 pub fn run(data: &[u8]) {
     let mut courses = Courses::default();
     let (mut now, mut rest) = (Time(1_000_000_000), data);
     while let [kind, length, tail @ ..] = rest {
         let (octets, tail) = tail.split_at(usize::from(*length).min(tail.len()));
         rest = tail;
-        let (ingress, frame) = match kind % 6 {
+        let recent = || courses.recent(usize::from(kind / 8 % 16));
+        let (ingress, frame) = match kind % 8 {
             0 => (PortId::Inside, octets.to_vec()),
             1 => (PortId::Outside, octets.to_vec()),
             2 => (PortId::Inside, protected(octets)),
-            3 => (PortId::Outside, overlay(courses.recent(usize::from(kind / 6)), octets)),
+            3 => (PortId::Outside, overlay(recent(), octets)),
+            6 => (PortId::Outside, first_fragment(recent(), octets)),
+            7 => (PortId::Outside, too_big(&recent(), octets)),
             4 => {
                 courses.flush(now);
                 let mut spi = [0; 4];
                 spi.iter_mut().zip(octets).for_each(|(to, from)| *to = *from);
-                let state = SpiState::from_u8(kind / 6 % 5).unwrap_or(SpiState::Unknown);
+                let state = SpiState::from_u8(kind / 8 % 5).unwrap_or(SpiState::Unknown);
                 let spi = Spi(u32::from_be_bytes(spi));
                 for (engine, _) in [&mut courses.by_bursts, &mut courses.one_by_one] {
                     let _ = engine.apply(now, Command::SetSpiState { spi, state });
@@ -89,7 +97,7 @@ impl Courses {
     /// An ESP packet that was sent; 0 is the last one.
     fn recent(&self, back: usize) -> Vec<u8> {
         let recent = &self.by_bursts.1.recent_esp;
-        recent.iter().rev().nth(back % RECENT).or(recent.back()).cloned().unwrap_or_default()
+        recent.iter().rev().nth(back).or(recent.back()).cloned().unwrap_or_default()
     }
 
     fn push(&mut self, now: Time, ingress: PortId, frame: MemoryFrame) {
@@ -129,47 +137,54 @@ fn engine() -> Engine {
     (config.max_spis, config.max_sas, config.max_policies, config.max_next_hops) = (64, 4, 4, 4);
     config.max_flows = 64;
     let mut engine = Engine::new(config);
-    let any = || vec![Selector::addresses([10, 0, 0, 0].into(), [10, 255, 255, 255].into())];
-    let selectors = SelectorSet { local: any(), remote: any() };
     let keymat = KeyMaterial::new(&[7; 20]);
-    let sa = |index| {
-        Some(SaParameters {
-            spi: Spi(0x1234_5678),
-            index,
-            policy: 1,
-            resource: Default::default(),
-            mode: Mode::Tunnel,
-            suite: Suite::Aes128Gcm,
-            keymat: keymat.clone()?,
-            local: (OUTER, 4500).into(),
-            remote: (PEER, 4500).into(),
-            encapsulated: true,
+    for (number, second, spi) in [(0, 255, IN_UDP), (1, 1, PLAIN)] {
+        let hosts = || vec![Selector::addresses([10, number, 0, 0].into(), [10, second, 255, 255].into())];
+        let selectors = SelectorSet { local: hosts(), remote: hosts() };
+        let port = if spi == IN_UDP { 4500 } else { 0 };
+        let sa = |index| {
+            Some(SaParameters {
+                spi,
+                index,
+                policy: number.into(),
+                resource: Default::default(),
+                mode: Mode::Tunnel,
+                suite: Suite::Aes128Gcm,
+                keymat: keymat.clone()?,
+                local: (OUTER, port).into(),
+                remote: (PEER, port).into(),
+                encapsulated: spi == IN_UDP,
+                selectors: selectors.clone(),
+                esn: false,
+                soft: Limits { packets: 3, bytes: 0 },
+                hard: Limits { packets: 200, bytes: 0 },
+            })
+        };
+        let set = Command::SetPolicy {
+            id: number.into(),
+            // Theirs come first.
+            priority: 1 - u32::from(number),
+            action: PolicyAction::Protect,
             selectors: selectors.clone(),
-            esn: false,
-            soft: Limits { packets: 3, bytes: 0 },
-            hard: Limits { packets: 200, bytes: 0 },
-        })
-    };
-    let set = Command::SetPolicy {
-        id: 1,
-        priority: 1,
-        action: PolicyAction::Protect,
-        selectors: selectors.clone(),
-        hold: 0,
-    };
-    let inbound = sa(0).map(|sa| Command::InstallInbound { sa, replay_window: 64, report_first: true });
-    let outbound = sa(1).map(|sa| Command::InstallOutbound { sa });
-    for command in [Some(set), inbound, outbound].into_iter().flatten() {
-        let _ = engine.apply(Time(1), command);
+            hold: 0,
+        };
+        let index = 2 * u32::from(number);
+        let inbound =
+            sa(index).map(|sa| Command::InstallInbound { sa, replay_window: 64, report_first: true });
+        let outbound = sa(index + 1).map(|sa| Command::InstallOutbound { sa });
+        for command in [Some(set), inbound, outbound].into_iter().flatten() {
+            let _ = engine.apply(Time(1), command);
+        }
     }
-    for (to, port) in [([10, 0, 0, 2].into(), PortId::Inside), (PEER, PortId::Outside)] {
+    let hosts = [[10, 0, 0, 2], [10, 1, 0, 2]].map(|host| (host.into(), PortId::Inside));
+    for (to, port) in hosts.into_iter().chain([(PEER, PortId::Outside)]) {
         let hop = NextHop { port, source_mac: [2; 6], destination_mac: [4; 6], mtu: 600 };
         let _ = engine.set_next_hop(to.into(), Some(hop));
     }
     engine
 }
 
-/// An Ethernet frame from 10.0.0.3 to 10.0.0.2 whose other octets are these; lengths and checksum are made right.
+/// An Ethernet frame from 10.0.0.3 to 10.0.0.2, or from 10.1.0.3 to 10.1.0.2, whose other octets are these.
 fn protected(octets: &[u8]) -> Vec<u8> {
     let mut frame = vec![2; 12];
     frame.extend([8, 0]);
@@ -177,12 +192,43 @@ fn protected(octets: &[u8]) -> Vec<u8> {
     frame.extend(octets.iter().skip(2));
     if let [flags, protocol, ..] = octets {
         (frame[20], frame[23]) = (flags & 0x60, *protocol);
+        (frame[27], frame[31]) = (flags & 1, flags & 1);
     }
+    corrected(frame)
+}
+
+/// The frame with the length and the checksum that its IPv4 header should have.
+fn corrected(mut frame: Vec<u8>) -> Vec<u8> {
     let length = (frame.len() - 14) as u16;
     frame[16..18].copy_from_slice(&length.to_be_bytes());
+    frame[24..26].fill(0);
     let checksum = spindle_wire::checksum::internet(&frame[14..34]);
     frame[24..26].copy_from_slice(&checksum.to_be_bytes());
     frame
+}
+
+/// As much of the packet in this frame as the octets say, as its first fragment.
+fn first_fragment(mut frame: Vec<u8>, octets: &[u8]) -> Vec<u8> {
+    if frame.len() < 34 {
+        return frame;
+    }
+    let units = octets.first().map_or(2, |units| usize::from(*units));
+    frame.truncate(34 + 8 * units);
+    frame[20] |= 0x20;
+    corrected(frame)
+}
+
+/// An ICMP error about the packet in this frame, of which it quotes the front: too long for this path MTU.
+fn too_big(frame: &[u8], mtu: &[u8]) -> Vec<u8> {
+    let mut error = vec![2; 12];
+    error.extend([8, 0]);
+    error.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1]);
+    error.extend([3, 4, 0, 0, 0, 0]);
+    error.extend([mtu.first().copied().unwrap_or(2), mtu.get(1).copied().unwrap_or(0)]);
+    error.extend(frame.iter().skip(14).take(64));
+    let checksum = spindle_wire::checksum::internet(&error[34..]);
+    error[36..38].copy_from_slice(&checksum.to_be_bytes());
+    corrected(error)
 }
 
 /// The frame with octets changed in pairs of place and difference.
@@ -215,11 +261,8 @@ impl Output<MemoryFrame> for Sink {
     fn transmit(&mut self, port: PortId, frame: MemoryFrame) {
         self.frames += 1;
         if port == PortId::Outside {
-            assert_eq!(
-                frame.data().get(42..46),
-                Some(&[0x12, 0x34, 0x56, 0x78][..]),
-                "cleartext left outside"
-            );
+            let is_of = |spi: Spi, at: usize| frame.data().get(at..at + 4) == Some(&spi.0.to_be_bytes()[..]);
+            assert!(is_of(IN_UDP, 42) || is_of(PLAIN, 34), "cleartext left outside");
             if self.recent_esp.len() == RECENT {
                 self.recent_esp.pop_front();
             }
@@ -254,17 +297,23 @@ mod tests {
 
     #[test]
     fn the_harness_reaches_both_directions() {
-        let mut out = Sink::default();
-        let mut engine = engine();
-        let mut send = |ingress, frame: &[u8]| {
-            let mut burst = ArrayVec::from_iter([MemoryFrame::new(frame)]);
-            engine.process(Time(1), ingress, &mut burst, &mut out);
-            out.recent_esp.back().cloned().unwrap_or_default()
-        };
-        let esp = send(PortId::Inside, &protected(&[0, 17, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]));
-        send(PortId::Outside, &overlay(esp, &[]));
-        assert_eq!(engine.counters().count(crate::Counter::Decapsulated), 1);
-        assert_eq!(engine.counters().count(crate::Counter::DeliveredInside), 1);
+        let (mut engine, mut out) = (engine(), Sink::default());
+        for (network, opened) in [(0, 1), (1, 2)] {
+            let mut send = |ingress, frame: &[u8]| {
+                let mut burst = ArrayVec::from_iter([MemoryFrame::new(frame)]);
+                engine.process(Time(1), ingress, &mut burst, &mut out);
+                out.recent_esp.back().cloned().unwrap_or_default()
+            };
+            let esp = send(PortId::Inside, &protected(&[network, 17, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]));
+            send(PortId::Outside, &first_fragment(esp.clone(), &[]));
+            send(PortId::Outside, &too_big(&esp, &[0, 60]));
+            send(PortId::Outside, &overlay(esp, &[]));
+            let counters = engine.counters();
+            assert_eq!(counters.count(crate::Counter::Decapsulated), opened);
+            assert_eq!(counters.count(crate::Counter::DeliveredInside), opened);
+            assert_eq!(counters.dropped(DropReason::FragmentKept), opened);
+            assert_eq!(counters.dropped(DropReason::IcmpAboutEsp), opened);
+        }
     }
 
     proptest! {
