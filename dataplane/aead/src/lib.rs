@@ -5,16 +5,18 @@
 //! nothing of the plaintext behind. AES-GCM is our own (`gcm`) where the CPU has the instructions; AWS-LC and
 //! RustCrypto's portable code do the rest.
 //!
-//! Here also is [`prefetch`], since the crates that need it forbid unsafe code.
+//! Here also are [`prefetch`] and [`Lines`], since the crates that need them forbid unsafe code.
 
 mod aws_lc;
 #[cfg(target_arch = "x86_64")]
 mod gcm;
+mod lines;
 mod portable;
 mod prefetch;
 mod scrub;
 mod self_test;
 
+pub use lines::{Line, Lines};
 pub use prefetch::prefetch;
 
 use std::fmt;

@@ -1,110 +1,68 @@
-//! The memory of the table of SPIs: zeroed buckets, a cache line each, that cost nothing until they are used.
-//!
-//! An allocator is asked at its usual alignment, for it fills memory of a larger one with zeros by hand and so takes all of it
-//! at once; the first line begins within.
+//! The memory of the table of SPIs: zeroed buckets, a cache line each.
 
 use spindle_abi::Spi;
-use std::ops::{Index, IndexMut};
-use zerocopy::{FromBytes, Immutable, IntoBytes, transmute_mut, transmute_ref};
+use spindle_aead::{Line, Lines, prefetch};
 
 /// SPIs in a bucket.
 pub(crate) const WIDTH: usize = 8;
 /// A lane that was never used. A new bucket is zeros.
 pub(crate) const EMPTY: u32 = 0;
 
-const LINE: usize = 64;
-/// What allocators align large memory to, at least.
-type Quarter = [u32; 4];
-const QUARTERS: usize = LINE / size_of::<Quarter>();
+/// Bucket and lane of an SPI.
+pub(crate) type Place = (usize, usize);
 
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-pub(crate) struct Bucket {
-    pub(crate) spis: [u32; WIDTH],
-    /// State in the low bits, slot above.
-    pub(crate) values: [u32; WIDTH],
-}
+/// Eight SPIs, then what is known of each.
+pub(crate) struct Buckets(Lines);
 
-const _: () = assert!(size_of::<Bucket>() == LINE);
+impl Buckets {
+    /// So many, empty.
+    pub(crate) fn new(count: usize) -> Buckets {
+        Buckets(Lines::zeroed(count))
+    }
 
-impl Bucket {
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Fetches a bucket ahead of its use.
+    #[inline]
+    pub(crate) fn prefetch(&self, bucket: usize) {
+        prefetch(&self.0[bucket]);
+    }
+
     /// The lane of an SPI, and whether there is none because some lane is empty. Without a branch per lane, so that it
     /// becomes a few vector instructions.
     #[inline]
-    pub(crate) fn lane(&self, spi: Spi) -> (Option<usize>, bool) {
+    pub(crate) fn lane(&self, bucket: usize, spi: Spi) -> (Option<usize>, bool) {
         let (mut here, mut empty) = (0u32, 0u32);
-        for (number, held) in (1u32..).zip(&self.spis) {
+        for (number, held) in (1u32..).zip(self.spis(bucket)) {
             here |= if *held == spi.0 { number } else { 0 };
             empty |= u32::from(*held == EMPTY);
         }
         ((here as usize).checked_sub(1), empty != 0)
     }
-}
 
-pub(crate) struct Buckets {
-    quarters: Vec<Quarter>,
-    /// Where the first line begins.
-    first: usize,
-    count: usize,
-}
-
-impl Buckets {
-    /// So many, empty.
-    pub(crate) fn new(count: usize) -> Buckets {
-        let quarters = vec![[0; 4]; count * QUARTERS + QUARTERS - 1];
-        let first = quarters.as_ptr().addr().wrapping_neg() % LINE / size_of::<Quarter>();
-        Buckets { quarters, first, count }
+    #[inline]
+    pub(crate) fn spis(&self, bucket: usize) -> &[u32; WIDTH] {
+        let Line([spis @ .., _, _, _, _, _, _, _, _]) = &self.0[bucket];
+        spis
     }
 
     #[inline]
-    pub(crate) fn len(&self) -> usize {
-        self.count
+    pub(crate) fn spis_mut(&mut self, bucket: usize) -> &mut [u32; WIDTH] {
+        let Line([spis @ .., _, _, _, _, _, _, _, _]) = &mut self.0[bucket];
+        spis
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Bucket> {
-        (0..self.count).map(|at| &self[at])
-    }
-}
-
-impl Index<usize> for Buckets {
-    type Output = Bucket;
-
-    /// # Panics
-    /// If there are not so many.
+    /// State in the low bits, slot above.
     #[inline]
-    fn index(&self, at: usize) -> &Bucket {
-        let quarters = self.quarters[self.first + at * QUARTERS..].first_chunk::<QUARTERS>();
-        transmute_ref!(quarters.expect("a bucket of the table"))
+    pub(crate) fn value(&self, (bucket, lane): Place) -> u32 {
+        self.0[bucket].0[WIDTH + lane]
     }
-}
 
-impl IndexMut<usize> for Buckets {
     #[inline]
-    fn index_mut(&mut self, at: usize) -> &mut Bucket {
-        let quarters = self.quarters[self.first + at * QUARTERS..].first_chunk_mut::<QUARTERS>();
-        transmute_mut!(quarters.expect("a bucket of the table"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_bucket_is_a_line_of_its_own() {
-        for count in [1, 2, 3, 64, 4096] {
-            let mut buckets = Buckets::new(count);
-            for at in 0..count {
-                assert_eq!(std::ptr::from_ref(&buckets[at]).addr() % LINE, 0, "{at} of {count}");
-                buckets[at].spis.fill(at as u32);
-                buckets[at].values.fill(!(at as u32));
-            }
-            assert!(
-                buckets
-                    .iter()
-                    .zip(0u32..)
-                    .all(|(bucket, at)| { bucket.spis == [at; WIDTH] && bucket.values == [!at; WIDTH] })
-            );
-        }
+    pub(crate) fn set_value(&mut self, (bucket, lane): Place, value: u32) {
+        self.0[bucket].0[WIDTH + lane] = value;
     }
 }

@@ -5,9 +5,8 @@
 //! counts what passed it by, so that removals can clean up behind themselves.
 
 use crate::Refused;
-use crate::buckets::{Buckets, EMPTY, WIDTH};
+use crate::buckets::{Buckets, EMPTY, Place, WIDTH};
 use spindle_abi::{Spi, SpiReport, SpiState, Time};
-use spindle_aead::prefetch;
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -106,18 +105,17 @@ impl SpiTable {
 
     #[inline]
     pub(crate) fn prefetch(&self, spi: Spi) {
-        prefetch(&self.buckets[self.home(spi)]);
+        self.buckets.prefetch(self.home(spi));
     }
 
-    /// Bucket and lane of an SPI.
     #[inline]
-    fn find(&self, spi: Spi) -> Option<(usize, usize)> {
+    fn find(&self, spi: Spi) -> Option<Place> {
         if spi.0 <= REMOVED {
             return None;
         }
         let mut at = self.home(spi);
         for _ in 0..self.buckets.len() {
-            match self.buckets[at].lane(spi) {
+            match self.buckets.lane(at, spi) {
                 (Some(lane), _) => return Some((at, lane)),
                 (None, true) => return None,
                 (None, false) => at = (at + 1) & (self.buckets.len() - 1),
@@ -133,8 +131,8 @@ impl SpiTable {
     }
 
     #[inline]
-    fn known_at(&self, (bucket, lane): (usize, usize)) -> Known {
-        let value = self.buckets[bucket].values[lane];
+    fn known_at(&self, place: Place) -> Known {
+        let value = self.buckets.value(place);
         let slot = value >> STATE_BITS;
         match value & ((1 << STATE_BITS) - 1) {
             1 => Known::Larval,
@@ -182,12 +180,12 @@ impl SpiTable {
         Ok(())
     }
 
-    fn note_at(&mut self, (bucket, lane): (usize, usize), slot: u32, state: u8) {
-        self.buckets[bucket].values[lane] = slot << STATE_BITS | u32::from(state);
+    fn note_at(&mut self, place: Place, slot: u32, state: u8) {
+        self.buckets.set_value(place, slot << STATE_BITS | u32::from(state));
     }
 
     /// Where something else will be known of an SPI.
-    fn place(&mut self, spi: Spi, known: Known) -> Result<(usize, usize), Refused> {
+    fn place(&mut self, spi: Spi, known: Known) -> Result<Place, Refused> {
         if spi.0 < 256 {
             return Err(Refused::Impossible("SPI"));
         }
@@ -201,7 +199,7 @@ impl SpiTable {
         Ok(at)
     }
 
-    fn insert(&mut self, spi: Spi) -> Result<(usize, usize), Refused> {
+    fn insert(&mut self, spi: Spi) -> Result<Place, Refused> {
         if self.count >= self.limit {
             return Err(Refused::Full("SPIs"));
         }
@@ -210,7 +208,7 @@ impl SpiTable {
         // The limit leaves room, so this ends.
         for step in 0..self.buckets.len() {
             let at = (home + step) & mask;
-            let spis = &mut self.buckets[at].spis;
+            let spis = self.buckets.spis_mut(at);
             if let Some(lane) = spis.iter().position(|held| *held <= REMOVED) {
                 spis[lane] = spi.0;
                 (0..step).for_each(|back| self.passed[(home + back) & mask] += 1);
@@ -227,17 +225,14 @@ impl SpiTable {
             self.release(slot);
         }
         let (mask, home) = (self.buckets.len() - 1, self.home(spi));
-        self.buckets[bucket].spis[lane] = if self.passed[bucket] == 0 { EMPTY } else { REMOVED };
+        self.buckets.spis_mut(bucket)[lane] = if self.passed[bucket] == 0 { EMPTY } else { REMOVED };
         self.count -= 1;
         let mut at = home;
         while at != bucket {
             self.passed[at] -= 1;
             if self.passed[at] == 0 {
-                self.buckets[at]
-                    .spis
-                    .iter_mut()
-                    .filter(|held| **held == REMOVED)
-                    .for_each(|held| *held = EMPTY);
+                let spis = self.buckets.spis_mut(at).iter_mut();
+                spis.filter(|held| **held == REMOVED).for_each(|held| *held = EMPTY);
             }
             at = (at + 1) & mask;
         }
@@ -320,7 +315,7 @@ impl SpiTable {
 
     /// All SPIs that have a state.
     pub(crate) fn all(&self) -> impl Iterator<Item = Spi> {
-        let held = self.buckets.iter().flat_map(|bucket| &bucket.spis);
+        let held = (0..self.buckets.len()).flat_map(|bucket| self.buckets.spis(bucket));
         held.filter(|held| **held > REMOVED).map(|held| Spi(*held))
     }
 
@@ -422,8 +417,8 @@ mod tests {
                 let expected = oracle.get(&spi).copied().unwrap_or(SpiState::Unknown);
                 prop_assert_eq!(table.state(Spi(spi)), expected);
             }
-            for (bucket, passed) in table.buckets.iter().zip(&table.passed) {
-                prop_assert!(*passed != 0 || !bucket.spis.contains(&REMOVED));
+            for (bucket, passed) in table.passed.iter().enumerate() {
+                prop_assert!(*passed != 0 || !table.buckets.spis(bucket).contains(&REMOVED));
             }
         }
     }
