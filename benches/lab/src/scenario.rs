@@ -6,6 +6,9 @@ use spindle_testbed::{Method, Result, Settings, Stage, number};
 use std::fmt;
 use std::time::Duration;
 
+/// Descriptors of AF_XDP rings where hosts send a packet each 10 ms.
+pub(crate) const FEW_PACKETS: u32 = 256;
+
 /// A way in which gateways lose each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, clap::ValueEnum)]
 pub enum Scenario {
@@ -206,7 +209,9 @@ impl Scenario {
 
     /// Both gateways' configuration.
     pub(crate) fn settings(self, method: Method) -> Settings {
-        let settings = method.settings();
+        // Few packets pass, and memory that a start need not take is not a part of recovery.
+        let ring_size = if self.needs_the_machine() { Settings::default().ring_size } else { FEW_PACKETS };
+        let settings = Settings { ring_size, ..method.settings() };
         match self {
             Scenario::SecretLost => {
                 Settings { dpd_delay: Method::SHORT_DELAY, retransmit: Method::SHORT, ..settings }
