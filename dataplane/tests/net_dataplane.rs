@@ -3,10 +3,10 @@
 
 use spindle_abi::{
     Command as Order, CommandRecord, Event, KeyMaterial, Limits, MAX_FORMER_AT_ONCE, Mode, PolicyAction,
-    SaParameters, Selector, SelectorSet, Spi, SpiState, Suite,
+    RING_SIZE, SaParameters, Selector, SelectorSet, Spi, SpiState, Suite,
 };
 use spindle_engine::Frame as _;
-use spindle_port::{Pool, Port, RING_SIZE, WorkerPorts, XdpFrame, XdpPort, bind_workers};
+use spindle_port::{Pool, Port, WorkerPorts, XdpFrame, XdpPort, bind_workers};
 use spindle_ring::{AttachmentFds, ControlSide};
 use spindle_testbed::{
     Addresses, Capture, DelayBox, Host, InsideNetwork, Link, Marker, Namespace, Side, Topology, leaks, ping,

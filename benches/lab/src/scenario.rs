@@ -210,7 +210,7 @@ impl Scenario {
     /// Both gateways' configuration.
     pub(crate) fn settings(self, method: Method) -> Settings {
         // Few packets pass, and memory that a start need not take is not a part of recovery.
-        let ring_size = if self.needs_the_machine() { Settings::default().ring_size } else { FEW_PACKETS };
+        let ring_size = (!self.needs_the_machine()).then_some(FEW_PACKETS);
         let settings = Settings { ring_size, ..method.settings() };
         match self {
             Scenario::SecretLost => {

@@ -38,8 +38,8 @@ pub struct Settings {
     pub local: Option<Ipv4Addr>,
     /// The peer's outer address, where it is not the other side's: `%any`.
     pub remote: Option<String>,
-    /// Descriptors of each AF_XDP ring; a start takes 40 KiB of memory for each.
-    pub ring_size: u32,
+    /// Descriptors of each AF_XDP ring, if not the usual ones; a start takes 40 KiB of memory for each.
+    pub ring_size: Option<u32>,
     /// More lines for `[gateway]`.
     pub more_gateway: String,
     /// More lines for `[recovery]`.
@@ -82,7 +82,7 @@ impl Default for Settings {
             start_action: "trap".to_owned(),
             local: None,
             remote: None,
-            ring_size: 2048,
+            ring_size: None,
             more_gateway: String::new(),
             more_recovery: String::new(),
             more_connection: String::new(),
@@ -133,7 +133,7 @@ run_dir = "{directory}/run"
 anchor = "{directory}/anchor"
 inside = ["{inside}"]
 outside = ["{outside}"]
-ring_size = {ring_size}
+{ring_size}
 {more_gateway}
 [recovery]
 methods = [{methods}]
@@ -155,7 +155,7 @@ start_action = "{start_action}"
             journal = self.journal,
             esp_proposal = self.esp_proposal,
             start_action = self.start_action,
-            ring_size = self.ring_size,
+            ring_size = self.ring_size.map_or_else(String::new, |size| format!("ring_size = {size}")),
             more_gateway = self.more_gateway,
             more_recovery = self.more_recovery,
             more_child = self.more_child,
@@ -457,19 +457,12 @@ impl Gateway {
     /// A verb. The gateway is found by its run directory, from any namespace: its configuration may be long to read.
     fn verb(&self, line: &str) -> std::process::Command {
         let program = self.programs.join("spindle");
-        let mut words = line.split_whitespace().peekable();
-        let is_about_interfaces = matches!(words.peek(), Some(&("close" | "open")));
-        let mut command = if is_about_interfaces {
-            self.in_namespace(&program)
-        } else {
-            std::process::Command::new(program)
+        let (mut command, by) = match line.split_whitespace().next() {
+            // These are about interfaces.
+            Some("close" | "open") => (self.in_namespace(&program), ["--config".into(), self.config()]),
+            _ => (std::process::Command::new(program), ["--run-dir".into(), self.directory.join("run")]),
         };
-        command.args(words).process_group(0);
-        if is_about_interfaces {
-            command.arg("--config").arg(self.config());
-        } else {
-            command.arg("--run-dir").arg(self.directory.join("run"));
-        }
+        command.args(line.split_whitespace()).args(by).process_group(0);
         command
     }
 

@@ -120,22 +120,28 @@ const RECENT: Duration = Duration::from_secs(10);
 impl Profile {
     /// Proposals that are those of `like` are shared with it: most connections have the same.
     fn new(number: usize, config: Shared<ConnectionConfig>, like: Option<&Profile>) -> Profile {
-        let same = like.filter(|like| like.config.proposals == config.proposals);
-        // The configuration's reader has checked the notation; what is wrong nevertheless is never offered.
-        let proposals = same.map(|like| like.proposals.clone());
-        let proposals =
-            proposals.unwrap_or_else(|| config.proposals.iter().filter_map(|p| parse_ike(p).ok()).collect());
+        let same = like.map(|like| (&*like.config.proposals, &like.proposals));
+        let proposals = parsed(&config.proposals, same, |text| parse_ike(text).ok());
         let children = config.children.iter().enumerate().map(|(place, child)| {
-            let same = like.and_then(|like| like.children.get(place)).filter(|like| {
-                let config: &ChildConfig = like;
-                config.proposals == child.proposals
-            });
-            let proposals = same.map(|like| like.proposals.clone());
-            let proposals = proposals
-                .unwrap_or_else(|| child.proposals.iter().filter_map(|p| parse_esp(p).ok()).collect());
+            let like = like.and_then(|like| like.children.get(place));
+            let same = like.map(|like| (&*like.connection.children[place].proposals, &like.proposals));
+            let proposals = parsed(&child.proposals, same, |text| parse_esp(text).ok());
             Rc::new(ChildProfile { connection: config.clone(), place, proposals })
         });
         Profile { number, proposals, children: children.collect(), config }
+    }
+}
+
+/// Proposals, shared with `like` (as they are written, and parsed) if they are the same. The configuration's reader has checked
+/// the notation; what is wrong nevertheless is never offered.
+fn parsed<P>(
+    written: &[String],
+    like: Option<(&[String], &Rc<[P]>)>,
+    parse: impl Fn(&str) -> Option<P>,
+) -> Rc<[P]> {
+    match like {
+        Some((same, parsed)) if same == written => parsed.clone(),
+        _ => written.iter().filter_map(|text| parse(text)).collect(),
     }
 }
 

@@ -19,7 +19,7 @@ pub use vlans::Vlan;
 
 use policies::Places;
 use read::{Document, Section, Value};
-use spindle_abi::AddressRange;
+use spindle_abi::{AddressRange, RING_SIZE, RING_SIZES};
 use spindle_ike::api::{ConnectionConfig, Shared};
 use spindle_recovery::api::{Limits, Method, Policy, SirLimits, TokenMethod};
 use spindle_recovery::secrets::method_name;
@@ -212,7 +212,7 @@ impl Settings {
         for (name, value) in section.entries() {
             let noted = (&mut places, &mut children_interfaces);
             let (connection, methods) = connection::connection(&name, &value, (base, &gateway), noted)?;
-            connections.push(connection);
+            connections.push(Shared::from(connection));
             connection_methods.extend(methods.map(|methods| (name, methods)));
         }
         if connections.is_empty() {
@@ -226,7 +226,7 @@ impl Settings {
             .collect::<Result<Vec<_>>>()?;
         root.finish()?;
         let ids = places.ids();
-        for child in connections.iter_mut().flat_map(|c: &mut ConnectionConfig| &mut c.children) {
+        for child in connections.iter_mut().flat_map(|c| &mut c.children) {
             child.policy = ids[child.policy as usize];
         }
         for policy in &mut policies {
@@ -237,7 +237,7 @@ impl Settings {
             file: file.into(),
             gateway,
             recovery,
-            connections: connections.into_iter().map(Shared::from).collect(),
+            connections,
             policies,
             connection_methods,
             children_interfaces,
@@ -345,14 +345,14 @@ fn gateway(section: &Section<'_>, base: &Path) -> Result<GatewaySettings> {
     let core = section.optional("core").map(|v| v.integer(0..=1023)).transpose()?.map(|n| n as u32);
     let ring_size = match section.optional("ring_size") {
         Some(value) => {
-            let size = value.integer(64..=16_384)?;
+            let size = value.integer(u64::from(*RING_SIZES.start())..=u64::from(*RING_SIZES.end()))?;
             if !size.is_power_of_two() {
                 let nearest = size.next_power_of_two();
                 return Err(value.error(format!("is {size}, and must be a power of two; write {nearest}")));
             }
             size as u32
         }
-        None => 2048,
+        None => RING_SIZE,
     };
     let xdp_mode = match section.optional("xdp_mode") {
         Some(value) => value.one_of(&[("native", XdpMode::Native), ("generic", XdpMode::Generic)])?,

@@ -17,6 +17,7 @@ pub use selector::{AddressRange, Selector, SelectorSet};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use zeroize::Zeroize;
 
 /// A Security Parameters Index of ESP (RFC 4303 section 2.1), in host order. 0 to 255 are reserved.
@@ -241,6 +242,11 @@ pub struct SaParameters {
     /// case.
     pub hard: Limits,
 }
+
+/// Descriptors of each AF_XDP ring, where nobody asks for others.
+pub const RING_SIZE: u32 = 2048;
+/// The least and the most of them; they are a power of two.
+pub const RING_SIZES: RangeInclusive<u32> = 64..=16_384;
 
 /// What stands in the environment of a program with an engine when it starts, so that what it allocates is in huge pages: with
 /// very many SAs fewer of a packet's accesses miss the TLB. glibc's allocator looks there (glibc manual, "Memory

@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
     while let [kind, length, tail @ ..] = rest {
         let (octets, tail) = tail.split_at(usize::from(*length).min(tail.len()));
         rest = tail;
-        let recent = || courses.recent(usize::from(kind / 8 % 16));
+        let recent = || courses.recent(usize::from(kind / 8) % RECENT);
         let (ingress, frame) = match kind % 8 {
             0 => (PortId::Inside, octets.to_vec()),
             1 => (PortId::Outside, octets.to_vec()),

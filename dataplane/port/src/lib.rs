@@ -25,7 +25,7 @@ pub use memory::MemoryPort;
 pub use tun::{MAX_TUN_MTU, Tuns};
 pub use umem::{CHUNK, HEADROOM, Pool, Umem, XdpFrame};
 pub use vlan::Vlan;
-pub use xdp::{BindError, RING_SIZE, RING_SIZES, SocketCounts, WorkerPorts, XdpPort, bind_workers};
+pub use xdp::{BindError, SocketCounts, WorkerPorts, XdpPort, bind_workers};
 
 use arrayvec::ArrayVec;
 use spindle_engine::{BURST, Frame};

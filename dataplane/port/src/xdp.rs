@@ -18,14 +18,9 @@ use rustix::net::xdp::{
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use std::fmt;
 use std::io;
-use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Descriptors in a receive, transmit or completion ring, where nobody asks for others.
-pub const RING_SIZE: u32 = 2048;
-/// The least and the most of them; they must be a power of two.
-pub const RING_SIZES: RangeInclusive<u32> = 64..=16_384;
 /// A worker's frames for each descriptor of a ring, for both ports: three receive rings and as many in fill rings, two
 /// transmit rings and as many completions.
 const CHUNKS: usize = 10;
@@ -127,7 +122,8 @@ pub struct WorkerPorts {
 
 /// Ports for so many workers: the first one's on queue 0 of both interfaces, the next one's on queue 1, and so on. All share
 /// one UMEM, so that a frame may leave by any of them. Zero-copy where both drivers can, else copy. They are ready to
-/// receive once a program's XSKMAPs name their sockets. Rings have `ring` descriptors, one of [`RING_SIZES`].
+/// receive once a program's XSKMAPs name their sockets. Receive, transmit and completion rings have `ring`
+/// descriptors, a power of two.
 pub fn bind_workers(
     inside: Option<u32>,
     outside: u32,

@@ -5,12 +5,10 @@ use super::judgement::{ATTACKERS, Known, attackers, claims};
 use crate::Contender;
 use crate::scenario::FEW_PACKETS;
 use spindle_concentrator::checks::{Check, Side};
-use spindle_testbed::Settings;
 use std::fmt::Write;
 
 /// The report; `failures` says which cells could not be measured, and why.
 pub fn table(report: &Report, failures: &[String]) -> String {
-    let usual = Settings::default().ring_size;
     let mut text = format!(
         "# Methods of recovery, side by side\n\n\
          Two gateways in network namespaces, host A sends a packet each 10 ms to host B; gateway B is killed and started again \
@@ -18,7 +16,7 @@ pub fn table(report: &Report, failures: &[String]) -> String {
          milliseconds; of fewer than 100 runs that percentile is the largest. Round trips and messages are counted in \
          captures; \"–\" is what does not apply or was not measured. Liveness is set impatient here: probed after 1 s of \
          silence, given up 2.4 s later; in secret-lost for all methods. AF_XDP rings have {FEW_PACKETS} descriptors, in storm and many \
-         the usual {usual}.\n\n\
+         as many as usual.\n\n\
          | scenario | method | RTT ms | recovered | outage: median | p99 | ready → recovered: median | p99 | round trips | \
          IKE messages | packets lost | octets per SA: maker | taker |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
