@@ -1,6 +1,6 @@
 //! ICMP errors to senders inside: made of the packet that they are about, in its own frame, within a budget.
 
-use crate::inbound::{head, is_unicast};
+use crate::arrivals::{head, is_unicast};
 use crate::{Counter, DropReason, ETHERNET, Engine, Frame, Output, PortId};
 use spindle_abi::Time;
 use spindle_wire::ip::Head;

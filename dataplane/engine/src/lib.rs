@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod buckets;
 mod config;
 mod counters;

@@ -1,8 +1,8 @@
 //! From inside: the ordered policies decide, and what is to be protected goes into the latest SA of its policy.
 
+use crate::arrivals::{head, is_unicast};
 use crate::flows::{Decision as Known, Key, Plain};
 use crate::icmp_errors::Complaint;
-use crate::inbound::{head, is_unicast};
 use crate::interfaces::INSIDE;
 use crate::policies::{NO_SA, Sought};
 use crate::sas::Limit;

@@ -6,7 +6,7 @@
 //! floor, and what it lowered is forgotten after ten minutes. Inner packets are then fragmented, refused with an ICMP
 //! error, or their MSS clamped, by the new measure.
 
-use crate::inbound::head;
+use crate::arrivals::head;
 use crate::selectors::Flow;
 use crate::{Counter, DropReason, Engine, PortId};
 use spindle_abi::Time;

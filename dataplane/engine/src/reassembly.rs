@@ -6,7 +6,7 @@
 //! bounded: slots are made at the start, each is given up after [`PATIENCE`], no source has more than its share, and who
 //! needs a slot when none is free takes the oldest: fragments of one datagram come together, those of a flood stay.
 
-use crate::inbound::head;
+use crate::arrivals::head;
 use crate::{Counter, DropReason, ETHERNET, Engine, Frame, Output};
 use spindle_abi::Time;
 use spindle_esp::tunnel;
