@@ -3,6 +3,7 @@
 
 pub mod death;
 pub mod peer;
+pub mod redirects;
 pub mod tickets;
 
 use rand_chacha::ChaCha12Rng;
