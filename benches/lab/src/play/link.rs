@@ -14,8 +14,6 @@ const LOSS: Duration = Duration::from_secs(1);
 const FEW: u32 = 50;
 /// Forged notifications a second in a storm.
 const MANY: u32 = 10_000;
-/// Packets on unknown SPIs a second in a storm.
-const UNKNOWN: u32 = 100_000;
 
 /// Nobody has lost anything, whatever is forged meanwhile: the IKE SA of before is the IKE SA of after.
 pub(crate) fn one_way_loss(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
@@ -39,7 +37,7 @@ pub(crate) fn one_way_loss(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> 
     Ok(played)
 }
 
-/// B crashes while a port is stormed, and A is told in clear all the time that B has lost everything.
+/// B crashes while its port is stormed at its full rate, and A is told in clear all the time that B has lost everything.
 pub(crate) fn in_storm(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
     stage.begin(&[Side::A], step)?;
     step("the storm begins");
@@ -93,7 +91,8 @@ impl Unknown {
         let topology = stage.testbed().topology();
         absorb_answers(topology, Side::B)?;
         let mut command = storm(topology, Side::B, &program)?;
-        command.args(["--pps", &UNKNOWN.to_string(), "--seconds", "600"]);
+        // As fast as the port takes them.
+        command.args(["--seconds", "600"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let missing = |error| {
             Error::Machine(format!(
