@@ -6,7 +6,7 @@
 
 use crate::costs::{Costs, Kind, Samples, median};
 use crate::peer::Herd;
-use crate::scenario::{Method, Scenario, UNPACED};
+use crate::scenario::{Method, Pacing, Scenario};
 use crate::server::Server;
 use crate::world::across;
 use anyhow::{Context, bail};
@@ -65,7 +65,8 @@ pub fn checks(seed: u64) -> anyhow::Result<Vec<Check>> {
             let scenario = Scenario {
                 peers: 1,
                 method,
-                handshakes_total: UNPACED,
+                pacing: Pacing::Off,
+                handshakes_total: 0,
                 resumption: false,
                 rtt,
                 seed: seed + crash,

@@ -1,7 +1,7 @@
 //! What each kind of the concentrator's work costs on this machine: the median of many repetitions in a small world of
 //! the same kind, where every call of the real control plane is timed.
 
-use crate::scenario::{Method, Scenario, UNPACED};
+use crate::scenario::{Method, Pacing, Scenario};
 pub use crate::work::Kind;
 use crate::world;
 use anyhow::Context;
@@ -38,13 +38,22 @@ impl Costs {
     pub fn measure(seed: u64) -> anyhow::Result<Costs> {
         let mut samples = Samples::default();
         // All at once by each method; and initiations one by one.
-        let unpaced = Method::ALL.map(|method| (method, UNPACED));
-        for (method, handshakes_total) in unpaced.into_iter().chain([(Method::InitialContact, ONE_BY_ONE)]) {
+        let unpaced = Method::ALL.map(|method| (method, Pacing::Off));
+        let handshakes_total = ONE_BY_ONE;
+        for (method, pacing) in unpaced.into_iter().chain([(Method::InitialContact, Pacing::Fixed)]) {
             for resumption in [false, true] {
                 let rtt = Duration::from_millis(20);
                 let frugal = false;
-                let scenario =
-                    Scenario { peers: PEERS, method, handshakes_total, resumption, rtt, seed, frugal };
+                let scenario = Scenario {
+                    peers: PEERS,
+                    method,
+                    pacing,
+                    handshakes_total,
+                    resumption,
+                    rtt,
+                    seed,
+                    frugal,
+                };
                 samples.add(world::time(&scenario).with_context(|| format!("measuring {}", method.name()))?);
             }
         }

@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use spindle_benches::Machine;
 use spindle_concentrator::costs::Costs;
 use spindle_concentrator::report::Report;
-use spindle_concentrator::scenario::{MANY, Method, Scenario, UNPACED};
+use spindle_concentrator::scenario::{MANY, Method, Pacing, Scenario};
 use spindle_concentrator::world;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -31,10 +31,10 @@ struct Arguments {
     /// How they come back; all methods if none is named
     #[arg(long, value_delimiter = ',')]
     method: Vec<Method>,
-    /// Only with `handshakes_total`, or only at its maximum; both if neither is said
-    #[arg(long)]
-    pacing: Option<Switch>,
-    /// `handshakes_total` where pacing is on
+    /// Which pace the restarted concentrator keeps; each of them if none is named
+    #[arg(long, value_delimiter = ',')]
+    pacing: Vec<Pacing>,
+    /// `handshakes_total`, unless pacing is off
     #[arg(long, default_value_t = 200)]
     handshakes_total: u32,
     /// Only with tickets, or only without; both if neither is said
@@ -65,22 +65,27 @@ impl Arguments {
         let mut scenarios = Vec::new();
         for peers in &self.peers {
             for method in methods {
-                for (pacing, resumption) in [(true, false), (true, true), (false, false), (false, true)] {
-                    // What has no effect is run once.
-                    let paced = if method.is_paced() { wanted(self.pacing, pacing) } else { pacing };
-                    let resumed =
-                        if method.may_resume() { wanted(self.resumption, resumption) } else { !resumption };
-                    if paced && resumed {
-                        scenarios.push(Scenario {
-                            peers: *peers,
-                            method: *method,
-                            handshakes_total: if pacing { self.handshakes_total } else { UNPACED },
-                            resumption,
-                            rtt: Duration::from_secs_f64(self.rtt_ms.max(0.0) / 1000.0),
-                            seed: self.seed,
-                            frugal: *peers > MANY,
-                        });
-                    }
+                // What has no effect is run once.
+                let paces = match (method.is_paced(), self.pacing.is_empty()) {
+                    (false, _) => &[Pacing::Measured][..],
+                    (true, true) => &Pacing::ALL,
+                    (true, false) => &self.pacing,
+                };
+                for pacing in paces {
+                    let tickets = |resumption: &bool| match method.may_resume() {
+                        true => wanted(self.resumption, *resumption),
+                        false => !resumption,
+                    };
+                    scenarios.extend([false, true].into_iter().filter(tickets).map(|resumption| Scenario {
+                        peers: *peers,
+                        method: *method,
+                        pacing: *pacing,
+                        handshakes_total: self.handshakes_total,
+                        resumption,
+                        rtt: Duration::from_secs_f64(self.rtt_ms.max(0.0) / 1000.0),
+                        seed: self.seed,
+                        frugal: *peers > MANY,
+                    }));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The rows for people and as JSON.
 
 use crate::costs::Costs;
-use crate::scenario::Method;
+use crate::scenario::{Method, Pacing};
 use crate::summary::Row;
 use serde::{Deserialize, Serialize};
 use spindle_benches::Machine;
@@ -27,7 +27,7 @@ impl Report {
     pub fn add(&mut self, row: Row) {
         let scenario = |row: &Row| {
             let method = Method::ALL.iter().position(|method| method.name() == row.method);
-            (row.peers, method, row.handshakes_total, row.resumption, row.rtt_ms.to_bits())
+            (row.peers, method, row.pacing, row.handshakes_total, row.resumption, row.rtt_ms.to_bits())
         };
         self.rows.retain(|other| scenario(other) != scenario(&row));
         self.rows.push(row);
@@ -61,7 +61,7 @@ impl fmt::Display for Report {
                 "| {} | {} | {} | {} | {:.1} | {:.1} | {:.1} | {} | {} | {} | {} | {} |",
                 row.peers,
                 row.method,
-                switch(row.pacing),
+                row.pacing.map_or("–", Pacing::name),
                 switch(row.resumption),
                 row.back_s.p50,
                 row.back_s.p99,

@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// `handshakes_total` where pacing is off: the most that the configuration takes.
-pub const UNPACED: u32 = 1_000_000;
+/// `handshakes_total` where pacing is off.
+const UNPACED: u32 = 1_000_000;
 /// A peer checks liveness after this long without authenticated traffic: the configuration's default.
 pub const DPD: Duration = Duration::from_secs(30);
 /// Shortest time between two packets of a peer, in seconds; the scale of the distribution.
@@ -61,7 +61,7 @@ impl Method {
         Method::Sir,
     ];
 
-    /// Does `handshakes_total` of the concentrator change anything?
+    /// Does the concentrator's pace change anything?
     pub fn is_paced(self) -> bool {
         self != Method::Liveness
     }
@@ -85,6 +85,35 @@ impl Method {
     }
 }
 
+/// Which pace the restarted concentrator keeps.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pacing {
+    /// None: `handshakes_total` is the most that the configuration takes.
+    Off,
+    /// Always `handshakes_total`: `handshakes_max` is the same.
+    Fixed,
+    /// `handshakes_total` at first, and then what is measured.
+    #[default]
+    Measured,
+}
+
+impl Pacing {
+    /// All of them.
+    pub const ALL: [Pacing; 3] = [Pacing::Measured, Pacing::Fixed, Pacing::Off];
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pacing::Off => "off",
+            Pacing::Fixed => "fixed",
+            Pacing::Measured => "measured",
+        }
+    }
+}
+
 /// One crash to be played.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Scenario {
@@ -92,7 +121,9 @@ pub struct Scenario {
     pub peers: u32,
     /// How they come back.
     pub method: Method,
-    /// `handshakes_total` of the restarted concentrator, or [`UNPACED`].
+    /// Of the restarted concentrator.
+    pub pacing: Pacing,
+    /// Its `handshakes_total`, unless pacing is off.
     pub handshakes_total: u32,
     /// Tickets are granted and taken.
     pub resumption: bool,
@@ -108,8 +139,8 @@ pub struct Scenario {
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tickets = if self.resumption { "with" } else { "without" };
-        let (peers, method, total) = (self.peers, self.method.name(), self.handshakes_total);
-        write!(f, "{peers} peers, {method}, handshakes_total {total}, {tickets} tickets")
+        let (peers, method, pacing) = (self.peers, self.method.name(), self.pacing.name());
+        write!(f, "{peers} peers, {method}, pacing {pacing}, {tickets} tickets")
     }
 }
 
@@ -158,7 +189,8 @@ impl Scenario {
     }
 
     /// The concentrator's configuration; before the crash without a pace.
-    pub(crate) fn of_concentrator(&self) -> Config {
+    pub(crate) fn of_concentrator(&self, restarted: bool) -> Config {
+        let pacing = if restarted { self.pacing } else { Pacing::Off };
         let journal = matches!(self.method, Method::InitialContact | Method::QcdJournal | Method::Proactive);
         let first = match self.method {
             Method::Liveness => None,
@@ -177,7 +209,7 @@ impl Scenario {
             proactive: self.method == Method::Proactive,
             token_maker: first == Some(Preference::Qcd),
             journal,
-            ..config("concentrator", self.handshakes_total)
+            ..config("concentrator", pacing, self.handshakes_total)
         }
     }
 
@@ -185,7 +217,7 @@ impl Scenario {
     /// connections of a gateway together is as much as if each had a gateway of its own.
     pub(crate) fn of_peers(&self, peers: Range<u32>) -> Config {
         let many = peers.len() as u32;
-        let mut config = config("peer", Limits::default().handshakes_total * many);
+        let mut config = config("peer", Pacing::Fixed, Limits::default().handshakes_total * many);
         config.limits.probes_total *= many;
         config.limits.sir.queries_total *= many;
         config.cookie_threshold *= many as usize;
@@ -247,7 +279,9 @@ fn ends<T>(of_peer: bool, concentrator: T, peer: T) -> (T, T) {
     if of_peer { (peer, concentrator) } else { (concentrator, peer) }
 }
 
-fn config(name: &str, handshakes_total: u32) -> Config {
+fn config(name: &str, pacing: Pacing, handshakes_total: u32) -> Config {
+    let handshakes_total = if pacing == Pacing::Off { UNPACED } else { handshakes_total };
+    let handshakes_max = if pacing == Pacing::Measured { UNPACED } else { handshakes_total };
     Config {
         name: name.into(),
         connections: Vec::new(),
@@ -262,7 +296,7 @@ fn config(name: &str, handshakes_total: u32) -> Config {
         secret_rotation: Duration::ZERO,
         secret_shared: false,
         journal: false,
-        limits: Limits { handshakes_total, ..Limits::default() },
+        limits: Limits { handshakes_total, handshakes_max, ..Limits::default() },
         cookie_threshold: 64,
         ticket_lifetime: Duration::from_secs(3600),
     }

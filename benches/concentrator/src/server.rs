@@ -3,13 +3,13 @@
 //! due; and what that wants done leaves at the end of the round. A round takes as long as its work costs.
 
 use crate::costs::{Costs, Samples};
-use crate::scenario::{Scenario, UNPACED};
+use crate::scenario::Scenario;
 use crate::work::{Kind, Seen};
 use crate::world::EPOCH;
 use spindle_abi::{Command, Event, SaActivity, Spi, SpiReport, SpiState, Time};
 use spindle_ike::api::{ActivityReader, Datagram};
 use spindle_recovery::Gateway;
-use spindle_recovery::api::{Config, Input, JournalWrite, Output, Report, TokenMethod, UsedTicket};
+use spindle_recovery::api::{Input, JournalWrite, Output, Report, TokenMethod, UsedTicket};
 use spindle_recovery::store::Store;
 use spindle_sim::{Dice, Disk};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -63,6 +63,7 @@ pub(crate) struct Server {
     /// Octets on the heap that the control plane holds.
     pub(crate) memory: i64,
     busy_until: Time,
+    worked: Duration,
 }
 
 impl Server {
@@ -82,7 +83,7 @@ impl Server {
         let booted = store.boot(&mut handle, &mut dice, wall, false, TokenMethod::Spis)?;
         let mut gateway = None;
         let memory = allocation_counter::measure(|| {
-            let config = Server::config(scenario, restarted);
+            let config = scenario.of_concentrator(restarted);
             let boot = booted.boot.clone();
             gateway = Some(Gateway::new(config, boot, Box::new(Unread), Box::new(dice), now));
         });
@@ -100,6 +101,7 @@ impl Server {
             seen: Seen::default(),
             memory: memory.bytes_current,
             busy_until: now,
+            worked: Duration::ZERO,
         };
         let mut round = Round { end: now, ..Round::default() };
         while let Some(event) = server.urgent.pop_front() {
@@ -110,14 +112,6 @@ impl Server {
         }
         server.busy_until = round.end;
         Ok((server, round))
-    }
-
-    fn config(scenario: &Scenario, restarted: bool) -> Config {
-        let mut config = scenario.of_concentrator();
-        if !restarted {
-            config.limits.handshakes_total = UNPACED;
-        }
-        config
     }
 
     /// A datagram arrives.
@@ -184,6 +178,8 @@ impl Server {
             round.end = round.end.after(costs.of(&[(Kind::Persist, 1)]));
         }
         self.busy_until = round.end;
+        self.worked += round.end.since(now);
+        self.gateway.worked(round.end, self.worked);
         Ok(round)
     }
 

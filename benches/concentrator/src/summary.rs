@@ -1,7 +1,7 @@
 //! What was seen of one crash, and what it comes to.
 
 use crate::costs::Costs;
-use crate::scenario::{Scenario, UNPACED};
+use crate::scenario::{Pacing, Scenario};
 use serde::{Deserialize, Serialize};
 use spindle_abi::Time;
 
@@ -44,13 +44,13 @@ pub struct Row {
     pub peers: u32,
     /// As on the command line.
     pub method: String,
-    /// Was the pace on? `None` where it changes nothing.
-    pub pacing: Option<bool>,
+    /// `None` where it changes nothing.
+    pub pacing: Option<Pacing>,
     /// Were there tickets? `None` where none could be used.
     pub resumption: Option<bool>,
     /// Of every peer.
     pub rtt_ms: f64,
-    /// `handshakes_total`.
+    /// Of a pace, if there is one.
     pub handshakes_total: u32,
     /// Did peers share gateways, and take no further part once they were back?
     #[serde(default)]
@@ -112,7 +112,7 @@ impl Observed {
         Some(Row {
             peers: scenario.peers,
             method: method.name().into(),
-            pacing: method.is_paced().then_some(scenario.handshakes_total != UNPACED),
+            pacing: method.is_paced().then_some(scenario.pacing),
             resumption: method.may_resume().then_some(scenario.resumption),
             rtt_ms: scenario.rtt.as_secs_f64() * 1000.0,
             handshakes_total: scenario.handshakes_total,

@@ -1,7 +1,7 @@
 //! Small concentrators crash, by every method.
 
 use spindle_concentrator::costs::{Costs, Kind};
-use spindle_concentrator::scenario::{Method, Scenario, UNPACED};
+use spindle_concentrator::scenario::{Method, Pacing, Scenario};
 use spindle_concentrator::summary::{Observed, Row};
 use spindle_concentrator::world;
 use std::time::Duration;
@@ -17,7 +17,17 @@ fn costs() -> Costs {
 
 fn scenario(method: Method) -> Scenario {
     let rtt = Duration::from_millis(20);
-    Scenario { peers: PEERS, method, handshakes_total: PACE, resumption: false, rtt, seed: 1, frugal: false }
+    let (pacing, handshakes_total) = (Pacing::Fixed, PACE);
+    Scenario {
+        peers: PEERS,
+        method,
+        pacing,
+        handshakes_total,
+        resumption: false,
+        rtt,
+        seed: 1,
+        frugal: false,
+    }
 }
 
 fn play(scenario: &Scenario) -> (Observed, Row) {
@@ -52,9 +62,27 @@ fn the_pace_bounds_the_busiest_second_and_without_it_there_is_no_bound() {
         let under_way = if matches!(method, Method::Qcd | Method::Sir) { PACE } else { PACE / 5 };
         assert!(paced.peak_handshakes_per_s <= 2 * PACE + under_way, "{name}: {paced:?}");
         assert!(paced.back_s.p100 >= f64::from((PEERS - PACE) / PACE) * 0.9, "{name}: {paced:?}");
-        let (_, unpaced) = play(&Scenario { handshakes_total: UNPACED, ..scenario(method) });
+        let (_, unpaced) = play(&Scenario { pacing: Pacing::Off, ..scenario(method) });
         assert!(unpaced.peak_handshakes_per_s > 2 * PACE + PACE / 5, "{name}: {unpaced:?}");
         assert!(unpaced.back_s.p50 < paced.back_s.p50, "{name}: {unpaced:?} {paced:?}");
+    }
+}
+
+/// It begins at 30 a second; 4000 handshakes keep the concentrator busy for a second at most.
+#[test]
+fn a_measured_pace_brings_a_herd_back_nearly_as_fast_as_it_can_be_taken_and_loses_nothing() {
+    for method in [Method::InitialContact, Method::Proactive] {
+        let scenario = Scenario { peers: 4000, pacing: Pacing::Measured, ..scenario(method) };
+        let (_, row) = play(&scenario);
+        let name = method.name();
+        assert_eq!((row.datagrams_dropped, row.handshakes), (0, 4000), "{name}: {row:?}");
+        assert!(row.back_s.p100 < 3.0, "{name}: {row:?}");
+        // Ten times the work, a tenth of the pace.
+        let slow = Costs(costs().0.into_iter().map(|(kind, us)| (kind, us * 10.0)).collect());
+        let observed = world::play(&scenario, &slow, &|_| {}).expect("the world ends");
+        let row = observed.row(&scenario).expect("all are back");
+        assert_eq!((row.datagrams_dropped, row.handshakes), (0, 4000), "{name}: {row:?}");
+        assert!(row.back_s.p100 < 20.0, "{name}: {row:?}");
     }
 }
 
@@ -118,7 +146,7 @@ fn the_same_seed_and_costs_give_the_same_rows_and_another_seed_others() {
 /// Nobody is back before the work for the half of them is done.
 #[test]
 fn work_takes_the_time_that_it_costs() {
-    let scenario = Scenario { handshakes_total: UNPACED, ..scenario(Method::InitialContact) };
+    let scenario = Scenario { pacing: Pacing::Off, ..scenario(Method::InitialContact) };
     let (_, fast) = play(&scenario);
     let slow = Costs(costs().0.into_iter().map(|(kind, us)| (kind, us * 100.0)).collect());
     let observed = world::play(&scenario, &slow, &|_| {}).expect("the world ends");

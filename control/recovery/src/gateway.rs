@@ -6,6 +6,7 @@
 
 use crate::answer::Answers;
 use crate::api::{Boot, Config, Input, JournalWrite, Method, Output, Report};
+use crate::capacity::Capacity;
 use crate::hints::Hints;
 use crate::journal::{FormerTable, Installed, Journal, longest_lifetime};
 use crate::limits::{BySource, SourceHash, Total};
@@ -27,6 +28,7 @@ use spindle_ike::random::Random;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 use take_down::TakingDown;
 pub use take_down::{TakeDownRefused, TakeDownStatus};
 use zeroize::Zeroizing;
@@ -69,7 +71,9 @@ pub struct Gateway {
     journal: Journal,
     hints: Hints,
     reconnect: Reconnect,
-    /// Handshakes after crashes.
+    /// How many handshakes can be taken.
+    capacity: Capacity,
+    /// Handshakes after crashes, so many.
     pace: Total,
     /// Connections whose peers were told of a crash, and the handshakes by which they come back have taken from the
     /// pace.
@@ -212,6 +216,7 @@ impl Gateway {
             hints: Hints::new(limits.probe_interval, limits.probe_again, limits.probes_total),
             reconnect: Reconnect::default(),
             sir,
+            capacity: Capacity::new(limits.handshakes_total, limits.handshakes_max),
             pace: Total::new(limits.handshakes_total),
             told: HashSet::new(),
             start_pace: Total::even(limits.handshakes_total),
@@ -308,15 +313,16 @@ impl Gateway {
     pub fn deadline(&self) -> Option<Time> {
         let expiry = self.former.next_expiry().map(|second| {
             let left = second.saturating_sub(self.wall_clock.0);
-            self.wall_clock.1.after(std::time::Duration::from_secs(left))
+            self.wall_clock.1.after(Duration::from_secs(left))
         });
-        let dismissing = self.taking_down.as_ref().is_some_and(TakingDown::has_more);
-        let turns = !self.waiting.is_empty() || !self.unasked.is_empty() || dismissing;
+        let dismissal = self.taking_down.as_ref().and_then(TakingDown::deadline);
+        let turns = !self.waiting.is_empty() || !self.unasked.is_empty();
         let turn = turns.then(|| self.pace.room_at());
         let start = (!self.starting.is_empty()).then(|| self.pace.room_at().max(self.start_pace.room_at()));
         let reconnect = self.reconnect.deadline(&self.pace);
         let sir = self.sir.as_ref().and_then(|sir| sir.deadline(&self.pace));
-        let own = [expiry, self.hints.deadline(), reconnect, turn, start, self.rotation_deadline(), sir];
+        let own =
+            [expiry, self.hints.deadline(), reconnect, turn, start, dismissal, self.rotation_deadline(), sir];
         own.into_iter().chain([self.endpoint.deadline()]).flatten().min()
     }
 
@@ -379,9 +385,10 @@ impl Gateway {
         self.tickets.borrow_mut().cannot_remember();
     }
 
-    /// Named counters; the names are stable.
+    /// Named counters, and the handshakes a second that may begin; the names are stable.
     pub fn stats(&self) -> Vec<(&'static str, u64)> {
-        self.stats.all()
+        let pace = ("handshakes-pace", u64::from(self.capacity.pace()));
+        self.stats.all().into_iter().chain([pace]).collect()
     }
 
     /// Deletes all SAs by exchanges and begins none any more; drive the gateway until [`Gateway::sas`] is empty or
@@ -435,6 +442,7 @@ impl Gateway {
         use spindle_ike::api::Report as Ike;
         match report {
             Ike::IkeEstablished { ike, spis, connection, initiator, resumed } => {
+                self.capacity.handshake_ended();
                 self.tokens.given().reported(spis);
                 self.accepted = (!initiator).then_some(ike);
                 let first = self.journal.ike_established(ike, spis, &connection, initiator);

@@ -4,6 +4,7 @@
 
 mod answer;
 pub mod api;
+mod capacity;
 mod changes;
 mod gateway;
 mod given;

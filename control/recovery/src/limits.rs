@@ -24,8 +24,12 @@ pub(crate) struct Rate {
 
 impl Rate {
     pub(crate) fn per_second(n: u32) -> Rate {
-        let interval = 1_000_000_000_u64.checked_div(u64::from(n)).unwrap_or(u64::MAX);
-        Rate { interval, tolerance: interval.saturating_mul(u64::from(n).saturating_sub(1)) }
+        Rate::new(n, n)
+    }
+
+    fn new(per_second: u32, at_once: u32) -> Rate {
+        let interval = 1_000_000_000_u64.checked_div(u64::from(per_second)).unwrap_or(u64::MAX);
+        Rate { interval, tolerance: interval.saturating_mul(u64::from(at_once).saturating_sub(1)) }
     }
 
     fn has_room(&self, bucket: Time, now: Time) -> bool {
@@ -51,7 +55,17 @@ impl Total {
 
     /// The same rate, evenly: not a second's worth at once.
     pub(crate) fn even(per_second: u32) -> Total {
-        Total { rate: Rate { tolerance: 0, ..Rate::per_second(per_second) }, bucket: Time(0) }
+        Total { rate: Rate::new(per_second, 1), bucket: Time(0) }
+    }
+
+    /// From now on this rate, with so many at once; both at least 1. Those that have been taken still count, each for as
+    /// long as the next ones do.
+    pub(crate) fn set(&mut self, now: Time, per_second: u32, at_once: u32) {
+        let next = Rate::new(per_second, at_once);
+        let ahead = u128::from(self.bucket.0.saturating_sub(now.0));
+        let ahead = ahead * u128::from(next.interval) / u128::from(self.rate.interval.max(1));
+        self.bucket = Time(now.0.saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX)));
+        self.rate = next;
     }
 
     pub(crate) fn has_room(&self, now: Time) -> bool {
@@ -209,6 +223,21 @@ mod tests {
         assert_eq!(at(&mut even, 5 * SECOND), 1);
         assert_eq!(even.room_at(), Time(5 * SECOND + SECOND / 10));
         assert_eq!(at(&mut even, 6 * SECOND), 1);
+    }
+
+    #[test]
+    fn a_new_rate_counts_what_has_been_taken() {
+        let mut total = Total::new(10);
+        let at = |total: &mut Total, t| (0..100).filter(|_| total.allow(Time(t))).count();
+        assert_eq!(at(&mut total, 5 * SECOND), 10);
+        total.set(Time(5 * SECOND), 100, 20);
+        assert_eq!(at(&mut total, 5 * SECOND), 10, "of twenty at once");
+        assert_eq!(at(&mut total, 5 * SECOND + SECOND / 20), 5);
+        total.set(Time(6 * SECOND), 10, 10);
+        assert_eq!(at(&mut total, 6 * SECOND), 10, "what is past counts no more");
+        assert_eq!(at(&mut total, 6 * SECOND + SECOND / 10), 1);
+        total.set(Time(6 * SECOND + SECOND / 10), 1, 1);
+        assert_eq!(total.room_at(), Time(16 * SECOND + SECOND / 10));
     }
 
     #[test]

@@ -36,6 +36,8 @@ const SWEEP_AFTER: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long they must stay agreed.
 const STEADY: Duration = Duration::from_secs(1);
+/// A gateway works for one nanosecond of so many.
+const HARDLY_BUSY: u64 = 8;
 /// Steps without the clock moving at most.
 const MAX_STEPS_AT_ONCE: u32 = 20_000;
 /// Things under way at most.
@@ -310,6 +312,7 @@ impl World {
                 Some((at, side)) if due.is_none_or(|due| at < due) => {
                     let running = self.machines[side].running.as_mut().expect("it has a deadline");
                     running.gateway.tick(next);
+                    running.gateway.worked(next, Duration::from_nanos(next.0 / HARDLY_BUSY));
                     self.settle(side)?;
                 }
                 _ => {

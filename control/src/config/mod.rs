@@ -545,6 +545,9 @@ fn limits(section: &Section<'_>) -> Result<Limits> {
     if let Some(value) = section.optional("handshakes_total") {
         limits.handshakes_total = value.integer(1..=1_000_000)? as u32;
     }
+    if let Some(value) = section.optional("handshakes_max") {
+        limits.handshakes_max = value.integer(limits.handshakes_total.into()..=1_000_000)? as u32;
+    }
     rate("probes_total", &mut limits.probes_total)?;
     duration("probe_again", &mut limits.probe_again)?;
     duration("probe_interval", &mut limits.probe_interval)?;

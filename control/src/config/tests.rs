@@ -159,6 +159,18 @@ fn all_policies_are_in_the_order_of_the_file() {
     assert_eq!(s.protected_ranges(), parse(GOOD).unwrap().protected_ranges());
 }
 
+#[test]
+fn the_pace_of_handshakes_begins_and_ends_where_it_is_said() {
+    let limits = |text: &str| {
+        let limits = parse(&format!("{GOOD}[recovery.limits]\n{text}")).unwrap().recovery.limits;
+        (limits.handshakes_total, limits.handshakes_max)
+    };
+    assert_eq!(limits(""), (200, 1_000_000));
+    assert_eq!(limits("handshakes_total = 50"), (50, 1_000_000));
+    assert_eq!(limits("handshakes_max = 700"), (200, 700));
+    assert_eq!(limits("handshakes_total = 50\nhandshakes_max = 50"), (50, 50));
+}
+
 /// An experiment: only who asks for it gets it.
 #[test]
 fn sir_is_off_by_default_and_its_limits_are_read() {

@@ -362,9 +362,12 @@ impl Daemon {
         let mut bell = watch(self.bridge.bell().map_err(failed)?).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let runtime = tokio::runtime::Handle::current().metrics();
         let mut events = Vec::new();
         loop {
             let more = self.work(&mut events)?;
+            // What the sockets' tasks take counts too.
+            self.gateway.worked(now(), runtime.worker_total_busy_duration(0));
             if self.has_stopped() {
                 return Ok(());
             }

@@ -20,8 +20,20 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const DEBT: Duration = Duration::from_secs(10);
 /// A peer that has initiated first makes its Child SAs within this time; then we make what is missing.
 const PEERS_TURN: Duration = Duration::from_secs(1);
+/// At a pace that has grown, handshakes of one of so many parts of a second may begin at once.
+const AT_ONCE: u32 = 20;
 
 impl Gateway {
+    /// The driver has worked so long in all, since it began: not asleep, whatever it worked at. To be told after each
+    /// round of work, so that the pace of handshakes follows what can be taken; for who never tells it stays
+    /// [`Limits::handshakes_total`](crate::api::Limits::handshakes_total).
+    pub fn worked(&mut self, now: Time, in_all: Duration) {
+        let Some(pace) = self.capacity.worked(now, in_all) else { return };
+        let at_once = self.config.limits.handshakes_total.max(pace / AT_ONCE);
+        self.pace.set(now, pace, at_once);
+        self.start_pace.set(now, pace, 1);
+    }
+
     /// We have just become ready, or these addresses of ours have come to this machine.
     pub(super) fn contact_peers(&mut self, now: Time, at: impl Fn(IpAddr) -> bool) {
         let mut lost: BTreeMap<&str, Vec<&JournalRecord>> = BTreeMap::new();

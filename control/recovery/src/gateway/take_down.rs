@@ -3,10 +3,11 @@
 //! neither now nor after the next start. A peer that answers nothing keeps its IKE SA, and so its record and its right to
 //! be told the truth after that start.
 //!
-//! Those that are redirected all make a handshake with the other gateway, so they leave at the pace of handshakes
-//! (`handshakes_total`); the others at once.
+//! Those that are redirected all make a handshake with the other gateway, of which we don't know what it can take: they
+//! leave at `handshakes_total` a second; the others at once.
 
 use super::Gateway;
+use crate::limits::Total;
 use crate::stats::Counter;
 use spindle_abi::Time;
 use spindle_ike::api::{IkeSaId, IkeSpis};
@@ -39,7 +40,9 @@ pub enum TakeDownRefused {
 #[derive(Debug)]
 pub(super) struct TakingDown {
     to: Option<IpAddr>,
-    /// To be dismissed as soon as another handshake can be taken.
+    /// What the other gateway can take is not known here.
+    pace: Total,
+    /// To be dismissed as soon as it can take another handshake.
     waiting: VecDeque<IkeSaId>,
     /// Those dismissed that have not ended: was it redirected?
     dismissed: HashMap<IkeSaId, bool>,
@@ -51,8 +54,9 @@ pub(super) struct TakingDown {
 }
 
 impl TakingDown {
-    pub(super) fn has_more(&self) -> bool {
-        !self.waiting.is_empty()
+    /// When the next one is to be dismissed.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        (!self.waiting.is_empty()).then(|| self.pace.room_at())
     }
 
     /// The peer of this IKE SA is being told.
@@ -93,6 +97,7 @@ impl Gateway {
         let again = before.as_ref().is_some_and(|before| before.to == to);
         let mut taking_down = before.unwrap_or_else(|| TakingDown {
             to,
+            pace: Total::new(self.config.limits.handshakes_total),
             waiting: VecDeque::new(),
             dismissed: HashMap::new(),
             successors: HashMap::new(),
@@ -126,15 +131,15 @@ impl Gateway {
         Some(TakeDownStatus { peers, redirected, deleted, left: self.journal.len() })
     }
 
-    /// Redirects the next peer, if another handshake can be taken.
+    /// Redirects the next peer, if the other gateway can take another handshake.
     pub(super) fn dismiss_next(&mut self, now: Time) -> bool {
         let Some(taking_down) = &mut self.taking_down else { return false };
-        if !self.pace.has_room(now) {
+        if !taking_down.pace.has_room(now) {
             return false;
         }
         let Some(ike) = taking_down.waiting.pop_front() else { return false };
         if self.journal.ike_sa(ike).is_some() {
-            self.pace.take(now);
+            taking_down.pace.take(now);
             taking_down.told(ike);
             self.endpoint.dismiss(now, ike);
         }

@@ -453,6 +453,34 @@ fn a_request_without_a_record_takes_from_the_pace_when_its_peer_is_back_and_not_
     assert_eq!(gateway.pace.room_at(), NOW.after(Duration::from_secs(10)));
 }
 
+#[test]
+fn the_pace_follows_what_ends_and_how_busy_the_driver_was() {
+    let (config, records) = herd(40);
+    let mut gateway = gateway(config, records);
+    all(&mut gateway);
+    let told = |gateway: &mut Gateway, now| {
+        let report =
+            |n: u32| SpiReport { source: socket(&format!("192.0.2.{}:0", 100 + n)), ..esp(0x1000 + n) };
+        (0..40).for_each(|n| gateway.handle(now, Input::Event(Event::FormerSpi(report(n)))));
+        sent(&all(gateway)).len()
+    };
+    gateway.worked(NOW, Duration::from_secs(7));
+    assert_eq!((told(&mut gateway, NOW), stat(&gateway, "handshakes-pace")), (10, 10));
+    (0..10).for_each(|n| back(&mut gateway, NOW, n, &format!("c{n}")));
+    // Ten within a tenth of a second, hardly busy: twice as fast from now on, and those already told count for less.
+    let now = NOW.after(Duration::from_millis(100));
+    gateway.worked(now, Duration::from_millis(7001));
+    assert_eq!(stat(&gateway, "handshakes-pace"), 200);
+    let now = now.after(Duration::from_millis(25));
+    gateway.tick(now);
+    let after = sent(&all(&mut gateway)).len();
+    assert!((5..=10).contains(&after), "{after} more are told");
+    // Busy with something else.
+    let now = now.after(Duration::from_millis(100));
+    gateway.worked(now, Duration::from_millis(7101));
+    assert_eq!(stat(&gateway, "handshakes-pace"), 10);
+}
+
 /// Its token has taken from the pace already.
 #[test]
 fn a_peer_that_was_told_takes_from_the_pace_once() {

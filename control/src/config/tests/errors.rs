@@ -221,6 +221,13 @@ fn every_error_names_file_line_and_key_and_says_the_fix() {
             "recovery.limits.probes_total",
             "whole number",
         ),
+        (
+            "start_action = \"start\"",
+            "[recovery.limits]\nhandshakes_max = 199",
+            17,
+            "recovery.limits.handshakes_max",
+            "from 200 to",
+        ),
         ("start_action = \"start\"", "[recovery]\nmethods = [\"sri\"]", 17, "recovery.methods", "\"sir\" or"),
         (
             "start_action = \"start\"",
