@@ -159,6 +159,8 @@ struct Daemon {
     datagrams: Receiver<Datagram>,
     requests: Receiver<Asked>,
     journal: Journal,
+    /// So long it was waited for the disk where nothing else waited.
+    waited: Duration,
     files: Files,
     /// Of `rotate-secret`.
     rotations: Callers,
@@ -326,6 +328,7 @@ impl Daemon {
             datagrams,
             requests,
             journal,
+            waited: Duration::ZERO,
             files,
             rotations: Callers::default(),
             take_downs: Callers::default(),
@@ -367,7 +370,8 @@ impl Daemon {
         loop {
             let more = self.work(&mut events)?;
             // What the sockets' tasks take counts too.
-            self.gateway.worked(now(), runtime.worker_total_busy_duration(0));
+            let busy = runtime.worker_total_busy_duration(0);
+            self.gateway.worked(now(), busy.saturating_sub(self.waited));
             if self.has_stopped() {
                 return Ok(());
             }
@@ -453,8 +457,13 @@ impl Daemon {
                 Output::Secrets { new, keep } => self.write_secrets(new, keep),
                 Output::Keep(changes) => self.keeper.iter_mut().for_each(|keeper| keeper.write(&changes)),
                 Output::Persist(used) => {
+                    let began = now();
                     if !self.journal.remember(used) {
                         self.gateway.cannot_remember();
+                    }
+                    // One commit takes all that come meanwhile, so it is no load while a round takes those.
+                    if !more {
+                        self.waited += now().since(began);
                     }
                 }
                 Output::Report(report) => {

@@ -24,7 +24,8 @@ const PEERS_TURN: Duration = Duration::from_secs(1);
 const AT_ONCE: u32 = 20;
 
 impl Gateway {
-    /// The driver has worked so long in all, since it began: not asleep, whatever it worked at. To be told after each
+    /// The driver has worked so long in all, since it began: not asleep, whatever it worked at, but for waits that serve
+    /// all that come meanwhile. To be told after each
     /// round of work, so that the pace of handshakes follows what can be taken; for who never tells it stays
     /// [`Limits::handshakes_total`](crate::api::Limits::handshakes_total).
     pub fn worked(&mut self, now: Time, in_all: Duration) {
