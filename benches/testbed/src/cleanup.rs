@@ -29,7 +29,17 @@ impl Resource {
                 let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
             }
             Resource::Namespace(name) => remove_namespace(name),
-            Resource::Directory(path) => drop(std::fs::remove_dir_all(path)),
+            Resource::Directory(path) => remove_directory(path),
+        }
+    }
+}
+
+/// Until it is gone: after a signal other threads go on, and may just have put something into it.
+fn remove_directory(path: &Path) {
+    for _ in 0..100 {
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+            _ => return,
         }
     }
 }

@@ -135,7 +135,7 @@ impl Stream {
     ) -> Result<Stream> {
         let bind = |host: Host<'_>, port: u16| {
             host.namespace
-                .enter(|| UdpSocket::bind((host.address, port)))?
+                .enter(|| bind_soon(SocketAddr::from((host.address, port))))?
                 .context(|| format!("binding {}:{port}", host.address))
         };
         let receiver = bind(to, Self::PORT)?;
@@ -191,6 +191,19 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.join();
+    }
+}
+
+/// A child that another thread has just forked holds the socket of the stream before, until it executes its program.
+fn bind_soon(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match UdpSocket::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            bound => return bound,
+        }
     }
 }
 
@@ -402,6 +415,18 @@ pub fn ping(from: Host<'_>, to: IpAddr, count: u32, size: usize) -> Result<Vec<f
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_somebody_holds_for_a_moment_is_waited_for() {
+        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = held.local_addr().unwrap();
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(held);
+        });
+        assert_eq!(bind_soon(address).unwrap().local_addr().unwrap(), address);
+        holder.join().unwrap();
+    }
 
     fn log(received: &[(u64, u64)]) -> StreamLog {
         StreamLog {

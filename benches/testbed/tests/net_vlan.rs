@@ -3,7 +3,10 @@
 mod gateways;
 
 use gateways::*;
-use spindle_testbed::{Frame, Gateway, Layout, Options, Settings, Side, Testbed, Verdict};
+use spindle_testbed::{
+    Addresses, Frame, Gateway, Layout, Options, Settings, Side, Testbed, Verdict, Version, Versions, ipv6,
+};
+use std::net::UdpSocket;
 use std::time::Duration;
 
 const OUTSIDE: u16 = 100;
@@ -93,6 +96,64 @@ fn all_that_passes_between_the_gateways_has_the_vlan_s_tag() {
             }
             assert!(tags(wire, Some(carrier)).len() > 1000);
         }
+    }
+}
+
+/// Neighbour discovery, ESP, and datagrams in clear both ways, which a policy of each gateway lets by.
+#[test]
+fn ipv6_and_what_passes_in_clear_have_the_tag_too() {
+    let versions = Versions { outside: Version::V6, inside: Version::V6 };
+    let addresses = Addresses { versions, ..Addresses::default() };
+    let hosts = [Side::A, Side::B].map(|side| ipv6(addresses.host(side)));
+    let mut options = Options { addresses, ..options("") };
+    for (settings, own, other) in [(&mut options.a, hosts[0], hosts[1]), (&mut options.b, hosts[1], hosts[0])]
+    {
+        settings.more_recovery = format!(
+            "[policies.clear]\nmode = \"pass\"\nlocal_ts = [\"{own}[udp/9]\"]\nremote_ts = [\"{other}[udp/9]\"]\n"
+        );
+    }
+    let mut testbed = connected(options, Side::A);
+    pings(&testbed);
+    for side in [Side::A, Side::B] {
+        let transfer = testbed.tcp_transfer(side, 1_000_000, Duration::from_secs(20)).expect("TCP");
+        assert!(transfer.is_intact(), "{transfer:?}");
+    }
+    let bound = |side: Side| {
+        let bind = || UdpSocket::bind((hosts[side as usize], 9));
+        let socket = testbed.topology().host(side).enter(bind).expect("a namespace").expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        socket
+    };
+    let sockets = [bound(Side::A), bound(Side::B)];
+    for (from, to) in [(0, 1), (1, 0)] {
+        for number in 0..5_u8 {
+            sockets[from].send_to(&[number; 9], (hosts[to], 9)).expect("sent");
+            let mut octets = [0; 20];
+            let (length, _) = sockets[to].recv_from(&mut octets).expect("it arrives");
+            assert_eq!(octets[..length], [number; 9]);
+        }
+    }
+    for side in [Side::A, Side::B] {
+        assert_eq!(count(&testbed, side, "bypassed"), 10);
+        assert_eq!(count(&testbed, side, "not_ip"), 0);
+    }
+    every_packet_is_counted(&testbed);
+    let wires = testbed.finish().expect("captures");
+    for wire in [&wires.a, &wires.b] {
+        let mut seen = [0; 3];
+        for frame in wire {
+            let (tag, octets) = untagged(&frame.octets);
+            // The interface below the VLAN says by itself which groups it listens to, from a link-local address, or none.
+            if tag.is_none() && (octets[22..24] == [0xfe, 0x80] || octets[22..38] == [0; 16]) {
+                continue;
+            }
+            assert_eq!(tag, Some(OUTSIDE), "{:02x?}", frame.octets);
+            assert_eq!(octets[12..14], [0x86, 0xdd], "{:02x?}", frame.octets);
+            seen[0] += usize::from(octets[20] == ESP);
+            seen[1] += usize::from(octets[20] == 58);
+            seen[2] += usize::from(octets[20] == UDP && octets[54..58] == [0, 9, 0, 9]);
+        }
+        assert!(seen[0] > 1000 && seen[1] > 0 && seen[2] == 10, "ESP, ICMPv6, in clear: {seen:?}");
     }
 }
 
