@@ -521,6 +521,9 @@ pub struct EndpointConfig {
     pub tombstone_lifetime: Duration,
     /// Lifetime of the tickets that we grant, if that of the IKE SA is no shorter (RFC 5723 section 6.2).
     pub ticket_lifetime: Duration,
+    /// Connections are started again when whoever drives the endpoint says so ([`Endpoint::start_due`](crate::Endpoint::start_due)),
+    /// not by [`Endpoint::tick`](crate::Endpoint::tick).
+    pub paced: bool,
     /// How long an old inbound SA still receives after its successor took over.
     pub linger: Duration,
     /// How long a removed SPI stays retired before it may be allocated again.
@@ -545,6 +548,7 @@ impl EndpointConfig {
             max_tombstones: 4096,
             tombstone_lifetime: Duration::from_secs(60),
             ticket_lifetime: Duration::from_secs(3600),
+            paced: false,
             linger: Duration::from_secs(5),
             retired_lifetime: Duration::from_secs(120),
         }

@@ -418,13 +418,20 @@ impl Endpoint {
         }
     }
 
-    /// Initiations whose time has come.
-    pub(crate) fn tick_connections(&mut self, now: Time) {
-        while let Some(number) = self.retries.first().filter(|(at, _)| *at <= now).map(|(_, n)| *n) {
-            self.retry(number, None);
-            let names = std::mem::take(&mut self.connections[number].waiting);
-            let _ = self.want(now, number, names, false);
-        }
+    /// Starts the next connection that was lost, or whose initiation has failed, if its time has come. `false` if there is
+    /// none.
+    pub fn start_due(&mut self, now: Time) -> bool {
+        let next = self.retries.first().filter(|(at, _)| *at <= now).map(|(_, number)| *number);
+        let Some(number) = next else { return false };
+        self.retry(number, None);
+        let names = std::mem::take(&mut self.connections[number].waiting);
+        let _ = self.want(now, number, names, false);
+        true
+    }
+
+    /// When the time of the next one comes.
+    pub fn start_due_at(&self) -> Option<Time> {
+        self.retries.first().map(|(at, _)| *at)
     }
 
     /// Sets or clears when a connection is initiated again.
@@ -546,15 +553,15 @@ impl Endpoint {
         if names.is_empty() || self.connections[number].profile.remote.is_none() {
             return;
         }
-        match authority {
-            Authority::Timeout(_) | Authority::ProtocolError(_) => drop(self.want(now, number, names, false)),
-            _ => {
-                let connection = &mut self.connections[number];
-                connection.waiting.extend(names);
-                let at = connection.retry_at.unwrap_or(now.after(FIRST_BACKOFF));
-                self.retry(number, Some(at));
-            }
+        let at_once = matches!(authority, Authority::Timeout(_) | Authority::ProtocolError(_));
+        if at_once && !self.config.paced {
+            return drop(self.want(now, number, names, false));
         }
+        let connection = &mut self.connections[number];
+        connection.waiting.extend(names);
+        let at = if at_once { now } else { now.after(FIRST_BACKOFF) };
+        let at = connection.retry_at.map_or(at, |other| if at_once { other.min(at) } else { other });
+        self.retry(number, Some(at));
     }
 
     /// An initiation failed; what is configured to be started is tried again, ever more seldom.

@@ -249,7 +249,7 @@ impl Endpoint {
         while let Some(own) = self.tombstones.expire(now) {
             self.keep_tombstone_no_more(own);
         }
-        self.tick_connections(now);
+        while !self.config.paced && self.start_due(now) {}
     }
 
     fn tick_sa(&mut self, now: Time, sa: &mut IkeSa) {
@@ -300,7 +300,7 @@ impl Endpoint {
     /// When [`Endpoint::tick`] is to be called next.
     pub fn deadline(&self) -> Option<Time> {
         let timers = self.timers.first().map(|(at, _)| *at);
-        let connections = self.retries.first().map(|(at, _)| *at);
+        let connections = self.start_due_at().filter(|_| !self.config.paced);
         [timers, connections, self.removed_deadline(), self.tombstones.deadline()].into_iter().flatten().min()
     }
 

@@ -361,6 +361,34 @@ fn retransmissions_are_identical_and_end() {
     assert_eq!(world.reports(A, timeout), 1);
 }
 
+/// What is to be up always begins anew when the peer was given up: at once, or in its turn where the driver keeps a pace.
+#[test]
+fn what_was_given_up_begins_anew_at_once_or_in_its_turn() {
+    for paced in [false, true] {
+        let connection = ConnectionConfig { start_action: StartAction::Start, ..world::connection(A) };
+        let a = EndpointConfig { paced, ..EndpointConfig::new(vec![connection]) };
+        let mut world = World::with(31, a, world::config(B)).established_by_a();
+        let ike = world.sas(A)[0].id;
+        world.network = Box::new(|_, _, _| Some(vec![]));
+        world.recorded.clear();
+        world.at(A, |e, now| e.probe(now, ike, Duration::from_secs(1)));
+        world.run(Duration::from_secs(60));
+        let began =
+            |world: &World| world.recorded.iter().filter(|(_, sent)| sent.data[18..20] == [34, 8]).count();
+        if !paced {
+            assert!(began(&world) > 0);
+            continue;
+        }
+        assert_eq!(began(&world), 0);
+        assert!(world.at(A, |e, now| e.start_due_at().is_some_and(|at| at <= now)));
+        world.network = Box::new(|_, _, _| None);
+        assert!(world.at(A, |e, now| e.start_due(now)));
+        assert!(!world.at(A, |e, now| e.start_due(now)), "one connection");
+        world.run(Duration::from_secs(5));
+        assert_eq!((began(&world), world.sas(A).len()), (1, 1));
+    }
+}
+
 /// Two sides that start at once end with exactly one IKE SA.
 #[test]
 fn a_simultaneous_start_ends_with_one_of_each() {

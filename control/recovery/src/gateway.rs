@@ -192,6 +192,7 @@ impl Gateway {
         let takes_tokens = takes_tokens(&config);
         ike.token_taker = takes_tokens;
         ike.replicated = config.replicated;
+        ike.paced = true;
         ike.sir = sir::speakers(&config);
         ike.cookie_threshold = config.cookie_threshold;
         ike.ticket_lifetime = config.ticket_lifetime;
@@ -320,9 +321,19 @@ impl Gateway {
         let turn = turns.then(|| self.pace.room_at());
         let start = (!self.starting.is_empty()).then(|| self.pace.room_at().max(self.start_pace.room_at()));
         let reconnect = self.reconnect.deadline(&self.pace);
+        let again = self.endpoint.start_due_at().map(|at| at.max(self.pace.room_at()));
         let sir = self.sir.as_ref().and_then(|sir| sir.deadline(&self.pace));
-        let own =
-            [expiry, self.hints.deadline(), reconnect, turn, start, dismissal, self.rotation_deadline(), sir];
+        let own = [
+            expiry,
+            self.hints.deadline(),
+            reconnect,
+            again,
+            turn,
+            start,
+            dismissal,
+            self.rotation_deadline(),
+            sir,
+        ];
         own.into_iter().chain([self.endpoint.deadline()]).flatten().min()
     }
 
@@ -422,7 +433,8 @@ impl Gateway {
             }
             if let Some(due) = self.reconnect.next_due(now, &mut self.pace) {
                 self.initiate_due(now, &due);
-            } else if !self.start_next(now)
+            } else if !self.start_again(now)
+                && !self.start_next(now)
                 && !self.tell_unasked(now)
                 && !self.dismiss_next(now)
                 && !self.advance_rotation(now)

@@ -90,6 +90,16 @@ impl Gateway {
         self.starting.extend(here.map(|(number, _)| number));
     }
 
+    /// Starts the next connection again whose IKE SA was given up, or whose initiation failed, if another handshake can be
+    /// taken.
+    pub(super) fn start_again(&mut self, now: Time) -> bool {
+        let starts = self.pace.has_room(now) && self.endpoint.start_due(now);
+        if starts {
+            self.pace.take(now);
+        }
+        starts
+    }
+
     /// Starts the next connection that is configured to start, if another handshake can be taken; evenly, for many at once
     /// would be lost on the way, the first ones already while the kernel looks for the next hop.
     pub(super) fn start_next(&mut self, now: Time) -> bool {
