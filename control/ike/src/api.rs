@@ -555,6 +555,15 @@ impl EndpointConfig {
     }
 }
 
+/// Answers to our requests of initial exchanges (IKE_SA_INIT, IKE_SESSION_RESUME, IKE_AUTH).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct InitialAnswers {
+    /// All of them.
+    pub all: u32,
+    /// Of these, to requests that had been sent more than once: they were lost, or the peer was slow.
+    pub late: u32,
+}
+
 /// What came of [`Endpoint::probe`](crate::Endpoint::probe).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProbeResult {

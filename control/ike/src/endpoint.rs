@@ -12,6 +12,7 @@ use crate::connect::Connection;
 use crate::cookie::CookieSecrets;
 use crate::kept::Kept;
 use crate::random::Random;
+use crate::retransmit::Schedule;
 use crate::sa::{IkeSa, IkeSas, State};
 use crate::spi::{ChildSpis, Indices};
 use crate::take_down::TakenDown;
@@ -32,6 +33,8 @@ pub struct Endpoint {
     pub(crate) connections: Vec<Connection>,
     /// When connections are initiated again, by number.
     pub(crate) retries: BTreeSet<(Time, usize)>,
+    /// Since somebody last asked.
+    answers: InitialAnswers,
     pub(crate) lookups: Lookups,
     pub(crate) tokens: Box<dyn TokenMaker>,
     pub(crate) tickets: Box<dyn TicketKeeper>,
@@ -120,6 +123,7 @@ impl Endpoint {
             config,
             connections,
             retries: BTreeSet::new(),
+            answers: InitialAnswers::default(),
             lookups,
             tokens,
             tickets: Box::new(NoTickets),
@@ -290,6 +294,17 @@ impl Endpoint {
         for id in over {
             self.expire_child(now, sa, id);
         }
+    }
+
+    /// A request of an initial exchange, on this schedule, is answered.
+    pub(crate) fn count_answer(&mut self, schedule: &Schedule) {
+        self.answers.all = self.answers.all.saturating_add(1);
+        self.answers.late = self.answers.late.saturating_add(schedule.is_repeated().into());
+    }
+
+    /// The answers since this was last asked.
+    pub fn take_answers(&mut self) -> InitialAnswers {
+        std::mem::take(&mut self.answers)
     }
 
     /// What is to be done next, in order.

@@ -115,6 +115,7 @@ impl Endpoint {
         let Some(mut outstanding) = sa.outstanding.take_if(is_init) else { return };
         let Purpose::Init(initiation) = &mut outstanding.purpose else { return };
         if let Some(agreed) = agree(sa, initiation, &message) {
+            self.count_answer(&outstanding.schedule);
             sa.round_trip = outstanding.schedule.round_trip(now).or(sa.round_trip);
             return self.finish_init(now, sa, datagram, octets, agreed);
         }

@@ -108,6 +108,7 @@ impl Endpoint {
         });
         if let Some(nonce) = nonce.filter(|_| header.spis.responder != [0; 8]) {
             let Held { suite, sk_d, spis: old, .. } = &resumption.held;
+            self.count_answer(&schedule);
             sa.round_trip = schedule.round_trip(now).or(sa.round_trip);
             let keys = IkeKeys::resume(*suite, sk_d, &resumption.nonce, &nonce, header.spis);
             sa.resumed = Some(Resumed { old: *old, ticket: None });

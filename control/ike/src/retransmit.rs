@@ -146,6 +146,11 @@ impl Schedule {
         self.asked.get_or_insert(self.sent.after(again_after).max(now));
     }
 
+    /// Has it been sent more than once?
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.repeated
+    }
+
     /// How long the answer that came now took, if it is known which transmission it answers.
     pub(crate) fn round_trip(&self, now: Time) -> Option<Duration> {
         (!self.repeated).then(|| now.since(self.sent))

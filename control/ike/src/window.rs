@@ -115,6 +115,9 @@ impl Endpoint {
     ) {
         let Some(outstanding) = sa.outstanding.take() else { return };
         sa.round_trip = outstanding.schedule.round_trip(now).or(sa.round_trip);
+        if matches!(outstanding.purpose, Purpose::Auth(_)) {
+            self.count_answer(&outstanding.schedule);
+        }
         let payloads = match opened {
             Ok(payloads) => payloads,
             // RFC 7296 section 2.21.3: an authenticated peer that breaks the protocol. A response is never answered.

@@ -1,10 +1,12 @@
-//! How many handshakes this control plane can take, measured while it takes them: from how busy it was and how many ended
-//! follows the pace at which it would be as busy as it may be.
+//! How many handshakes this control plane and its peers can take, measured while they take them: from how busy it was and how
+//! many ended follows the pace at which it would be as busy as it may be; and where it initiates, late answers say that the
+//! peers can't follow.
 //!
-//! Whoever drives the gateway tells how long it has worked; the gateway tells which handshakes ended. At the end of each
-//! interval both become a rate, for [`Total::set`](crate::limits::Total::set).
+//! Whoever drives the gateway tells how long it has worked; the gateway tells which handshakes ended, and which answers came
+//! late. At the end of each interval they become a rate, for [`Total::set`](crate::limits::Total::set).
 
 use spindle_abi::Time;
+use spindle_ike::api::InitialAnswers;
 use std::time::Duration;
 
 /// Judged so often at most.
@@ -23,12 +25,20 @@ pub(crate) struct Capacity {
     /// When the interval at hand began, and how long the driver had worked in all by then.
     began: Option<(Time, Duration)>,
     ended: u32,
+    answers: InitialAnswers,
 }
 
 impl Capacity {
     /// It begins at `least` handshakes a second, and never allows fewer.
     pub(crate) fn new(least: u32, most: u32) -> Capacity {
-        Capacity { least, most: most.max(least), pace: least, began: None, ended: 0 }
+        Capacity {
+            least,
+            most: most.max(least),
+            pace: least,
+            began: None,
+            ended: 0,
+            answers: InitialAnswers::default(),
+        }
     }
 
     /// Handshakes a second that may begin.
@@ -41,10 +51,17 @@ impl Capacity {
         self.ended = self.ended.saturating_add(1);
     }
 
+    /// Peers answered.
+    pub(crate) fn answered(&mut self, answers: InitialAnswers) {
+        self.answers.all = self.answers.all.saturating_add(answers.all);
+        self.answers.late = self.answers.late.saturating_add(answers.late);
+    }
+
     /// The driver has worked so long since it began. The new pace, if it changes.
     ///
     /// A herd that doesn't come (its token was lost, the peer is dead) shows nothing of the capacity, so the pace grows
-    /// only behind what ended, to twice of that at most: what is under way already can't overrun us.
+    /// only behind what ended, to twice of that at most: what is under way already can't overrun us. If most of those peers
+    /// that do answer were asked more than once, it falls below what ended, so that what waits at them becomes less.
     pub(crate) fn worked(&mut self, now: Time, in_all: Duration) -> Option<u32> {
         let (began, before) = *self.began.get_or_insert((now, in_all));
         let took = now.since(began);
@@ -57,9 +74,13 @@ impl Capacity {
         let may = MAY_BE_BUSY.as_nanos();
         let could = ended * may / busy.max(1);
         let twice = 2 * ended * SECOND / took;
-        let pace = match busy * SECOND >= may * took {
-            true => could,
-            false => could.min(twice).max(self.pace.into()),
+        let InitialAnswers { all, late } = std::mem::take(&mut self.answers);
+        let pace = if busy * SECOND >= may * took {
+            could
+        } else if late > all / 2 {
+            twice * 2 / 5
+        } else {
+            could.min(twice).max(self.pace.into())
         };
         let pace = pace.clamp(self.least.into(), self.most.into()) as u32;
         let changes = pace != self.pace;
@@ -140,6 +161,34 @@ mod tests {
         assert!((1500..=4000).contains(&beside), "{beside}");
         server.herd(1000, 10, Duration::ZERO);
         assert!(server.capacity.pace() >= 7000, "{}", server.capacity.pace());
+    }
+
+    /// The peers take 2000 a second, and this side could begin far more.
+    #[test]
+    fn peers_that_answer_late_are_not_overrun() {
+        let mut capacity = Capacity::new(LEAST, MOST);
+        let (mut now, mut worked) = (Time(1), Duration::ZERO);
+        let (mut owed, mut queue, mut most, mut all_ended) = (0, 0, 0, 0);
+        capacity.worked(now, worked);
+        for millisecond in 0..10_000 {
+            owed += capacity.pace();
+            queue += owed / 1000;
+            owed %= 1000;
+            let ended = 2.min(queue);
+            // What waited for a fifth of a second was sent again.
+            let late = if queue > 400 { ended } else { 0 };
+            queue -= ended;
+            (0..ended).for_each(|_| capacity.handshake_ended());
+            capacity.answered(InitialAnswers { all: ended, late });
+            now = now.after(Duration::from_millis(1));
+            worked += Duration::from_micros(20) * ended;
+            capacity.worked(now, worked);
+            if millisecond > 2000 {
+                (most, all_ended) = (most.max(queue), all_ended + ended);
+            }
+        }
+        assert!(most < 2000, "{most} waited at the peers");
+        assert!(all_ended > 14_000, "{all_ended} of 16,000 ended");
     }
 
     #[test]

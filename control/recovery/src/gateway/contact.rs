@@ -29,6 +29,7 @@ impl Gateway {
     /// round of work, so that the pace of handshakes follows what can be taken; for who never tells it stays
     /// [`Limits::handshakes_total`](crate::api::Limits::handshakes_total).
     pub fn worked(&mut self, now: Time, in_all: Duration) {
+        self.capacity.answered(self.endpoint.take_answers());
         let Some(pace) = self.capacity.worked(now, in_all) else { return };
         let at_once = self.config.limits.handshakes_total.max(pace / AT_ONCE);
         self.pace.set(now, pace, at_once);
