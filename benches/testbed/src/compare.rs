@@ -39,7 +39,7 @@ impl Tally {
     fn none() -> Tally {
         let mut tally = Tally(BTreeMap::new());
         for way in ["sent", "received"] {
-            tally.add(&format!("control/datagrams_{way}"), 0);
+            tally.add(datagrams(way), 0);
             for exchange in EXCHANGES.map(|(_, name)| name).into_iter().chain([OTHER]) {
                 for what in ["requests", "responses"] {
                     tally.add(&format!("control/{exchange}_{what}_{way}"), 0);
@@ -99,7 +99,7 @@ impl Tally {
         let exchange = EXCHANGES.iter().find(|(number, _)| *number == message.exchange);
         let exchange = exchange.map_or(OTHER, |(_, name)| name);
         let what = if message.response { "responses" } else { "requests" };
-        self.add(&format!("control/datagrams_{way}"), 1);
+        self.add(datagrams(way), 1);
         self.add(&format!("control/{exchange}_{what}_{way}"), 1);
     }
 
@@ -116,6 +116,14 @@ impl Tally {
     }
 }
 
+/// What the kernel dropped, its queue being full, had come too.
+fn datagrams(way: &str) -> &'static str {
+    match way {
+        "sent" => "control/datagrams_sent",
+        _ => "control/datagrams_received+datagrams_lost",
+    }
+}
+
 /// Each kind of event of which a gateway's `stats` (from `spindle stats --json`) count fewer or more than its wire
 /// shows, in words. The two tallies differ by what nobody can know: an event on the wire of a gateway that is not yet
 /// ready may be one that it saw.
@@ -124,8 +132,11 @@ pub fn disagreements(at_least: &Tally, at_most: &Tally, stats: &serde_json::Valu
         let (part, counters) = kind.split_once('/')?;
         counters.split('+').map(|counter| stats[part][counter].as_u64()).sum::<Option<u64>>()
     };
+    // Of which kind they were, nobody knows.
+    let lost = counted("control/datagrams_lost").unwrap_or(0);
     let judge = |(kind, most): (&String, &u64)| {
-        let least = at_least.count(kind);
+        let is_of_received = kind.ends_with("_received") || kind == "control/hints+proofs";
+        let least = at_least.count(kind).saturating_sub(if is_of_received { lost } else { 0 });
         let seen = if least == *most { format!("{most}") } else { format!("{least} to {most}") };
         match counted(kind) {
             Some(said) if (least..=*most).contains(&said) => None,
@@ -192,7 +203,8 @@ mod tests {
     fn a_difference_of_one_event_is_found_in_every_kind_either_way() {
         let tally = Tally::of(&wire(), B.into(), 0..=u64::MAX);
         assert_eq!(tally.0.len(), 2 + 6 * 4 + 6);
-        let more_than_once = ["control/datagrams_sent", "control/datagrams_received", "control/hints+proofs"];
+        let more_than_once =
+            ["control/datagrams_sent", "control/datagrams_received+datagrams_lost", "control/hints+proofs"];
         for (kind, count) in &tally.0 {
             let expected = if kind.contains("informational_") { 2 } else { 1 };
             assert!(*count == expected || more_than_once.contains(&kind.as_str()), "{kind}: {count}");
@@ -212,6 +224,22 @@ mod tests {
         }
     }
 
+    /// The kernel does not say which ones it dropped.
+    #[test]
+    fn a_datagram_that_the_kernel_dropped_is_missing_under_one_kind() {
+        let tally = Tally::of(&wire(), B.into(), 0..=u64::MAX);
+        let (all, kind) = ("datagrams_received", "informational_requests_received");
+        for (missing, found) in [(0, 0), (1, 0), (2, 1)] {
+            let mut stats = honest(&tally);
+            let count = |name: &str| stats["control"][name].as_u64().expect("a count");
+            let (all_seen, kind_seen) = (count(all) - 1, count(kind) - missing);
+            stats["control"]["datagrams_lost"] = json!(1);
+            stats["control"][all] = json!(all_seen);
+            stats["control"][kind] = json!(kind_seen);
+            assert_eq!(disagreements(&tally, &tally, &stats).len(), found, "{missing}");
+        }
+    }
+
     #[test]
     fn what_nobody_can_know_is_no_disagreement() {
         let (least, most) =
@@ -219,7 +247,8 @@ mod tests {
         assert_eq!(disagreements(&least, &most, &honest(&least)), [""; 0]);
         assert_eq!(disagreements(&least, &most, &honest(&most)), [""; 0]);
         let mut stats = honest(&most);
-        stats["control"]["datagrams_received"] = json!(most.count("control/datagrams_received") + 1);
+        stats["control"]["datagrams_received"] =
+            json!(most.count("control/datagrams_received+datagrams_lost") + 1);
         assert_eq!(disagreements(&least, &most, &stats).len(), 1);
     }
 }

@@ -102,17 +102,37 @@ impl Sockets {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What the kernel has dropped of what came for these sockets: its queue was full, or a checksum wrong.
+    fn lost(&self) -> u64 {
+        let inodes: Vec<u64> =
+            self.sockets.values().filter_map(|s| Some(rustix::fs::fstat(s).ok()?.st_ino)).collect();
+        let tables = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
+        let read = tables.iter().filter_map(|table| std::fs::read_to_string(table).ok());
+        read.map(|table| drops(&table, &inodes)).sum()
+    }
+
     /// Names and values for `stats`.
     pub(super) fn stats(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let datagrams = [
             ("datagrams_received", value(&self.counts.received)),
+            ("datagrams_lost", self.lost()),
             ("datagrams_sent", value(&self.counts.sent)),
             ("datagrams_not_sent", value(&self.counts.not_sent)),
             ("datagrams_without_marker", value(&self.counts.without_marker)),
         ];
         datagrams.into_iter().chain(self.counts.messages.stats())
     }
+}
+
+/// Of these sockets, by inode, as one of the kernel's tables of them says (`/proc/net/udp`): the last column of each line.
+fn drops(table: &str, inodes: &[u64]) -> u64 {
+    let of_line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let inode = words.get(9)?.parse().ok()?;
+        inodes.contains(&inode).then(|| words.get(12)?.parse::<u64>().ok()).flatten()
+    };
+    table.lines().filter_map(of_line).sum()
 }
 
 /// The IKE message of a datagram: what follows the non-ESP marker (RFC 3948 section 2.2).
@@ -174,6 +194,38 @@ async fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_s_drops_are_summed_by_inode() {
+        let table = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+             \x20 101: 010200C0:01F4 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 852\n\
+             \x20 102: 010200C0:1194 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4712 2 0000000000000000 3\n\
+             \x20 103: 010200C0:1B59 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4713 2 0000000000000000 9\n";
+        assert_eq!(drops(table, &[4711, 4712]), 855);
+        assert_eq!(drops(table, &[]), 0);
+        assert_eq!(drops("4711 words\n", &[4711]), 0);
+    }
+
+    /// More than its queue holds, while nobody reads.
+    #[tokio::test]
+    async fn each_datagram_is_received_or_lost() {
+        const SENT: u64 = 20_000;
+        let (sockets, mut datagrams) =
+            Sockets::bind(&["127.0.0.1".parse().unwrap()], [0, 0], false, None).unwrap();
+        let local = SocketAddr::new("127.0.0.1".parse().unwrap(), IKE);
+        let to = sockets.sockets[&local].local_addr().unwrap();
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..SENT {
+            sender.send_to(&[1; 300], to).unwrap();
+        }
+        let count = |name: &str| sockets.stats().find(|(n, _)| *n == name).map_or(0, |(_, value)| value);
+        let lost = count("datagrams_lost");
+        assert!(lost > 0);
+        for _ in 0..SENT - lost {
+            datagrams.recv().await.unwrap();
+        }
+        assert_eq!((count("datagrams_received"), count("datagrams_lost")), (SENT - lost, lost));
+    }
 
     /// Before the event loop has been asked even once, as at the start, where the first answers are due.
     #[tokio::test]
