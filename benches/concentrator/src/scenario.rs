@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// `handshakes_total` where pacing is off.
+/// The most that the configuration takes as `handshakes_total` and `handshakes_max`: no bound.
 const UNPACED: u32 = 1_000_000;
 /// A peer checks liveness after this long without authenticated traffic: the configuration's default.
 pub const DPD: Duration = Duration::from_secs(30);
@@ -86,17 +86,14 @@ impl Method {
 }
 
 /// Which pace the restarted concentrator keeps.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pacing {
-    /// None: `handshakes_total` is the most that the configuration takes.
+    /// None: `handshakes_total` is no bound.
     Off,
     /// Always `handshakes_total`: `handshakes_max` is the same.
     Fixed,
     /// `handshakes_total` at first, and then what is measured.
-    #[default]
     Measured,
 }
 

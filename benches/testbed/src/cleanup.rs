@@ -143,7 +143,7 @@ fn remove_leftovers() {
                 remove_namespace(&path.file_name().unwrap_or_default().to_string_lossy());
             }) as fn(&Path),
         ),
-        (std::env::temp_dir(), |path: &Path| drop(std::fs::remove_dir_all(path))),
+        (std::env::temp_dir(), remove_directory),
     ] {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             if is_leftover(&entry.file_name().to_string_lossy()) {

@@ -7,7 +7,6 @@ use gateways::*;
 use sha2::{Digest, Sha256};
 use spindle_testbed::strongswan::Peer;
 use spindle_testbed::{Frame, Host, LinuxPeer, Options, Settings, Side, Testbed, ping};
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -36,20 +35,7 @@ fn pair(encapsulated: bool) -> (Testbed, LinuxPeer) {
     assert!(connection.contains("mode = transport"));
     linux.start_charon(&connection).expect("charon");
 
-    let file = testbed.gateway(Side::B).config();
-    let mut text = std::fs::read_to_string(&file).expect("a configuration");
-    for (from, to) in [
-        (format!("inside = [\"{}\"]", Side::B.inside_interface()), "inside = \"tun\"".to_owned()),
-        (format!("local_ts = [\"{}\"]", addresses.protected(Side::B)), format!("local_ts = [\"{own}\"]")),
-        (
-            format!("remote_ts = [\"{}\"]", addresses.protected(Side::A)),
-            format!("remote_ts = [\"{linux_address}\"]\nmode = \"transport\""),
-        ),
-    ] {
-        assert!(text.contains(&from), "{from}: {text}");
-        text = text.replace(&from, &to);
-    }
-    std::fs::write(&file, text).expect("a configuration");
+    use_transport_mode(&testbed, Side::B, addresses.outer(Side::A));
     let spindle = testbed.gateway_mut(Side::B);
     spindle.start().expect("spindle up");
     spindle.wait_ready(READY).expect("ready");
@@ -105,19 +91,17 @@ fn traffic_passes(testbed: &Testbed, linux: &mut LinuxPeer) {
         .expect("a namespace")
         .expect("TCP");
     assert_eq!(received.len(), TCP);
-    assert!(theirs.starts_with(&hexadecimal(&Sha256::digest(&received))), "{theirs}");
-    let ours = hexadecimal(&Sha256::digest(&sent));
+    assert!(theirs.starts_with(&sha256(&received)), "{theirs}");
+    let ours = sha256(&sent);
     // The end of a job that the machine's shell has begun would interrupt it as it reads the next line.
     std::thread::sleep(Duration::from_secs(2));
     let kept = linux.run("sha256sum </run/received").expect("what the machine received");
     assert!(kept.starts_with(&ours), "{kept} for {ours}");
 }
 
-fn hexadecimal(octets: &[u8]) -> String {
-    octets.iter().fold(String::new(), |mut text, octet| {
-        let _ = write!(text, "{octet:02x}");
-        text
-    })
+/// As the machine's `sha256sum` writes it.
+fn sha256(octets: &[u8]) -> String {
+    Sha256::digest(octets).iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 /// Nothing but ESP and IKE was on the wire between the two.

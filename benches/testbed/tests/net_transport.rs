@@ -23,22 +23,7 @@ fn seen(testbed: &Testbed, side: Side) -> IpAddr {
 fn in_transport(options: Options) -> Testbed {
     let mut testbed = Testbed::two_gateways(options).expect("a testbed");
     for side in [Side::A, Side::B] {
-        let addresses = testbed.topology().addresses;
-        let (own, peer) = (addresses.outer(side), seen(&testbed, side.other()));
-        let file = testbed.gateway(side).config();
-        let mut text = std::fs::read_to_string(&file).expect("a configuration");
-        for (from, to) in [
-            (format!("inside = [\"{}\"]", side.inside_interface()), "inside = \"tun\"".to_owned()),
-            (format!("local_ts = [\"{}\"]", addresses.protected(side)), format!("local_ts = [\"{own}\"]")),
-            (
-                format!("remote_ts = [\"{}\"]", addresses.protected(side.other())),
-                format!("remote_ts = [\"{peer}\"]\nmode = \"transport\""),
-            ),
-        ] {
-            assert!(text.contains(&from), "{from}: {text}");
-            text = text.replace(&from, &to);
-        }
-        std::fs::write(&file, text).expect("a configuration");
+        use_transport_mode(&testbed, side, seen(&testbed, side.other()));
     }
     testbed.start(READY).expect("both gateways ready");
     testbed

@@ -559,8 +559,7 @@ impl Endpoint {
         }
         let connection = &mut self.connections[number];
         connection.waiting.extend(names);
-        let at = if at_once { now } else { now.after(FIRST_BACKOFF) };
-        let at = connection.retry_at.map_or(at, |other| if at_once { other.min(at) } else { other });
+        let at = if at_once { now } else { connection.retry_at.unwrap_or(now.after(FIRST_BACKOFF)) };
         self.retry(number, Some(at));
     }
 

@@ -6,6 +6,7 @@ use spindle_testbed::{
     Frame, Kind, Options, Settings, Side, StreamLog, Testbed, Wires, now, number, wire_events,
 };
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// For a gateway to become ready.
@@ -17,6 +18,27 @@ pub(crate) fn connected(options: Options, initiator: Side) -> Testbed {
     testbed.start(READY).expect("both gateways ready");
     testbed.gateway(initiator).initiate().expect("an IKE SA");
     testbed
+}
+
+/// Rewrites a side's configuration, before it starts: between its own address and the peer's, as that is seen, in transport
+/// mode.
+pub(crate) fn use_transport_mode(testbed: &Testbed, side: Side, peer: IpAddr) {
+    let addresses = testbed.topology().addresses;
+    let own = addresses.outer(side);
+    let file = testbed.gateway(side).config();
+    let mut text = std::fs::read_to_string(&file).expect("a configuration");
+    for (from, to) in [
+        (format!("inside = [\"{}\"]", side.inside_interface()), "inside = \"tun\"".to_owned()),
+        (format!("local_ts = [\"{}\"]", addresses.protected(side)), format!("local_ts = [\"{own}\"]")),
+        (
+            format!("remote_ts = [\"{}\"]", addresses.protected(side.other())),
+            format!("remote_ts = [\"{peer}\"]\nmode = \"transport\""),
+        ),
+    ] {
+        assert!(text.contains(&from), "{from}: {text}");
+        text = text.replace(&from, &to);
+    }
+    std::fs::write(&file, text).expect("a configuration");
 }
 
 /// Settings whose Child SA waits for the operator or the peer, never for traffic.
