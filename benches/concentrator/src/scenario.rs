@@ -216,6 +216,7 @@ impl Scenario {
         let many = peers.len() as u32;
         let mut config = config("peer", Pacing::Fixed, Limits::default().handshakes_total * many);
         config.limits.probes_total *= many;
+        config.limits.probes_again_total *= many;
         config.limits.sir.queries_total *= many;
         config.cookie_threshold *= many as usize;
         let connection = |(place, peer)| ConnectionConfig {

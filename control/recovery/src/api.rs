@@ -81,13 +81,15 @@ pub struct Limits {
     /// The same to all.
     pub invalid_ike_spi_total: u32,
     /// Handshakes after crashes, all peers together: initiations, tokens shown to IKE SAs of the journal, and peers that
-    /// come back without a record. As many at once. The pace begins here, and grows and falls with what can be taken
+    /// come back without a record. At once a hundred of them at most. The pace begins here, and grows and falls with what can be taken
     /// ([`Gateway::worked`](crate::Gateway::worked)), but not below this.
     pub handshakes_total: u32,
     /// It does not grow above this.
     pub handshakes_max: u32,
     /// New probes on hints, all IKE SAs together.
     pub probes_total: u32,
+    /// Outstanding probes that are sent again on hints that name no SPI of ESP, all IKE SAs together.
+    pub probes_again_total: u32,
     /// An outstanding probe is sent again on a hint at least this long apart.
     pub probe_again: std::time::Duration,
     /// Between two new probes of one IKE SA on hints.
@@ -160,6 +162,7 @@ impl Default for Limits {
             handshakes_total: 200,
             handshakes_max: 1_000_000,
             probes_total: 200,
+            probes_again_total: 1000,
             probe_again: std::time::Duration::from_millis(100),
             probe_interval: std::time::Duration::from_secs(1),
             failed_tokens_logged_per_source: 1,

@@ -203,6 +203,7 @@ impl Gateway {
         endpoint.avoid_spis(former.spis());
 
         let limits = &config.limits;
+        let handshakes = limits.handshakes_total;
         Gateway {
             incarnation: boot.incarnation,
             wall_clock: boot.wall_clock,
@@ -214,13 +215,13 @@ impl Gateway {
             accepted: None,
             tickets,
             journal: Journal::new(&config, boot.incarnation),
-            hints: Hints::new(limits.probe_interval, limits.probe_again, limits.probes_total),
+            hints: Hints::new(limits),
             reconnect: Reconnect::default(),
             sir,
-            capacity: Capacity::new(limits.handshakes_total, limits.handshakes_max),
-            pace: Total::new(limits.handshakes_total),
+            capacity: Capacity::new(handshakes, limits.handshakes_max),
+            pace: Total::at_once(handshakes, contact::at_once(handshakes, handshakes)),
             told: HashSet::new(),
-            start_pace: Total::even(limits.handshakes_total),
+            start_pace: Total::at_once(handshakes, 1),
             waiting: VecDeque::new(),
             starting: VecDeque::new(),
             unasked: VecDeque::new(),
@@ -277,8 +278,8 @@ impl Gateway {
             self.output.push_back(Output::Journal(JournalWrite::Remove(spi)));
             self.endpoint.release_spi(spi);
         }
-        while let Some(ike) = self.hints.next_deferred(now) {
-            self.probe(now, ike);
+        while let Some(ike) = self.hints.next_due(now, &self.endpoint) {
+            self.probe(now, ike, false);
         }
         self.tick_sir(now);
         self.endpoint.tick(now);

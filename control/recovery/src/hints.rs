@@ -3,14 +3,17 @@
 //! For each IKE SA one at a time; a new one no sooner after the last than `probe_interval`, and the outstanding one again
 //! no sooner than `probe_again`: shorter, since whoever floods us with hints while the peer is down would else decide
 //! how long after its return it is asked. A hint that comes too soon counts when that time is over, so that it is
-//! delayed and never lost. For all together so many new ones a second. Hints are limited by rate only: a packet older
-//! than the hint says nothing against it.
+//! delayed and never lost. For all together so many new ones a second, and so many sent again; who finds no room waits in
+//! a line. Only where the hint names an SPI on which we send is the outstanding one sent again without waiting: a peer
+//! that lost very many IKE SAs says so of each whenever it is asked, but packets go on few. Hints are limited by rate
+//! only: a packet older than the hint says nothing against it.
 
+use crate::api::Limits;
 use crate::limits::Total;
 use crate::taker::IkeSas;
 use spindle_abi::Time;
 use spindle_ike::api::{IkeSaId, ProbeResult};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 /// When each IKE SA was last checked on a hint. Bounded: what is too old to matter is dropped whenever there is twice as
@@ -19,7 +22,8 @@ use std::time::Duration;
 pub(crate) struct Hints {
     interval: Duration,
     again_after: Duration,
-    total: Total,
+    new: Line,
+    again: Line,
     last: HashMap<IkeSaId, Last>,
     most: usize,
     deferred: BTreeSet<(Time, IkeSaId)>,
@@ -32,15 +36,24 @@ struct Last {
     began: Time,
     /// When it was last sent.
     sent: Time,
+    /// A hint named an SPI since.
+    traffic: bool,
 }
 
-/// Times that are kept without asking whether they are too old.
+/// Times, and places in a line, that are kept without asking whether they still matter.
 const LEAST: usize = 64;
 
 impl Hints {
-    pub(crate) fn new(interval: Duration, again_after: Duration, total: u32) -> Hints {
-        let (last, deferred) = (HashMap::new(), BTreeSet::new());
-        Hints { interval, again_after, total: Total::new(total), last, most: LEAST, deferred }
+    pub(crate) fn new(limits: &Limits) -> Hints {
+        Hints {
+            interval: limits.probe_interval,
+            again_after: limits.probe_again,
+            new: Line::new(limits.probes_total),
+            again: Line::new(limits.probes_again_total),
+            last: HashMap::new(),
+            most: LEAST,
+            deferred: BTreeSet::new(),
+        }
     }
 
     /// When this IKE SA may be checked next.
@@ -50,46 +63,62 @@ impl Hints {
         Some(if sas.awaits_answer(ike) { again } else { again.max(last.began.after(self.interval)) })
     }
 
-    /// May a hint have this IKE SA checked now? If it's too soon, for it or for all, it will be
-    /// [`Hints::next_deferred`].
-    pub(crate) fn allow(&mut self, now: Time, ike: IkeSaId, sas: &dyn IkeSas) -> bool {
-        if !self.total.has_room(now) {
-            self.wait_for_room(now, ike);
-            return false;
+    /// Is it too soon for this IKE SA? Then it is due later.
+    fn defer(&mut self, now: Time, ike: IkeSaId, sas: &dyn IkeSas) -> bool {
+        let earliest = self.earliest(ike, sas).filter(|earliest| now < *earliest);
+        self.deferred.extend(earliest.map(|earliest| (earliest, ike)));
+        earliest.is_some()
+    }
+
+    /// In which line a check of this IKE SA may have to wait.
+    fn line(&mut self, ike: IkeSaId, traffic: bool, sas: &dyn IkeSas) -> Option<&mut Line> {
+        if !sas.awaits_answer(ike) {
+            return Some(&mut self.new);
         }
-        match self.earliest(ike, sas) {
-            Some(earliest) if now < earliest => {
-                self.deferred.insert((earliest, ike));
-                false
-            }
-            _ => true,
+        let traffic = traffic || self.last.get(&ike).is_some_and(|last| last.traffic);
+        (!traffic).then_some(&mut self.again)
+    }
+
+    /// May a hint have this IKE SA checked now? If it's too soon, for it or for all, it will be [`Hints::next_due`].
+    /// `traffic`: the hint names an SPI on which we send.
+    pub(crate) fn allow(&mut self, now: Time, ike: IkeSaId, traffic: bool, sas: &dyn IkeSas) -> bool {
+        if let Some(last) = self.last.get_mut(&ike) {
+            last.traffic |= traffic;
         }
+        !self.defer(now, ike, sas) && self.line(ike, traffic, sas).is_none_or(|line| line.enter(now, ike))
     }
 
     /// Checks it: a liveness exchange, or the outstanding request once more. `None`: too many at present.
-    pub(crate) fn probe(&mut self, now: Time, ike: IkeSaId, sas: &mut dyn IkeSas) -> Option<ProbeResult> {
-        if !self.total.has_room(now) {
-            self.wait_for_room(now, ike);
-            return None;
-        }
+    pub(crate) fn probe(
+        &mut self,
+        now: Time,
+        ike: IkeSaId,
+        traffic: bool,
+        sas: &mut dyn IkeSas,
+    ) -> Option<ProbeResult> {
         // An answer may have come since a hint was deferred: then it is a new check that it asks for.
-        if let Some(earliest) = self.earliest(ike, sas).filter(|earliest| now < *earliest) {
-            self.deferred.insert((earliest, ike));
+        if self.defer(now, ike, sas) {
             return Some(ProbeResult::TooSoon);
+        }
+        let line = self.line(ike, traffic, sas);
+        let counts = line.is_some();
+        if line.is_some_and(|line| !line.has_room(now, ike)) {
+            return None;
         }
         // How often hints send a request again is limited here; its own retransmissions don't count, or one that
         // left shortly before the peer came back would delay the hint.
         let result = sas.probe(now, ike, Duration::ZERO);
         match result {
-            ProbeResult::Started => self.total.take(now),
+            ProbeResult::Started => self.new.total.take(now),
+            ProbeResult::SentAgain if counts => self.again.total.take(now),
             ProbeResult::SentAgain | ProbeResult::TooSoon => {}
             ProbeResult::NoSuchSa => {
                 self.forget(ike);
                 return Some(result);
             }
         }
-        let last = self.last.entry(ike).or_insert(Last { began: now, sent: now });
-        last.sent = now;
+        let last = self.last.entry(ike).or_insert(Last { began: now, sent: now, traffic: false });
+        (last.sent, last.traffic) = (now, false);
         if result == ProbeResult::Started {
             last.began = now;
         }
@@ -101,32 +130,93 @@ impl Hints {
         Some(result)
     }
 
-    /// It is checked once there is room; where there never is any, never.
-    fn wait_for_room(&mut self, now: Time, ike: IkeSaId) {
-        let at = self.total.room_at();
-        if at > now {
-            self.deferred.insert((at, ike));
+    /// An IKE SA whose hint came too soon, for it or for all, and is due now.
+    pub(crate) fn next_due(&mut self, now: Time, sas: &dyn IkeSas) -> Option<IkeSaId> {
+        while let Some((at, ike)) = self.deferred.first().copied().filter(|(at, _)| *at <= now) {
+            self.deferred.remove(&(at, ike));
+            if self.allow(now, ike, false, sas) {
+                return Some(ike);
+            }
         }
-    }
-
-    /// An IKE SA whose hint came too soon and is due now.
-    pub(crate) fn next_deferred(&mut self, now: Time) -> Option<IkeSaId> {
-        let first = self.deferred.first().filter(|(at, _)| *at <= now).copied()?;
-        self.deferred.remove(&first);
-        Some(first.1)
+        self.new.next(now).or_else(|| self.again.next(now))
     }
 
     pub(crate) fn deadline(&self) -> Option<Time> {
-        self.deferred.first().map(|(at, _)| *at)
+        let deferred = self.deferred.first().map(|(at, _)| *at);
+        [deferred, self.new.deadline(), self.again.deadline()].into_iter().flatten().min()
     }
 
     /// The IKE SA is gone.
     pub(crate) fn forget(&mut self, ike: IkeSaId) {
+        self.new.leave(ike);
+        self.again.leave(ike);
         if let Some(last) = self.last.remove(&ike) {
             let (again, new) = (last.sent.after(self.again_after), last.began.after(self.interval));
             for at in [again, new.max(again)] {
                 self.deferred.remove(&(at, ike));
             }
+        }
+    }
+}
+
+/// Those for whom there was no room, each once, in the order of their coming.
+#[derive(Debug)]
+struct Line {
+    total: Total,
+    queue: VecDeque<IkeSaId>,
+    /// Who in the queue has not left it.
+    waiting: HashSet<IkeSaId>,
+}
+
+impl Line {
+    fn new(per_second: u32) -> Line {
+        Line { total: Total::new(per_second), queue: VecDeque::new(), waiting: HashSet::new() }
+    }
+
+    /// Is there room, and nobody waits for it? If not, it waits behind them.
+    fn enter(&mut self, now: Time, ike: IkeSaId) -> bool {
+        if self.waiting.is_empty() {
+            return self.has_room(now, ike);
+        }
+        self.wait(ike);
+        false
+    }
+
+    /// Is there room? If not, it waits; where there never is any, it does not.
+    fn has_room(&mut self, now: Time, ike: IkeSaId) -> bool {
+        let room = self.total.has_room(now);
+        if !room && self.total.room_at() > now {
+            self.wait(ike);
+        }
+        room
+    }
+
+    fn wait(&mut self, ike: IkeSaId) {
+        if self.waiting.insert(ike) {
+            self.queue.push_back(ike);
+        }
+    }
+
+    /// Who is next, if there is room.
+    fn next(&mut self, now: Time) -> Option<IkeSaId> {
+        if !self.total.has_room(now) {
+            return None;
+        }
+        loop {
+            let ike = self.queue.pop_front()?;
+            if self.waiting.remove(&ike) {
+                return Some(ike);
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        (!self.waiting.is_empty()).then(|| self.total.room_at())
+    }
+
+    fn leave(&mut self, ike: IkeSaId) {
+        if self.waiting.remove(&ike) && self.queue.len() > LEAST.max(2 * self.waiting.len()) {
+            self.queue.retain(|ike| self.waiting.contains(ike));
         }
     }
 }
@@ -148,12 +238,13 @@ mod tests {
     }
 
     fn hint(hints: &mut Hints, now: Time, ike: u64, sas: &mut FakeSas) -> Option<ProbeResult> {
-        if hints.allow(now, IkeSaId(ike), sas) { hints.probe(now, IkeSaId(ike), sas) } else { None }
+        let allowed = hints.allow(now, IkeSaId(ike), false, sas);
+        if allowed { hints.probe(now, IkeSaId(ike), false, sas) } else { None }
     }
 
-    /// A new check each second, the outstanding one again each 100 ms, 200 new ones a second in all.
+    /// A new check each second, the outstanding one again each 100 ms, 200 new ones a second in all and 1000 again.
     fn hints() -> Hints {
-        Hints::new(Duration::from_secs(1), Duration::from_millis(100), 200)
+        Hints::new(&Limits::default())
     }
 
     /// RFC 7296 section 2.4: limited; but a hint is delayed, not lost.
@@ -166,10 +257,10 @@ mod tests {
             assert_eq!(hint(&mut hints, ms(n), 0, &mut sas), None);
         }
         assert_eq!(hints.deadline(), Some(ms(100)));
-        assert_eq!(hints.next_deferred(ms(99)), None);
-        assert_eq!(hints.next_deferred(ms(100)), Some(IkeSaId(0)));
-        assert_eq!(hints.probe(ms(100), IkeSaId(0), &mut sas), Some(ProbeResult::SentAgain));
-        assert_eq!(hints.next_deferred(ms(5000)), None, "many early hints count as one");
+        assert_eq!(hints.next_due(ms(99), &sas), None);
+        assert_eq!(hints.next_due(ms(100), &sas), Some(IkeSaId(0)));
+        assert_eq!(hints.probe(ms(100), IkeSaId(0), false, &mut sas), Some(ProbeResult::SentAgain));
+        assert_eq!(hints.next_due(ms(5000), &sas), None, "many early hints count as one");
         assert_eq!(sas.probed.len(), 2);
     }
 
@@ -180,8 +271,8 @@ mod tests {
         for n in 0..3000 {
             hint(&mut hints, ms(n), 0, &mut sas);
             sas.outstanding = false;
-            while let Some(ike) = hints.next_deferred(ms(n)) {
-                hints.probe(ms(n), ike, &mut sas);
+            while let Some(ike) = hints.next_due(ms(n), &sas) {
+                hints.probe(ms(n), ike, false, &mut sas);
                 sas.outstanding = false;
             }
         }
@@ -194,11 +285,12 @@ mod tests {
         let (mut hints, mut sas) = (hints(), sas(1));
         assert_eq!(hint(&mut hints, NOW, 0, &mut sas), Some(ProbeResult::Started));
         assert_eq!(hint(&mut hints, ms(1), 0, &mut sas), None);
+        assert_eq!(hints.deadline(), Some(ms(100)));
         sas.outstanding = false;
-        assert_eq!(hints.next_deferred(ms(100)), Some(IkeSaId(0)));
-        assert_eq!(hints.probe(ms(100), IkeSaId(0), &mut sas), Some(ProbeResult::TooSoon));
+        assert_eq!(hints.next_due(ms(100), &sas), None);
         assert_eq!(hints.deadline(), Some(ms(1000)));
-        assert_eq!(hints.probe(ms(1000), IkeSaId(0), &mut sas), Some(ProbeResult::Started));
+        assert_eq!(hints.next_due(ms(1000), &sas), Some(IkeSaId(0)));
+        assert_eq!(hints.probe(ms(1000), IkeSaId(0), false, &mut sas), Some(ProbeResult::Started));
     }
 
     #[test]
@@ -210,18 +302,64 @@ mod tests {
         }
         assert_eq!(sas.probed.len(), 200);
         // Those over the budget are not lost; and no second hint is taken up for any of them meanwhile.
-        assert!((0..1000).all(|n| !hints.allow(NOW, IkeSaId(n), &sas)));
+        assert!((0..1000).all(|n| !hints.allow(NOW, IkeSaId(n), false, &sas)));
         let mut now = NOW;
         while let Some(at) = hints.deadline() {
             now = now.max(at);
-            while let Some(ike) = hints.next_deferred(now) {
+            while let Some(ike) = hints.next_due(now, &sas) {
                 sas.outstanding = false;
-                hints.probe(now, ike, &mut sas);
+                hints.probe(now, ike, false, &mut sas);
             }
         }
         let probed: std::collections::BTreeSet<_> = sas.probed.iter().collect();
         assert_eq!(probed.len(), 1000);
         assert!(now.since(NOW) >= Duration::from_millis(3900), "{:?}: 200 a second", now.since(NOW));
+    }
+
+    /// The peer lost ten thousand IKE SAs, and says so of each whenever it is asked.
+    #[test]
+    fn all_ike_sas_together_have_a_budget_of_checks_sent_again_and_each_has_its_turn() {
+        const MANY: u64 = 10_000;
+        let (mut hints, mut sas) = (hints(), sas(MANY));
+        sas.outstanding = true;
+        for n in 0..MANY {
+            hint(&mut hints, NOW, n, &mut sas);
+        }
+        assert_eq!(sas.probed.len(), 1000);
+        (0..1000).for_each(|n| assert!(!hints.allow(NOW, IkeSaId(n), false, &sas)));
+        for n in 0..20_000 {
+            while let Some(ike) = hints.next_due(ms(n), &sas) {
+                assert_eq!(hints.probe(ms(n), ike, false, &mut sas), Some(ProbeResult::SentAgain));
+                hints.allow(ms(n), ike, false, &sas);
+            }
+        }
+        assert!((20_000..=21_000).contains(&sas.probed.len()), "{}", sas.probed.len());
+        let mut times = vec![0; MANY as usize];
+        sas.probed.iter().for_each(|ike| times[ike.0 as usize] += 1);
+        assert!(times.iter().all(|times| (2..=3).contains(times)), "each in its turn");
+        assert!(hints.again.queue.len() <= MANY as usize);
+    }
+
+    #[test]
+    fn a_hint_that_names_an_spi_waits_for_no_other_one() {
+        let (mut hints, mut sas) = (hints(), sas(2000));
+        sas.outstanding = true;
+        let mut named = 0;
+        for n in 0..2000 {
+            for n in 0..1999 {
+                hint(&mut hints, NOW, n, &mut sas);
+            }
+            let ike = IkeSaId(1999);
+            if hints.allow(ms(n), ike, true, &sas) {
+                hints.probe(ms(n), ike, true, &mut sas);
+            }
+            while let Some(ike) = hints.next_due(ms(n), &sas) {
+                hints.probe(ms(n), ike, false, &mut sas);
+            }
+            named = sas.probed.iter().filter(|probed| **probed == ike).count();
+        }
+        assert_eq!(named, 20, "each 100 ms");
+        assert!(sas.probed.len() <= 20 + 1000 + 2000, "the others at their rate");
     }
 
     /// Half-open IKE SAs end without a word.

@@ -53,9 +53,9 @@ impl Total {
         Total { rate: Rate::per_second(per_second), bucket: Time(0) }
     }
 
-    /// The same rate, evenly: not a second's worth at once.
-    pub(crate) fn even(per_second: u32) -> Total {
-        Total { rate: Rate::new(per_second, 1), bucket: Time(0) }
+    /// The same rate, but only so many at once.
+    pub(crate) fn at_once(per_second: u32, at_once: u32) -> Total {
+        Total { rate: Rate::new(per_second, at_once), bucket: Time(0) }
     }
 
     /// From now on this rate, with so many at once; both at least 1. Those that have been taken still count, each for as
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(at(&mut total, 5 * SECOND + SECOND / 10), 1);
         assert_eq!(at(&mut total, 6 * SECOND + SECOND / 10), 10);
         assert_eq!(at(&mut Total::new(0), SECOND), 0);
-        let mut even = Total::even(10);
+        let mut even = Total::at_once(10, 1);
         assert_eq!(at(&mut even, 5 * SECOND), 1);
         assert_eq!(even.room_at(), Time(5 * SECOND + SECOND / 10));
         assert_eq!(at(&mut even, 6 * SECOND), 1);

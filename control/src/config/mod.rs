@@ -549,6 +549,7 @@ fn limits(section: &Section<'_>) -> Result<Limits> {
         limits.handshakes_max = value.integer(limits.handshakes_total.into()..=1_000_000)? as u32;
     }
     rate("probes_total", &mut limits.probes_total)?;
+    rate("probes_again_total", &mut limits.probes_again_total)?;
     duration("probe_again", &mut limits.probe_again)?;
     duration("probe_interval", &mut limits.probe_interval)?;
     rate("failed_tokens_logged_per_source", &mut limits.failed_tokens_logged_per_source)?;

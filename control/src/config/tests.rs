@@ -228,6 +228,19 @@ fn the_examples_are_understood() {
 }
 
 #[test]
+fn the_example_of_limits_has_them_all_at_their_defaults() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/limits.toml");
+    let settings = Settings::load(Path::new(path)).unwrap();
+    assert_eq!(settings.recovery.limits, Limits::default());
+    let text = std::fs::read_to_string(path).unwrap();
+    let Limits { sir, .. } = Limits::default();
+    let budgets = format!("{:?}", Limits::default()).replace(&format!("sir: {sir:?}"), "");
+    for key in budgets.split([' ', '{', ',']).filter_map(|word| word.strip_suffix(':')) {
+        assert!(text.contains(&format!("\n{key} = ")), "{key}");
+    }
+}
+
+#[test]
 fn a_key_that_others_may_read_is_refused() {
     let (directory, _files) = examples();
     std::fs::set_permissions(directory.path().join("site-to-site.psk"), Permissions::from_mode(0o640))

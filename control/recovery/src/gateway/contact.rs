@@ -20,8 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const DEBT: Duration = Duration::from_secs(10);
 /// A peer that has initiated first makes its Child SAs within this time; then we make what is missing.
 const PEERS_TURN: Duration = Duration::from_secs(1);
-/// At a pace that has grown, handshakes of one of so many parts of a second may begin at once.
-const AT_ONCE: u32 = 20;
+/// So many handshakes may begin at once, or a second's if that's fewer. Right after a start the next hop's address is not
+/// known, and the kernel keeps somewhat more than this for it; what it has no room for is lost.
+const AT_ONCE: u32 = 100;
+/// At a pace that has grown, handshakes of one of so many parts of a second.
+const AT_ONCE_SHARE: u32 = 20;
+
+/// How many handshakes may begin at once at a pace of so many a second, and so many at first.
+pub(super) fn at_once(first: u32, pace: u32) -> u32 {
+    first.min(AT_ONCE).max(pace / AT_ONCE_SHARE)
+}
 
 impl Gateway {
     /// The driver has worked so long in all, since it began: not asleep, whatever it worked at, but for waits that serve
@@ -31,8 +39,7 @@ impl Gateway {
     pub fn worked(&mut self, now: Time, in_all: Duration) {
         self.capacity.answered(self.endpoint.take_answers());
         let Some(pace) = self.capacity.worked(now, in_all) else { return };
-        let at_once = self.config.limits.handshakes_total.max(pace / AT_ONCE);
-        self.pace.set(now, pace, at_once);
+        self.pace.set(now, pace, at_once(self.config.limits.handshakes_total, pace));
         self.start_pace.set(now, pace, 1);
     }
 

@@ -188,7 +188,7 @@ impl Gateway {
         }
         for ike in finding.to_probe() {
             if !self.sir_hint(now, ike, finding.spi) {
-                self.hint(now, ike, format!("from {remote}"));
+                self.hint(now, ike, finding.spi.is_some(), format!("from {remote}"));
             }
         }
     }
@@ -230,15 +230,16 @@ impl Gateway {
         }
     }
 
-    pub(super) fn hint(&mut self, now: Time, ike: IkeSaId, detail: String) {
-        if !self.hints.allow(now, ike, &self.endpoint) {
+    /// `traffic`: it names an SPI on which we send.
+    fn hint(&mut self, now: Time, ike: IkeSaId, traffic: bool, detail: String) {
+        if !self.hints.allow(now, ike, traffic, &self.endpoint) {
             self.stats.count(Counter::HintsTooSoon);
             return;
         }
         let row = self.journal.ike_sa(ike);
         let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
         self.report("hint", connection, spis, None, detail);
-        self.probe(now, ike);
+        self.probe(now, ike, traffic);
     }
 
     /// The peer does not know an SPI on which we send. The IKE SA that carried this lives, as the peer has just shown;
@@ -254,7 +255,7 @@ impl Gateway {
         let others = self.endpoint.find_by_outbound_spi(spi);
         let lost = |other: &IkeSaId| *other != ike && connection(*other) == connection(ike);
         for other in others.into_iter().filter(lost).take(MAX_PROBED).collect::<Vec<_>>() {
-            self.hint(now, other, format!("on another IKE SA, of {spi}_o"));
+            self.hint(now, other, true, format!("on another IKE SA, of {spi}_o"));
         }
     }
 
@@ -274,8 +275,8 @@ impl Gateway {
     }
 
     /// RFC 7296 section 2.4: a hint may start one liveness check, limited.
-    pub(super) fn probe(&mut self, now: Time, ike: IkeSaId) {
-        let (counter, name) = match self.hints.probe(now, ike, &mut self.endpoint) {
+    pub(super) fn probe(&mut self, now: Time, ike: IkeSaId, traffic: bool) {
+        let (counter, name) = match self.hints.probe(now, ike, traffic, &mut self.endpoint) {
             None => return self.stats.count(Counter::HintsOverBudget),
             Some(spindle_ike::api::ProbeResult::Started) => (Counter::ProbesStarted, "started"),
             Some(spindle_ike::api::ProbeResult::SentAgain) => (Counter::ProbesSentAgain, "sent again"),

@@ -236,7 +236,7 @@ impl Gateway {
                 // No answer is no evidence; the liveness check decides.
                 Due::GiveUp(ike) => {
                     self.stats.count(Counter::SirQueriesUnanswered);
-                    self.probe(now, ike);
+                    self.probe(now, ike, false);
                 }
                 Due::Confirmed { ike, cookie, asked } => self.confirmed(now, ike, cookie, asked),
             }
@@ -265,7 +265,7 @@ impl Gateway {
         let stands = self.journal.of_connection(&connection).any(|(id, _)| id != ike);
         if stands || self.stopping {
             self.sir.as_mut().into_iter().for_each(|sir| sir.forget(ike));
-            return self.probe(now, ike);
+            return self.probe(now, ike, false);
         }
         self.report("initiating", Some(connection.clone()), None, None, "after a confirmation".into());
         if let Err(refused) = self.endpoint.initiate_beside(now, ike, cookie) {

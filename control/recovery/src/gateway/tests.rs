@@ -17,13 +17,13 @@ impl ActivityReader for Idle {
 }
 
 /// Counts up: enough for tests that need no secrets.
-struct Counting(u8);
+struct Counting(u32);
 
 impl Random for Counting {
     fn fill(&mut self, octets: &mut [u8]) {
         for octet in octets {
             self.0 = self.0.wrapping_add(1);
-            *octet = self.0;
+            *octet = (self.0.wrapping_mul(0x9e37_79b9) >> 24) as u8;
         }
     }
 }
@@ -479,6 +479,29 @@ fn the_pace_follows_what_ends_and_how_busy_the_driver_was() {
     let now = now.after(Duration::from_millis(100));
     gateway.worked(now, Duration::from_millis(7101));
     assert_eq!(stat(&gateway, "handshakes-pace"), 10);
+}
+
+/// The kernel keeps somewhat more than a hundred datagrams for a next hop whose address it does not know yet.
+#[test]
+fn no_more_than_a_hundred_handshakes_begin_at_once_after_a_start() {
+    let connections = (0..150).map(|n| {
+        let mut connection = connection(&format!("c{n}"), Some("192.0.2.2"));
+        connection.children[0].policy = n;
+        connection
+    });
+    let methods = vec![Method::InitialContact, Method::Liveness];
+    let config = Config { connections: connections.map(Into::into).collect(), methods, ..config() };
+    let records = (0..150).map(|n| {
+        let spis = IkeSpis { initiator: u64::from(n + 1).to_be_bytes(), responder: [9; 8] };
+        JournalRecord { connection: format!("c{n}"), ..record(0x1000 + n, spis) }
+    });
+    let mut gateway = gateway(config, records.collect());
+    let boot = commands(&all(&mut gateway));
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    boot.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
+    assert_eq!(sent(&all(&mut gateway)).len(), 100);
+    gateway.tick(NOW.after(Duration::from_millis(100)));
+    assert_eq!(sent(&all(&mut gateway)).len(), 20, "two hundred a second");
 }
 
 /// Its token has taken from the pace already.
