@@ -110,6 +110,28 @@ impl Tally {
         self
     }
 
+    /// Where the link has dropped so many of the frames that the gateway sent, before anybody saw them.
+    #[must_use]
+    pub fn and_unseen(mut self, frames: u64) -> Tally {
+        let sent = |name: &str| name.ends_with("sent") || name == "dataplane/delivered_outside";
+        self.0.iter_mut().filter(|(name, _)| sent(name)).for_each(|(_, count)| *count += frames);
+        self
+    }
+
+    /// Where the link has dropped so many of the frames that were seen on their way to the gateway.
+    #[must_use]
+    pub fn less_dropped(mut self, frames: u64) -> Tally {
+        let received = |name: &str| {
+            let datagrams = datagrams("received");
+            name.ends_with("_received")
+                || ["control/hints+proofs", "dataplane/received_outside", "dataplane/decapsulated", datagrams]
+                    .contains(&name)
+        };
+        let all = self.0.iter_mut().filter(|(name, _)| received(name));
+        all.for_each(|(_, count)| *count = count.saturating_sub(frames));
+        self
+    }
+
     /// Events of a kind.
     pub fn count(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
@@ -237,6 +259,25 @@ mod tests {
             stats["control"][all] = json!(all_seen);
             stats["control"][kind] = json!(kind_seen);
             assert_eq!(disagreements(&tally, &tally, &stats).len(), found, "{missing}");
+        }
+    }
+
+    #[test]
+    fn frames_that_a_link_dropped_were_sent_unseen_or_seen_in_vain() {
+        let mut tally = Tally::of(&wire(), B.into(), 0..=u64::MAX);
+        tally.0.values_mut().for_each(|count| *count += 1);
+        let least = tally.clone().less_dropped(1);
+        let most = tally.clone().and_unseen(1);
+        for (kind, count) in &tally.0 {
+            let (part, counters) = kind.split_once('/').expect("a part");
+            let counter = counters.split('+').next().expect("a counter");
+            let sent = kind.ends_with("sent") || counter == "delivered_outside";
+            for (said, found) in [(count + 1, !sent), (count - 1, sent), (count + 2, true), (count - 2, true)]
+            {
+                let mut stats = honest(&tally);
+                stats[part][counter] = json!(said);
+                assert_eq!(disagreements(&least, &most, &stats).len(), usize::from(found), "{kind}: {said}");
+            }
         }
     }
 

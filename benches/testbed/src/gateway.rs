@@ -490,6 +490,25 @@ impl Gateway {
         self.json("stats")
     }
 
+    /// Waits until it has read all datagrams that the kernel has for its namespace by now.
+    pub(crate) fn wait_read(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        let control = &self.json("status")?["pids"]["control"];
+        let tables = ["udp", "udp6"].map(|table| format!("/proc/{control}/net/{table}"));
+        loop {
+            let read = tables.iter().map(|file| {
+                std::fs::read_to_string(file).context(|| format!("reading {file}")).map(|t| has_unread(&t))
+            });
+            if !read.collect::<Result<Vec<bool>>>()?.contains(&true) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Subject(format!("{} reads no datagrams any more", self.name())));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// What it reported since it was started, oldest first.
     pub fn events(&self) -> Result<Vec<GatewayEvent>> {
         serde_json::from_value(self.json("events")?)
@@ -505,9 +524,30 @@ impl Gateway {
     }
 }
 
+/// Is a receive queue of one of the kernel's tables of sockets (`/proc/net/udp`) not empty? The fifth column holds both
+/// queues' octets, in hexadecimal.
+fn has_unread(table: &str) -> bool {
+    let queues = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(4)?.split_once(':'));
+    queues.into_iter().any(|(_, receive)| receive.bytes().any(|digit| digit != b'0'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_queue_that_is_not_empty_is_seen() {
+        let table = |receive| {
+            format!(
+                "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n \
+                 101: 010200C0:01F4 00000000:0000 07 0000A000:00000000 00:00000000 00000000     0        0 4711\n \
+                 102: 010200C0:1194 00000000:0000 07 00000000:{receive} 00:00000000 00000000     0        0 4712\n"
+            )
+        };
+        assert!(!has_unread(&table("00000000")));
+        assert!(has_unread(&table("00000300")));
+        assert!(!has_unread(""));
+    }
 
     #[test]
     fn a_schedule_ends_after_its_last_retransmission_went_unanswered() {

@@ -13,6 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::event::{WireEvent, wire_events};
 use crate::gateway::{Gateway, GatewayEvent, Settings};
 use crate::leak::Leak;
+use crate::namespace::Namespace;
 use crate::packet::now;
 use crate::pcap::Frame;
 use crate::strongswan::{Charon, Peer, Strongswan};
@@ -27,6 +28,8 @@ use std::time::{Duration, Instant};
 
 /// How long a gateway may take to become ready.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to read what has come.
+const READING_PATIENCE: Duration = Duration::from_secs(10);
 /// How long traffic flows before anything happens.
 const BEFORE: Duration = Duration::from_secs(1);
 /// How long it flows on after the recovery, and after both gateways were stopped.
@@ -389,6 +392,7 @@ impl Stage {
             std::fs::write(&file, text).context(|| format!("writing {}", file.display()))?;
         }
         self.stop_gateways()?;
+        let dropped = [self.dropped(Side::A)?, self.dropped(Side::B)?];
 
         let wires = self.testbed.finish()?;
         let leaks = self.leaks(&wires)?;
@@ -406,8 +410,8 @@ impl Stage {
             let Some(account) = &accounts[at] else { continue };
             let received = &logs[side.other() as usize];
             contradictions.extend(match &crashes[at] {
-                Some(crash) => account.of_restarted(name, &wires[at], crash, received),
-                None => account.of_survivor(name, &wires[at], self.address(side)),
+                Some(crash) => account.of_restarted(name, &wires[at], dropped[at], crash, received),
+                None => account.of_survivor(name, &wires[at], dropped[at], self.address(side)),
             });
         }
         if !contradictions.is_empty() {
@@ -417,6 +421,18 @@ impl Stage {
         let counted_until = accounts.each_ref().map(|account| account.as_ref().map_or(0, |it| it.after));
         let stats = accounts.map(|account| account.map_or(serde_json::Value::Null, |account| account.stats));
         Ok(Seen { logs, wires, events, stats, counted_until })
+    }
+
+    /// Frames that the link at a gateway has dropped, of what came from it and of what went to it. Where its device has
+    /// two ends, each counts what the other one had no room for; and the wire is seen at the far end.
+    fn dropped(&self, side: Side) -> Result<[u64; 2]> {
+        let topology = self.testbed.topology();
+        let of = |namespace: &Namespace, interface: &str| {
+            let text = namespace.run(&format!("cat /sys/class/net/{interface}/statistics/tx_dropped"))?;
+            text.trim().parse().map_err(|_| Error::Machine(format!("{interface} has dropped {text:?}")))
+        };
+        let (wire, far_end) = topology.wire(side);
+        Ok([of(topology.gateway(side), &side.outside_interface())?, of(wire, &far_end)?])
     }
 
     /// The sides where a gateway of ours is.
@@ -514,21 +530,30 @@ struct Account {
 }
 
 impl Account {
+    /// As soon as it has read what had come by now: one under load is behind its wire.
     fn take(gateway: &Gateway) -> Result<Account> {
         let before = now();
+        gateway.wait_read(READING_PATIENCE)?;
         let stats = gateway.stats()?;
         Ok(Account { stats, before, after: now() })
     }
 
     /// Against the wire of a gateway that lived through it all.
-    fn of_survivor(&self, name: char, wire: &[WireEvent], gateway: IpAddr) -> Vec<String> {
+    fn of_survivor(&self, name: char, wire: &[WireEvent], dropped: [u64; 2], gateway: IpAddr) -> Vec<String> {
         let tally = |until| Tally::of(wire, gateway, 0..=until);
-        self.against(name, tally(self.before), tally(self.after))
+        self.against(name, dropped, tally(self.before), tally(self.after))
     }
 
     /// Against the wire and the deliveries since a gateway was started again. Nobody knows which of the packets that
     /// came before it was ready found a socket already.
-    fn of_restarted(&self, name: char, wire: &[WireEvent], crash: &Crash, log: &StreamLog) -> Vec<String> {
+    fn of_restarted(
+        &self,
+        name: char,
+        wire: &[WireEvent],
+        dropped: [u64; 2],
+        crash: &Crash,
+        log: &StreamLog,
+    ) -> Vec<String> {
         let former: BTreeSet<u32> =
             wire.iter().filter(|event| event.at < crash.started).filter_map(WireEvent::esp).collect();
         let received = wire.iter().filter(|event| event.destination == Some(crash.gateway));
@@ -546,10 +571,12 @@ impl Account {
             tally.with("dataplane/decapsulated", decapsulated).with("dataplane/delivered_inside", delivered)
         };
         let at_least = tally(crash.ready, self.before, on_last);
-        self.against(name, at_least, tally(crash.started, self.after, on_new.len()))
+        self.against(name, dropped, at_least, tally(crash.started, self.after, on_new.len()))
     }
 
-    fn against(&self, name: char, at_least: Tally, at_most: Tally) -> Vec<String> {
+    /// `dropped`: as of [`Stage::dropped`].
+    fn against(&self, name: char, dropped: [u64; 2], at_least: Tally, at_most: Tally) -> Vec<String> {
+        let (at_least, at_most) = (at_least.less_dropped(dropped[1]), at_most.and_unseen(dropped[0]));
         // A hint sends the outstanding request again, a new INFORMATIONAL one or any other under way; but such a request
         // need not be due to a hint.
         let probes = "control/probes-started+probes-sent-again";
