@@ -2,6 +2,7 @@
 
 use crate::DropReason;
 use spindle_abi::Event;
+use spindle_aead::prefetch;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -24,6 +25,32 @@ pub trait Frame {
     fn truncate(&mut self, length: usize);
     /// Where its memory is: of no other frame at this time, and the same for all of this one's way.
     fn place(&self) -> usize;
+}
+
+/// What is fetched of a frame when its headers are read: a line, mostly with its neighbour.
+const HEADERS: usize = 128;
+
+/// Fetches the line in which a frame's headers begin, ahead of their use. In copy mode another core has just written it;
+/// so those of a whole burst are on their way at once.
+#[inline(always)]
+pub fn fetch_headers(frame: &impl Frame) {
+    frame.data().first().into_iter().for_each(prefetch);
+}
+
+/// Fetches what stands behind the headers, ahead of its use.
+#[inline(always)]
+pub(crate) fn fetch(frame: &impl Frame) {
+    if let Some(behind) = frame.data().get(HEADERS..) {
+        prefetch(behind);
+    }
+}
+
+/// Fetches the line in which a packet ends, where its trailer is written.
+#[inline(always)]
+pub(crate) fn fetch_end(frame: &impl Frame) {
+    if let Some([.., last]) = frame.data().get(HEADERS..) {
+        prefetch(last);
+    }
 }
 
 /// The gateway's two sides (RFC 4301: protected and unprotected).

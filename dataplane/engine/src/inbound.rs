@@ -4,6 +4,7 @@
 
 use crate::arrivals::{Arrival, Kind, Onward, Opened, head, is_unicast, is_unicast_v4};
 use crate::flows::{Key, Plain};
+use crate::frame::fetch;
 use crate::interfaces::INSIDE;
 use crate::policies::NO_SA;
 use crate::sas::{Limit, Owed};
@@ -84,6 +85,7 @@ impl Engine {
             }
             let Some(kind) = next.checked_sub(AHEAD).and_then(|now| kinds.get_mut(now)) else { continue };
             let Some(frame) = frames.next() else { break };
+            frames.as_slice().first().into_iter().for_each(fetch);
             // What comes after these is opened when its turn has come, for they may change what is found.
             in_turn |= matches!(kind, Kind::Fragment | Kind::Icmp);
             if let (false, Kind::Esp(arrival, Known::Current(index))) = (in_turn, &*kind) {

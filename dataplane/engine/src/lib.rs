@@ -44,7 +44,7 @@ mod spi_table;
 pub use arrayvec::ArrayVec;
 pub use config::{EngineConfig, PortConfig, Refused};
 pub use counters::{Counter, Counters, DropReason, Imbalance};
-pub use frame::{BURST, Frame, MemoryFrame, Origin, Output, PortId};
+pub use frame::{BURST, Frame, MemoryFrame, Origin, Output, PortId, fetch_headers};
 pub use hot::{Memory, SaRegion};
 
 use doubts::Doubts;

@@ -2,6 +2,7 @@
 
 use crate::arrivals::{head, is_unicast};
 use crate::flows::{Decision as Known, Key, Plain};
+use crate::frame::{fetch, fetch_end};
 use crate::icmp_errors::Complaint;
 use crate::interfaces::INSIDE;
 use crate::policies::{NO_SA, Sought};
@@ -85,6 +86,7 @@ impl Engine {
         for ((frame, key), place) in burst.iter().zip(&mut keys).zip(&mut found) {
             *key = self.key_from_inside(interface, frame.data());
             key.iter().for_each(|key| *place = self.flows.prefetch(*key));
+            fetch_end(frame);
         }
         let (mut all_known, mut last) = (true, NO_SA);
         for (key, place) in keys[..burst.len()].iter().zip(&mut found) {
@@ -146,7 +148,10 @@ impl Engine {
             let Some(one) = self.begin(now, is_host, &decision, frame, out) else { break };
             begun.push((decision.index, one));
         }
-        for (frame, (index, begun)) in burst.iter_mut().zip(&begun) {
+        let mut frames = burst.iter_mut();
+        for (index, begun) in &begun {
+            let Some(frame) = frames.next() else { break };
+            frames.as_slice().first().into_iter().for_each(fetch);
             self.seal(*index, frame, *begun);
         }
         self.count_sent(begun.len() as u64);

@@ -16,6 +16,7 @@ use rustix::net::xdp::{
     XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use spindle_engine::fetch_headers;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -352,6 +353,7 @@ fn take(ring: &mut FromKernel<XdpDesc>, umem: &Umem, burst: &mut ArrayVec<XdpFra
     for _ in 0..count {
         let descriptor = ring.next();
         if let Some(frame) = umem.frame_from_kernel(descriptor.addr, descriptor.len) {
+            fetch_headers(&frame);
             burst.push(frame);
         }
     }
