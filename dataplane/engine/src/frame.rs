@@ -27,8 +27,8 @@ pub trait Frame {
     fn place(&self) -> usize;
 }
 
-/// What is fetched of a frame when its headers are read: a line, mostly with its neighbour.
-const HEADERS: usize = 128;
+/// What is fetched of a frame when its headers are read, or soon: some lines. A frame that is no longer is not worth more.
+const HEADERS: usize = 192;
 
 /// Fetches the line in which a frame's headers begin, ahead of their use. In copy mode another core has just written it;
 /// so those of a whole burst are on their way at once.

@@ -85,10 +85,10 @@ impl Engine {
             }
             let Some(kind) = next.checked_sub(AHEAD).and_then(|now| kinds.get_mut(now)) else { continue };
             let Some(frame) = frames.next() else { break };
-            frames.as_slice().first().into_iter().for_each(fetch);
             // What comes after these is opened when its turn has come, for they may change what is found.
             in_turn |= matches!(kind, Kind::Fragment | Kind::Icmp);
             if let (false, Kind::Esp(arrival, Known::Current(index))) = (in_turn, &*kind) {
+                frames.as_slice().first().into_iter().for_each(fetch);
                 *kind = self.open(now, *index, arrival, &mut admitted, frame.data_mut(), out);
             }
         }
