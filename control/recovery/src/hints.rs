@@ -345,16 +345,16 @@ mod tests {
         let (mut hints, mut sas) = (hints(), sas(2000));
         sas.outstanding = true;
         let mut named = 0;
-        for n in 0..2000 {
+        for now in (0..2000).map(ms) {
             for n in 0..1999 {
-                hint(&mut hints, NOW, n, &mut sas);
+                hint(&mut hints, now, n, &mut sas);
             }
             let ike = IkeSaId(1999);
-            if hints.allow(ms(n), ike, true, &sas) {
-                hints.probe(ms(n), ike, true, &mut sas);
+            if hints.allow(now, ike, true, &sas) {
+                hints.probe(now, ike, true, &mut sas);
             }
-            while let Some(ike) = hints.next_due(ms(n), &sas) {
-                hints.probe(ms(n), ike, false, &mut sas);
+            while let Some(ike) = hints.next_due(now, &sas) {
+                hints.probe(now, ike, false, &mut sas);
             }
             named = sas.probed.iter().filter(|probed| **probed == ike).count();
         }

@@ -1,0 +1,289 @@
+//! How many handshakes begin, and when: the pace after crashes and at a start.
+
+use super::*;
+
+/// Where more peers ask than handshakes can be taken, their tokens leave at that pace and in the order of their
+/// traffic; a peer that is not asking is told unasked when all who ask have been.
+#[test]
+fn a_herd_is_told_in_the_order_of_its_traffic_at_the_pace_of_handshakes() {
+    let names: Vec<String> = (0..40).map(|n| format!("c{n}")).collect();
+    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let connections = (0..).zip(&names).map(|(n, name)| {
+        let mut connection = connection(name, Some(&format!("192.0.2.{}", 100 + n)));
+        connection.children[0].policy = n;
+        connection
+    });
+    let config =
+        Config { connections: connections.map(Into::into).collect(), limits, proactive: true, ..config() };
+    let records = (0..).zip(&names).map(|(n, name)| JournalRecord {
+        connection: name.clone(),
+        remote: socket(&format!("192.0.2.{}:500", 100 + n)),
+        ..record(0x1000 + n, pair(n as u8 + 1))
+    });
+    let mut gateway = gateway(config, records.collect());
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    // In an order of its own, every other one, several times.
+    let order: Vec<u32> = (0..40).map(|n| n * 7 % 40).filter(|n| n % 2 == 0).collect();
+    let mut told: Vec<u32> = Vec::new();
+    let mut collect = |gateway: &mut Gateway| {
+        for output in all(gateway) {
+            match output {
+                Output::Transmit(datagram) => {
+                    let std::net::IpAddr::V4(to) = datagram.remote.ip() else { panic!("{datagram:?}") };
+                    told.push(u32::from(to.octets()[3]) - 100);
+                }
+                Output::Command { sequence, .. } if !gateway.ready => acknowledge(gateway, sequence, true),
+                _ => {}
+            }
+        }
+        told.len()
+    };
+    for _ in 0..3 {
+        for n in &order {
+            let source = socket(&format!("192.0.2.{}:0", 100 + n));
+            let report = SpiReport { source, ..esp(0x1000 + n) };
+            gateway.handle(NOW, Input::Event(Event::FormerSpi(report)));
+        }
+    }
+    assert_eq!(collect(&mut gateway), 10, "as many at once as in a second");
+    assert_eq!(stat(&gateway, "former-spi-waits-for-its-turn"), 10);
+    let mut now = NOW;
+    while let Some(next) = gateway.deadline().filter(|next| *next <= NOW.after(Duration::from_secs(10))) {
+        assert!(next > now, "the deadline stands still");
+        now = next;
+        gateway.tick(now);
+        collect(&mut gateway);
+    }
+    assert_eq!(told[..20], order);
+    assert_eq!(told.len(), 40, "each once");
+    assert_eq!(stat(&gateway, "tokens-sent-unasked"), 20);
+    assert!(now >= NOW.after(Duration::from_millis(2900)), "thirty at ten a second after the first ten");
+}
+
+/// Connections `c0` … with peers at 192.0.2.100 …, a record of each in the journal, and ten handshakes a second.
+fn herd(many: u32) -> (Config, Vec<JournalRecord>) {
+    let remote = |n: u32| format!("192.0.2.{}", 100 + n);
+    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let connections = (0..many).map(|n| {
+        let mut connection = connection(&format!("c{n}"), Some(&remote(n)));
+        connection.children[0].policy = n;
+        connection
+    });
+    let config = Config { connections: connections.map(Into::into).collect(), limits, ..config() };
+    let records = (0..many).map(|n| JournalRecord {
+        connection: format!("c{n}"),
+        remote: socket(&(remote(n) + ":500")),
+        ..record(0x1000 + n, pair(n as u8 + 1))
+    });
+    (config, records.collect())
+}
+
+fn ask(gateway: &mut Gateway, now: Time, spis: IkeSpis, remote: SocketAddr) -> usize {
+    let (header, local) = (request(spis), socket(LOCAL));
+    gateway.unmatched(now, Unmatched::ProtectedRequest { header, local, remote, tombstone: false });
+    gateway.drain(now);
+    sent(&all(gateway)).len()
+}
+
+fn back(gateway: &mut Gateway, now: Time, n: u32, connection: &str) {
+    let spi = (1 << 32 | u64::from(n)).to_be_bytes();
+    let (ike, spis) = (IkeSaId(1000 + u64::from(n)), IkeSpis { initiator: spi, responder: [9; 8] });
+    gateway.reported(
+        now,
+        spindle_ike::api::Report::IkeEstablished {
+            ike,
+            spis,
+            connection: connection.into(),
+            initiator: false,
+            resumed: false,
+        },
+    );
+    all(gateway);
+}
+
+/// A peer whose request met the pace's silence need not wait for its own retransmission: the journal says where it is.
+#[test]
+fn who_asks_beyond_the_pace_is_told_once_when_its_turn_comes() {
+    let (config, records) = herd(40);
+    let remotes: Vec<SocketAddr> = records.iter().map(|record| record.remote).collect();
+    let mut gateway = gateway(config, records);
+    all(&mut gateway);
+    let mut answered = 0;
+    for _ in 0..3 {
+        for (n, remote) in (1..).zip(&remotes) {
+            answered += ask(&mut gateway, NOW, pair(n), *remote);
+        }
+    }
+    assert_eq!(answered, 10, "as many at once as in a second");
+    assert_eq!(stat(&gateway, "requests-over-handshakes"), 110);
+    back(&mut gateway, NOW, 0, "c20");
+    let (mut now, mut told) = (NOW, Vec::new());
+    while let Some(next) = gateway.deadline().filter(|next| *next <= NOW.after(Duration::from_secs(9))) {
+        assert!(next > now, "the deadline stands still");
+        now = next;
+        gateway.tick(now);
+        told.extend(all(&mut gateway).into_iter().filter_map(|output| match output {
+            Output::Transmit(datagram) => Some(datagram.remote),
+            _ => None,
+        }));
+    }
+    let waited: Vec<SocketAddr> = remotes[10..].iter().filter(|r| **r != remotes[20]).copied().collect();
+    // The ten that were answered at once asked again, and wait behind the others.
+    assert_eq!(told[..29], waited, "in the order in which they asked, but for the one that is back");
+    assert_eq!(told[29..], remotes[..10]);
+    assert!(now >= NOW.after(Duration::from_millis(3800)), "{:?}: ten a second", now.since(NOW));
+}
+
+/// Requests without a record may be anybody's: they cost the pace nothing, so that no flooder starves a peer. The
+/// handshake of a peer that comes back does, once.
+#[test]
+fn a_request_without_a_record_takes_from_the_pace_when_its_peer_is_back_and_not_before() {
+    let (config, _) = herd(40);
+    let mut gateway = gateway(config, Vec::new());
+    all(&mut gateway);
+    for n in 0..1000u32 {
+        let spis = IkeSpis { initiator: u64::from(n + 1).to_be_bytes(), responder: [9; 8] };
+        assert_eq!(ask(&mut gateway, NOW, spis, SocketAddr::from(((n << 8).to_be_bytes(), 500))), 1);
+    }
+    for n in 0..10 {
+        assert_eq!(ask(&mut gateway, NOW, pair(1), socket("192.0.2.150:500")), 1, "{n} are back");
+        back(&mut gateway, NOW, n, &format!("c{n}"));
+        // Another one of the same peer is its own affair.
+        back(&mut gateway, NOW, 100 + n, &format!("c{n}"));
+    }
+    let later = NOW.after(Duration::from_millis(99));
+    assert_eq!(ask(&mut gateway, later, pair(1), socket("192.0.2.151:500")), 0);
+    assert_eq!(stat(&gateway, "requests-over-handshakes"), 1);
+    assert_eq!(ask(&mut gateway, NOW.after(Duration::from_millis(100)), pair(1), socket(REMOTE)), 1);
+    // Very many at once hold recovery back for some seconds, not for as long as they would have taken.
+    for n in 10..40 {
+        back(&mut gateway, NOW, n, &format!("c{n}"));
+    }
+    assert_eq!(gateway.pace.room_at(), NOW.after(Duration::from_millis(3100)));
+    for n in 0..1000 {
+        back(&mut gateway, NOW, n, &format!("unknown{n}"));
+    }
+    assert_eq!(gateway.pace.room_at(), NOW.after(Duration::from_secs(10)));
+}
+
+#[test]
+fn the_pace_follows_what_ends_and_how_busy_the_driver_was() {
+    let (config, records) = herd(40);
+    let mut gateway = gateway(config, records);
+    all(&mut gateway);
+    let told = |gateway: &mut Gateway, now| {
+        let report =
+            |n: u32| SpiReport { source: socket(&format!("192.0.2.{}:0", 100 + n)), ..esp(0x1000 + n) };
+        (0..40).for_each(|n| gateway.handle(now, Input::Event(Event::FormerSpi(report(n)))));
+        sent(&all(gateway)).len()
+    };
+    gateway.worked(NOW, Duration::from_secs(7));
+    assert_eq!((told(&mut gateway, NOW), stat(&gateway, "handshakes-pace")), (10, 10));
+    (0..10).for_each(|n| back(&mut gateway, NOW, n, &format!("c{n}")));
+    // Ten within a tenth of a second, hardly busy: twice as fast from now on, and those already told count for less.
+    let now = NOW.after(Duration::from_millis(100));
+    gateway.worked(now, Duration::from_millis(7001));
+    assert_eq!(stat(&gateway, "handshakes-pace"), 200);
+    let now = now.after(Duration::from_millis(25));
+    gateway.tick(now);
+    let after = sent(&all(&mut gateway)).len();
+    assert!((5..=10).contains(&after), "{after} more are told");
+    // Busy with something else.
+    let now = now.after(Duration::from_millis(100));
+    gateway.worked(now, Duration::from_millis(7101));
+    assert_eq!(stat(&gateway, "handshakes-pace"), 10);
+}
+
+/// The kernel keeps somewhat more than a hundred datagrams for a next hop whose address it does not know yet.
+#[test]
+fn no_more_than_a_hundred_handshakes_begin_at_once_after_a_start() {
+    let connections = (0..150).map(|n| {
+        let mut connection = connection(&format!("c{n}"), Some("192.0.2.2"));
+        connection.children[0].policy = n;
+        connection
+    });
+    let methods = vec![Method::InitialContact, Method::Liveness];
+    let config = Config { connections: connections.map(Into::into).collect(), methods, ..config() };
+    let records = (0..150).map(|n| {
+        let spis = IkeSpis { initiator: u64::from(n + 1).to_be_bytes(), responder: [9; 8] };
+        JournalRecord { connection: format!("c{n}"), ..record(0x1000 + n, spis) }
+    });
+    let mut gateway = gateway(config, records.collect());
+    let boot = commands(&all(&mut gateway));
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    boot.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
+    assert_eq!(sent(&all(&mut gateway)).len(), 100);
+    gateway.tick(NOW.after(Duration::from_millis(100)));
+    assert_eq!(sent(&all(&mut gateway)).len(), 20, "two hundred a second");
+}
+
+/// Its token has taken from the pace already.
+#[test]
+fn a_peer_that_was_told_takes_from_the_pace_once() {
+    let (config, records) = herd(2);
+    let remote = records[1].remote;
+    let mut gateway = gateway(config, records);
+    all(&mut gateway);
+    let source = SocketAddr::new(socket("192.0.2.100:0").ip(), 0);
+    gateway.handle(NOW, Input::Event(Event::FormerSpi(SpiReport { source, ..esp(0x1000) })));
+    assert_eq!((sent(&all(&mut gateway)).len(), ask(&mut gateway, NOW, pair(2), remote)), (1, 1));
+    let before = gateway.pace.room_at();
+    back(&mut gateway, NOW, 0, "c0");
+    back(&mut gateway, NOW, 1, "c1");
+    assert_eq!(gateway.pace.room_at(), before);
+}
+
+/// SIR: what a NACK causes is a handshake too; an ACK causes none.
+#[test]
+fn nacks_follow_the_pace_of_handshakes() {
+    use spindle_ike::check_spi::{CheckSpi, Subtype};
+    let query = CheckSpi { subtype: Subtype::Query, child: None, cookie: vec![7; 24] }.to_notify();
+    let (mut config, _) = herd(40);
+    config.methods = vec![Method::Sir, Method::Liveness];
+    let mut gateway = gateway(config, Vec::new());
+    let boot = commands(&all(&mut gateway));
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    boot.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
+    all(&mut gateway);
+    let ask = |gateway: &mut Gateway, n: u8| {
+        let header = Header { exchange: 240, message_id: 0, next_payload: 41, ..request(pair(n)) };
+        clear(gateway, NOW, header, vec![query.clone()], SocketAddr::from(([192, 0, 2, 100 + n], 500)));
+        sent(&all(gateway)).len()
+    };
+    for n in 1..=10 {
+        assert_eq!(ask(&mut gateway, n), 1);
+        back(&mut gateway, NOW, n.into(), &format!("c{n}"));
+    }
+    assert_eq!(ask(&mut gateway, 20), 0);
+    assert_eq!([stat(&gateway, "sir-nacks-sent"), stat(&gateway, "requests-over-handshakes")], [10, 1]);
+}
+
+/// At once they would be lost on the way, and come again only seconds later.
+#[test]
+fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
+    let connections = (0..30).map(|n| {
+        let mut connection = connection(&format!("c{n}"), Some("192.0.2.2"));
+        connection.children[0].policy = n;
+        connection.children[0].start_action = spindle_ike::api::StartAction::Start;
+        connection
+    });
+    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let mut gateway =
+        gateway(Config { connections: connections.map(Into::into).collect(), limits, ..config() }, vec![]);
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    for (sequence, _) in commands(&all(&mut gateway)) {
+        acknowledge(&mut gateway, sequence, true);
+    }
+    let mut begun = sent(&all(&mut gateway)).len();
+    assert_eq!(begun, 1);
+    // Before the first is sent again.
+    for tenth in 1..=4 {
+        let now = NOW.after(Duration::from_millis(100 * tenth));
+        assert!(gateway.deadline().is_some_and(|next| next <= now));
+        gateway.tick(now);
+        let more = sent(&all(&mut gateway)).len();
+        assert_eq!(more, 1, "after {tenth} tenths of a second");
+        begun += more;
+    }
+    assert_eq!(begun, 5);
+}
