@@ -121,12 +121,8 @@ impl Tally {
     /// Where the link has dropped so many of the frames that were seen on their way to the gateway.
     #[must_use]
     pub fn less_dropped(mut self, frames: u64) -> Tally {
-        let received = |name: &str| {
-            let datagrams = datagrams("received");
-            name.ends_with("_received")
-                || ["control/hints+proofs", "dataplane/received_outside", "dataplane/decapsulated", datagrams]
-                    .contains(&name)
-        };
+        let frames_of = [datagrams("received"), "dataplane/received_outside", "dataplane/decapsulated"];
+        let received = |name: &str| is_of_received_ike(name) || frames_of.contains(&name);
         let all = self.0.iter_mut().filter(|(name, _)| received(name));
         all.for_each(|(_, count)| *count = count.saturating_sub(frames));
         self
@@ -136,6 +132,11 @@ impl Tally {
     pub fn count(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
     }
+}
+
+/// Is it a kind of IKE message that was received, whichever?
+fn is_of_received_ike(kind: &str) -> bool {
+    kind.ends_with("_received") || kind == "control/hints+proofs"
 }
 
 /// What the kernel dropped, its queue being full, had come too.
@@ -157,8 +158,7 @@ pub fn disagreements(at_least: &Tally, at_most: &Tally, stats: &serde_json::Valu
     // Of which kind they were, nobody knows.
     let lost = counted("control/datagrams_lost").unwrap_or(0);
     let judge = |(kind, most): (&String, &u64)| {
-        let is_of_received = kind.ends_with("_received") || kind == "control/hints+proofs";
-        let least = at_least.count(kind).saturating_sub(if is_of_received { lost } else { 0 });
+        let least = at_least.count(kind).saturating_sub(if is_of_received_ike(kind) { lost } else { 0 });
         let seen = if least == *most { format!("{most}") } else { format!("{least} to {most}") };
         match counted(kind) {
             Some(said) if (least..=*most).contains(&said) => None,

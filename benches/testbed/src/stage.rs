@@ -386,13 +386,12 @@ impl Stage {
         for side in self.gateways() {
             let gateway = self.gateway(side);
             events[side as usize] = gateway.events()?;
-            accounts[side as usize] = Some(Account::take(gateway)?);
+            accounts[side as usize] = Some(self.account(side)?);
             let file = gateway.directory().join("events.json");
             let text = serde_json::to_string_pretty(&events[side as usize]).unwrap_or_default();
             std::fs::write(&file, text).context(|| format!("writing {}", file.display()))?;
         }
         self.stop_gateways()?;
-        let dropped = [self.dropped(Side::A)?, self.dropped(Side::B)?];
 
         let wires = self.testbed.finish()?;
         let leaks = self.leaks(&wires)?;
@@ -410,8 +409,8 @@ impl Stage {
             let Some(account) = &accounts[at] else { continue };
             let received = &logs[side.other() as usize];
             contradictions.extend(match &crashes[at] {
-                Some(crash) => account.of_restarted(name, &wires[at], dropped[at], crash, received),
-                None => account.of_survivor(name, &wires[at], dropped[at], self.address(side)),
+                Some(crash) => account.of_restarted(name, &wires[at], crash, received),
+                None => account.of_survivor(name, &wires[at], self.address(side)),
             });
         }
         if !contradictions.is_empty() {
@@ -423,8 +422,17 @@ impl Stage {
         Ok(Seen { logs, wires, events, stats, counted_until })
     }
 
-    /// Frames that the link at a gateway has dropped, of what came from it and of what went to it. Where its device has
-    /// two ends, each counts what the other one had no room for; and the wire is seen at the far end.
+    /// What a gateway says of itself, as soon as it has read what had come by now: one under load is behind its wire.
+    fn account(&self, side: Side) -> Result<Account> {
+        let (gateway, before) = (self.gateway(side), now());
+        gateway.wait_read(READING_PATIENCE)?;
+        let stats = gateway.stats()?;
+        let after = now();
+        Ok(Account { stats, before, after, dropped: self.dropped(side)? })
+    }
+
+    /// Frames that the link at a gateway has dropped, of what came from it and of what went to it: an end of a veth pair
+    /// counts what the other one had no room for. The wire is seen at the far end.
     fn dropped(&self, side: Side) -> Result<[u64; 2]> {
         let topology = self.testbed.topology();
         let of = |namespace: &Namespace, interface: &str| {
@@ -527,33 +535,20 @@ struct Account {
     stats: serde_json::Value,
     before: u64,
     after: u64,
+    /// As of [`Stage::dropped`].
+    dropped: [u64; 2],
 }
 
 impl Account {
-    /// As soon as it has read what had come by now: one under load is behind its wire.
-    fn take(gateway: &Gateway) -> Result<Account> {
-        let before = now();
-        gateway.wait_read(READING_PATIENCE)?;
-        let stats = gateway.stats()?;
-        Ok(Account { stats, before, after: now() })
-    }
-
     /// Against the wire of a gateway that lived through it all.
-    fn of_survivor(&self, name: char, wire: &[WireEvent], dropped: [u64; 2], gateway: IpAddr) -> Vec<String> {
+    fn of_survivor(&self, name: char, wire: &[WireEvent], gateway: IpAddr) -> Vec<String> {
         let tally = |until| Tally::of(wire, gateway, 0..=until);
-        self.against(name, dropped, tally(self.before), tally(self.after))
+        self.against(name, tally(self.before), tally(self.after))
     }
 
     /// Against the wire and the deliveries since a gateway was started again. Nobody knows which of the packets that
     /// came before it was ready found a socket already.
-    fn of_restarted(
-        &self,
-        name: char,
-        wire: &[WireEvent],
-        dropped: [u64; 2],
-        crash: &Crash,
-        log: &StreamLog,
-    ) -> Vec<String> {
+    fn of_restarted(&self, name: char, wire: &[WireEvent], crash: &Crash, log: &StreamLog) -> Vec<String> {
         let former: BTreeSet<u32> =
             wire.iter().filter(|event| event.at < crash.started).filter_map(WireEvent::esp).collect();
         let received = wire.iter().filter(|event| event.destination == Some(crash.gateway));
@@ -571,12 +566,12 @@ impl Account {
             tally.with("dataplane/decapsulated", decapsulated).with("dataplane/delivered_inside", delivered)
         };
         let at_least = tally(crash.ready, self.before, on_last);
-        self.against(name, dropped, at_least, tally(crash.started, self.after, on_new.len()))
+        self.against(name, at_least, tally(crash.started, self.after, on_new.len()))
     }
 
-    /// `dropped`: as of [`Stage::dropped`].
-    fn against(&self, name: char, dropped: [u64; 2], at_least: Tally, at_most: Tally) -> Vec<String> {
-        let (at_least, at_most) = (at_least.less_dropped(dropped[1]), at_most.and_unseen(dropped[0]));
+    fn against(&self, name: char, at_least: Tally, at_most: Tally) -> Vec<String> {
+        let [sent, received] = self.dropped;
+        let (at_least, at_most) = (at_least.less_dropped(received), at_most.and_unseen(sent));
         // A hint sends the outstanding request again, a new INFORMATIONAL one or any other under way; but such a request
         // need not be due to a hint.
         let probes = "control/probes-started+probes-sent-again";

@@ -27,7 +27,7 @@ pub trait Frame {
     fn place(&self) -> usize;
 }
 
-/// What is fetched of a frame when its headers are read, or soon: some lines. A frame that is no longer is not worth more.
+/// Octets of a frame that come with its headers, or soon after. One that is no longer is not worth more.
 const HEADERS: usize = 192;
 
 /// Fetches the line in which a frame's headers begin, ahead of their use. In copy mode another core has just written it;
@@ -39,7 +39,7 @@ pub fn fetch_headers(frame: &impl Frame) {
 
 /// Fetches what stands behind the headers, ahead of its use.
 #[inline(always)]
-pub(crate) fn fetch(frame: &impl Frame) {
+pub(crate) fn fetch_payload(frame: &impl Frame) {
     if let Some(behind) = frame.data().get(HEADERS..) {
         prefetch(behind);
     }

@@ -4,7 +4,7 @@
 
 use crate::arrivals::{Arrival, Kind, Onward, Opened, head, is_unicast, is_unicast_v4};
 use crate::flows::{Key, Plain};
-use crate::frame::fetch;
+use crate::frame::fetch_payload;
 use crate::interfaces::INSIDE;
 use crate::policies::NO_SA;
 use crate::sas::{Limit, Owed};
@@ -88,7 +88,7 @@ impl Engine {
             // What comes after these is opened when its turn has come, for they may change what is found.
             in_turn |= matches!(kind, Kind::Fragment | Kind::Icmp);
             if let (false, Kind::Esp(arrival, Known::Current(index))) = (in_turn, &*kind) {
-                frames.as_slice().first().into_iter().for_each(fetch);
+                frames.as_slice().first().into_iter().for_each(fetch_payload);
                 *kind = self.open(now, *index, arrival, &mut admitted, frame.data_mut(), out);
             }
         }

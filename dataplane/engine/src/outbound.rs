@@ -2,7 +2,7 @@
 
 use crate::arrivals::{head, is_unicast};
 use crate::flows::{Decision as Known, Key, Plain};
-use crate::frame::{fetch, fetch_end};
+use crate::frame::{fetch_end, fetch_payload};
 use crate::icmp_errors::Complaint;
 use crate::interfaces::INSIDE;
 use crate::policies::{NO_SA, Sought};
@@ -151,7 +151,7 @@ impl Engine {
         let mut frames = burst.iter_mut();
         for (index, begun) in &begun {
             let Some(frame) = frames.next() else { break };
-            frames.as_slice().first().into_iter().for_each(fetch);
+            frames.as_slice().first().into_iter().for_each(fetch_payload);
             self.seal(*index, frame, *begun);
         }
         self.count_sent(begun.len() as u64);
