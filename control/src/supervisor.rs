@@ -34,8 +34,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a process that was killed may take to give its lock back.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
-/// Control's own patience for its peers, and some more.
-const CONTROL_PATIENCE: Duration = Duration::from_secs(4);
+/// Control's own patience for its peers, of whom it takes leave one after the other, and some more.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(25);
 const DATAPLANE_PATIENCE: Duration = Duration::from_secs(1);
 /// An incarnation that lasted this long was a good one.
 const GOOD_INCARNATION: Duration = Duration::from_secs(30);

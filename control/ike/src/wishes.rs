@@ -10,6 +10,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::time::Duration;
 
+/// Between two Deletes of a gateway that ends.
+const BETWEEN_DELETES: Duration = Duration::from_micros(200);
+/// All of them are sent within this time.
+const DELETES: Duration = Duration::from_secs(20);
+
 impl Endpoint {
     /// Starts an IKE SA of a connection with `child` (or the first one configured) in IKE_AUTH, or, where an IKE SA
     /// stands, the Child SA on it. `initial_contact`: INITIAL_CONTACT may be sent again in this incarnation (after
@@ -315,13 +320,18 @@ impl Endpoint {
         (self.sas.len(), self.child_home.len())
     }
 
-    /// Sends a Delete for every IKE SA and starts none any more.
-    pub fn shut_down(&mut self, now: Time) {
+    /// Sends a Delete for every IKE SA, one after the other so that links and sockets have room for them and for the
+    /// answers, and starts none any more. When the last one is sent: 20 seconds from now at most.
+    pub fn shut_down(&mut self, now: Time) -> Time {
         self.shutting_down = true;
         let all: Vec<IkeSaId> = self.sas.keys().copied().collect();
+        let between = BETWEEN_DELETES.min(DELETES / (all.len() as u32).max(1));
+        let mut turn = now;
         for id in all {
-            self.with_sa(now, id, |e, sa| e.close(now, sa, Authority::Local("the gateway ends")));
+            self.with_sa(now, id, |e, sa| e.close(turn, sa, Authority::Local("the gateway ends")));
+            turn = turn.after(between);
         }
+        turn
     }
 }
 

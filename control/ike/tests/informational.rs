@@ -430,6 +430,37 @@ fn a_shut_down_takes_leave_of_every_peer() {
     assert!(world.now > Time(0));
 }
 
+/// With ten thousand peers a burst of as many Deletes would be more than links and sockets have room for.
+#[test]
+fn a_shut_down_takes_leave_of_many_peers_one_after_the_other() {
+    const PEERS: usize = 100;
+    let [a, b] = [A, B].map(|side| {
+        let of_peer = |n: usize| {
+            let id = |at: usize| Identity::Fqdn(format!("gw{n}.{at}.example"));
+            let (name, local_id, remote_id) = (format!("peer{n}"), id(side), id(1 - side));
+            let mut child = world::child("net", side, 0);
+            child.policy = n as u32 + 1;
+            ConnectionConfig { name, local_id, remote_id, children: vec![child], ..connection(side) }
+        };
+        EndpointConfig::new((0..PEERS).map(of_peer).collect::<Vec<_>>())
+    });
+    let mut world = World::with(16, a, b);
+    for n in 0..PEERS {
+        world.at(A, |e, now| e.initiate(now, &format!("peer{n}"), None, false)).unwrap();
+        world.run(Duration::from_millis(100));
+    }
+    assert_eq!([A, B].map(|side| world.sas(side).len()), [PEERS; 2]);
+    let (began, sent) = (world.now, world.sent);
+    let last = world.at(B, |e, now| e.shut_down(now));
+    assert_eq!(last.since(began), Duration::from_millis(20));
+    assert_eq!(world.sent - sent, 1);
+    world.run(Duration::from_millis(10));
+    assert!((40..110).contains(&(world.sent - sent)), "{}", world.sent - sent);
+    world.run(Duration::from_millis(200));
+    assert_eq!(world.sent - sent, 2 * PEERS as u64);
+    assert_eq!([A, B].map(|side| world.sas(side).len()), [0; 2]);
+}
+
 #[test]
 fn traffic_that_waits_initiates_and_shortens_the_back_off() {
     let mut world = World::new(15);

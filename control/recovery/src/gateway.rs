@@ -404,15 +404,16 @@ impl Gateway {
     }
 
     /// Deletes all SAs by exchanges and begins none any more; drive the gateway until [`Gateway::sas`] is empty or
-    /// patience ends.
-    pub fn shut_down(&mut self, now: Time) {
+    /// patience ends. When the last Delete is sent: 20 seconds from now at most.
+    pub fn shut_down(&mut self, now: Time) -> Time {
         self.stopping = true;
         self.reconnect.clear();
         self.waiting.clear();
         self.starting.clear();
         self.unasked.clear();
-        self.endpoint.shut_down(now);
+        let last = self.endpoint.shut_down(now);
         self.drain(now);
+        last
     }
 
     /// Carries out all that the endpoint wants, and what follows from it.

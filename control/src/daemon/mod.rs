@@ -59,7 +59,7 @@ use zeroize::Zeroizing;
 
 /// Datagrams taken at a time.
 const PORTION: usize = 256;
-/// How long a stop waits for the peers' answers to our Deletes.
+/// How long a stop waits for the peers' answers once the last Delete is sent.
 const STOP: Duration = Duration::from_secs(2);
 
 /// What the supervisor says at the start.
@@ -556,8 +556,8 @@ impl Daemon {
     fn stop(&mut self) {
         if self.stopping.is_none() {
             tracing::info!("stopping: deleting all SAs");
-            self.gateway.shut_down(now());
-            self.stopping = Some(now().after(STOP));
+            let last = self.gateway.shut_down(now());
+            self.stopping = Some(last.after(STOP));
         }
     }
 

@@ -250,8 +250,7 @@ fn measure(plans: Vec<Drill>, request: &Request, done: Done<'_>) -> Result<()> {
 
 /// Has a cell all the runs that it is to have: those asked for, few if they are long, up to the first that never ended?
 fn is_done(cell: &Cell, runs: u32) -> bool {
-    let long = cell.scenario == Scenario::Many.name()
-        || cell.outage_ms.is_some_and(|outage| outage.median >= LONG.as_secs_f64() * 1e3);
+    let long = cell.outage_ms.is_some_and(|outage| outage.median >= LONG.as_secs_f64() * 1e3);
     cell.runs >= runs || cell.recovered < cell.runs || (long && cell.runs >= FEW.min(runs))
 }
 
@@ -263,9 +262,7 @@ fn cell(plan: &Drill, runs: u32) -> Result<Vec<Outcome>, Error> {
         let outage = outcome.outage_ms.unwrap_or_default();
         let recovered = outcome.recovered;
         outcomes.push(outcome);
-        // Of many IKE SAs the last one takes longest.
-        let long = plan.scenario == Scenario::Many || outage >= LONG.as_secs_f64() * 1e3;
-        let enough = if long { FEW.min(runs) } else { runs };
+        let enough = if outage >= LONG.as_secs_f64() * 1e3 { FEW.min(runs) } else { runs };
         if !recovered || outcomes.len() >= enough as usize {
             return Ok(outcomes);
         }
