@@ -21,7 +21,11 @@ pub enum Request {
     /// [`Status`].
     Status,
     /// A list of [`IkeSa`].
-    ListSas,
+    ListSas {
+        /// Of this connection alone.
+        #[serde(default)]
+        connection: Option<String>,
+    },
     /// A list of [`Connection`].
     ListConns,
     /// [`Stats`].

@@ -140,6 +140,10 @@ fn the_command_line_shows_a_gateway_and_tells_failure_from_misuse() {
     assert!(status["pids"]["control"].as_u64().unwrap() > 1);
     assert!(status["ready_us"].as_u64() > status["started_us"].as_u64());
     assert_eq!(json(&testbed, "list-sas"), Value::Array(vec![]));
+    assert!(spindle(&testbed, &["list-sas", "--connection", "ab"]).status.success());
+    let unknown = spindle(&testbed, &["list-sas", "--connection", "ba"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no connection is named ba"));
     let connections = json(&testbed, "list-conns");
     // A tunnel that is configured but down is shown, not missing.
     assert_eq!((&connections[0]["name"], &connections[0]["state"]), (&"ab".into(), &"down".into()));

@@ -204,6 +204,6 @@ fn a_killed_client_ends_its_capture_and_keys_need_the_operators_consent() {
     assert!(!keys.exists());
     assert!(testbed.gateway(Side::A).log().contains("were refused to process"));
     let error = refused("--connection nobody");
-    assert!(error.contains("there is no connection nobody"), "{error}");
+    assert!(error.contains("no connection is named nobody"), "{error}");
     every_packet_is_counted(&testbed);
 }

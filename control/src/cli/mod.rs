@@ -66,7 +66,13 @@ enum Verb {
     /// Shows how the gateway is.
     Status(Ask),
     /// Lists IKE SAs and their Child SAs.
-    ListSas(Ask),
+    ListSas {
+        /// Those of this connection alone.
+        #[arg(long)]
+        connection: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Lists the configured connections, and how they stand.
     ListConns(Ask),
     /// Shows all counters, and whether every packet has its place.
@@ -284,7 +290,7 @@ fn run(verb: Verb) -> Result<u8, Unsuccessful> {
             ask(&whom, Request::Upgrade { from }, tables::upgraded)
         }
         Verb::Status(a) => ask(&a, Request::Status, tables::status),
-        Verb::ListSas(a) => ask(&a, Request::ListSas, tables::sas),
+        Verb::ListSas { connection, ask: whom } => ask(&whom, Request::ListSas { connection }, tables::sas),
         Verb::ListConns(a) => ask(&a, Request::ListConns, tables::connections),
         Verb::Stats(a) => ask(&a, Request::Stats, tables::stats),
         Verb::Events(a) => ask(&a, Request::Events, tables::events),

@@ -1,6 +1,7 @@
 //! Who wants to know of the Child SAs' two SAs, those that there are and those that come: `spindle capture`, by connection and,
 //! where the operator's configuration lets root have them, with keys.
 
+use super::requests::unknown;
 use super::server::{Caller, Line};
 use super::{Daemon, wall_clock_us};
 use crate::protocol::{Response, WatchedSa};
@@ -104,9 +105,9 @@ impl Daemon {
     /// asks for them, it is logged.
     fn may_watch(&mut self, connection: Option<&str>, keys: bool, caller: Caller) -> Result<(), String> {
         if let Some(name) = connection
-            && !self.settings.connections.iter().any(|c| c.name == name)
+            && !self.has_connection(name)
         {
-            return Err(format!("there is no connection {name}"));
+            return Err(unknown(name));
         }
         if !keys {
             return Ok(());
