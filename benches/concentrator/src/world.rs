@@ -126,6 +126,8 @@ impl World<'_> {
         let settling = if self.scenario.frugal { SETTLING_FRUGALLY } else { SETTLING };
         let crash = self.now().after(all_started + settling);
         self.schedule(crash, Due::Crash);
+        let tenth = self.up.len().div_ceil(10);
+        let mut told_at = tenth;
         while !(self.crashed && self.server.is_some() && self.left == 0) {
             let Some((at, due)) = self.queue.take() else { bail!("nothing happens any more") };
             self.clock.set(at);
@@ -133,6 +135,13 @@ impl World<'_> {
                 told("the concentrator crashes");
             }
             self.happen(at, due)?;
+            let back = self.up.len() - self.left;
+            if let Some(ready) = self.observed.ready
+                && back >= told_at
+            {
+                told(&format!("{back} peers are back {:.1} s after ready", at.since(ready).as_secs_f64()));
+                told_at = back + tenth;
+            }
             if self.observed.ready.is_some_and(|ready| at.since(ready) > PATIENCE) {
                 bail!("{} peers are not back after {PATIENCE:?}", self.left);
             }
