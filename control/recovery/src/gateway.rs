@@ -368,6 +368,12 @@ impl Gateway {
         self.endpoint.sas()
     }
 
+    /// The configuration of a connection; an error if none has this name.
+    pub fn configured(&self, connection: &str) -> Result<&ConnectionConfig, Refused> {
+        let unknown = || Refused::UnknownConnection(connection.to_owned());
+        self.endpoint.connection(connection).ok_or_else(unknown)
+    }
+
     /// Those of one connection.
     pub fn sas_of(&self, connection: &str) -> Vec<IkeSaStatus> {
         self.endpoint.sas_of(connection)
@@ -580,8 +586,7 @@ impl Gateway {
         of_ike: impl Fn(&mut Endpoint, Time, IkeSaId) -> Result<(), Refused>,
         of_child: impl Fn(&mut Endpoint, Time, spindle_ike::api::ChildSaId) -> Result<(), Refused>,
     ) -> Result<usize, Refused> {
-        let configured = self.endpoint.connection(connection);
-        let configured = configured.ok_or_else(|| Refused::UnknownConnection(connection.to_owned()))?;
+        let configured = self.configured(connection)?;
         if let Some(child) = child.filter(|child| configured.children.iter().all(|c| c.name != *child)) {
             return Err(Refused::UnknownChild(connection.to_owned(), child.to_owned()));
         }

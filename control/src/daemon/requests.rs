@@ -6,13 +6,7 @@ use super::wait::{Verdict, Waiter};
 use super::{Daemon, now, show};
 use crate::protocol::{Done, Request, Response, Stats, Status};
 use spindle_abi::Time;
-use spindle_ike::api::Refused;
 use std::time::Duration;
-
-/// What is said of a connection that is not configured.
-pub(super) fn unknown(name: &str) -> String {
-    Refused::UnknownConnection(name.to_owned()).to_string()
-}
 
 impl Daemon {
     pub(super) fn answer(&mut self, Asked { request, caller, lines, answer }: Asked) {
@@ -90,11 +84,6 @@ impl Daemon {
         });
     }
 
-    /// Is one of this name configured?
-    pub(super) fn has_connection(&self, name: &str) -> bool {
-        self.settings.connections.iter().any(|connection| connection.name == name)
-    }
-
     pub(super) fn show(&self, request: &Request) -> Response {
         let shown = match request {
             Request::Status => {
@@ -110,8 +99,10 @@ impl Daemon {
             Request::ListSas { connection } => {
                 let sas = match connection {
                     None => self.gateway.sas(),
-                    Some(name) if !self.has_connection(name) => return Response::Error(unknown(name)),
-                    Some(name) => self.gateway.sas_of(name),
+                    Some(name) => match self.gateway.configured(name) {
+                        Ok(_) => self.gateway.sas_of(name),
+                        Err(refused) => return Response::Error(refused.to_string()),
+                    },
                 };
                 let workers = self.settings.gateway.workers as u16;
                 let show = |sa| show::ike_sa(sa, &*self.activity, now(), workers);

@@ -1,7 +1,6 @@
 //! Who wants to know of the Child SAs' two SAs, those that there are and those that come: `spindle capture`, by connection and,
 //! where the operator's configuration lets root have them, with keys.
 
-use super::requests::unknown;
 use super::server::{Caller, Line};
 use super::{Daemon, wall_clock_us};
 use crate::protocol::{Response, WatchedSa};
@@ -104,10 +103,8 @@ impl Daemon {
     /// Keys are for root alone, and only where the configuration says so: a command alone must not let them out. Whoever
     /// asks for them, it is logged.
     fn may_watch(&mut self, connection: Option<&str>, keys: bool, caller: Caller) -> Result<(), String> {
-        if let Some(name) = connection
-            && !self.has_connection(name)
-        {
-            return Err(unknown(name));
+        if let Some(name) = connection {
+            self.gateway.configured(name).map_err(|refused| refused.to_string())?;
         }
         if !keys {
             return Ok(());

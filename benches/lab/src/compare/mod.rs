@@ -250,8 +250,13 @@ fn measure(plans: Vec<Drill>, request: &Request, done: Done<'_>) -> Result<()> {
 
 /// Has a cell all the runs that it is to have: those asked for, few if they are long, up to the first that never ended?
 fn is_done(cell: &Cell, runs: u32) -> bool {
-    let long = cell.outage_ms.is_some_and(|outage| outage.median >= LONG.as_secs_f64() * 1e3);
-    cell.runs >= runs || cell.recovered < cell.runs || (long && cell.runs >= FEW.min(runs))
+    let outage = cell.outage_ms.map_or(0.0, |outage| outage.median);
+    cell.runs >= enough(outage, runs) || cell.recovered < cell.runs
+}
+
+/// So many of the runs that are asked for are enough where one takes this long, in milliseconds.
+fn enough(outage: f64, runs: u32) -> u32 {
+    if outage >= LONG.as_secs_f64() * 1e3 { FEW.min(runs) } else { runs }
 }
 
 /// The outcomes of a cell.
@@ -262,8 +267,7 @@ fn cell(plan: &Drill, runs: u32) -> Result<Vec<Outcome>, Error> {
         let outage = outcome.outage_ms.unwrap_or_default();
         let recovered = outcome.recovered;
         outcomes.push(outcome);
-        let enough = if outage >= LONG.as_secs_f64() * 1e3 { FEW.min(runs) } else { runs };
-        if !recovered || outcomes.len() >= enough as usize {
+        if !recovered || outcomes.len() >= enough(outage, runs) as usize {
             return Ok(outcomes);
         }
     }
