@@ -324,8 +324,11 @@ pub(crate) struct Former {
 /// The SPIs of earlier incarnations that have not expired.
 #[derive(Default)]
 pub(crate) struct FormerTable {
-    /// By SPI, as the journal has them: a start need not sort what it reads. `None` has expired.
-    rows: Vec<(Spi, Option<Former>)>,
+    /// In ascending order, as the journal has them: a start need not sort what it reads. By themselves, for they are
+    /// searched: a million of them fill 4 MB.
+    spis: Vec<Spi>,
+    /// At the same places. `None` has expired.
+    rows: Vec<Option<Former>>,
     expiries: BinaryHeap<Reverse<(u64, Spi)>>,
 }
 
@@ -335,9 +338,10 @@ impl FormerTable {
             records.sort_by_key(|record| record.spi);
         }
         let expiries = records.iter().map(|record| Reverse((record.hard_expiry, record.spi))).collect();
+        let spis = records.iter().map(|record| record.spi).collect();
         let former = |record| Some(Former { record, answered: None, waits: false });
-        let rows = records.into_iter().map(|record| (record.spi, former(record))).collect();
-        FormerTable { rows, expiries }
+        let rows = records.into_iter().map(former).collect();
+        FormerTable { spis, rows, expiries }
     }
 
     /// In ascending order.
@@ -346,7 +350,7 @@ impl FormerTable {
     }
 
     pub(crate) fn records(&self) -> impl Iterator<Item = &JournalRecord> {
-        self.rows.iter().filter_map(|(_, row)| Some(&row.as_ref()?.record))
+        self.rows.iter().filter_map(|row| Some(&row.as_ref()?.record))
     }
 
     pub(crate) fn row(&mut self, spi: Spi) -> Option<&mut Former> {
@@ -354,8 +358,8 @@ impl FormerTable {
     }
 
     fn place(&mut self, spi: Spi) -> Option<&mut Option<Former>> {
-        let at = self.rows.binary_search_by_key(&spi, |(spi, _)| *spi).ok()?;
-        Some(&mut self.rows[at].1)
+        let at = self.spis.binary_search(&spi).ok()?;
+        Some(&mut self.rows[at])
     }
 
     /// The wall-clock second in which the next one expires.

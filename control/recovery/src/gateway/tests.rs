@@ -6,7 +6,7 @@ use super::*;
 use crate::api::JournalRecord;
 use crate::testing::*;
 use spindle_abi::{Event, PolicyAction, SaActivity, SpiReport};
-use spindle_ike::api::{Header, Notify, Unmatched};
+use spindle_ike::api::{Header, IkeSpis, Notify, Unmatched};
 use std::net::SocketAddr;
 use std::time::Duration;
 
