@@ -13,7 +13,7 @@ pub(crate) fn crash(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<
     let began = now();
     stage.begin(&[Side::A], step)?;
     step("waiting for all IKE SAs");
-    if all_stand(drill, stage)?.is_none() {
+    if until(drill, || Ok(enough(drill, stage)?.then_some(())))?.is_none() {
         return Err(stage.subject(&format!("not all of {} IKE SAs were made", drill.ike_sas)));
     }
     let made = now();
@@ -33,7 +33,7 @@ pub(crate) fn crash(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<
     traffic.extend(with_traffic(stage)?);
     played.traffic = traffic;
     step("waiting for all IKE SAs again");
-    match all_stand(drill, stage)? {
+    match until(drill, || all_stand(drill, stage))? {
         Some(back) => played.back = back,
         None => {
             let [a, b] = stage.ike_sas()?.map(|sas| sas.len());
@@ -52,29 +52,41 @@ fn with_traffic(stage: &Stage) -> Result<Vec<u64>> {
     Ok(all.iter().filter_map(|ike| u64::from_str_radix(ike["ike_spi_i"].as_str()?, 16).ok()).collect())
 }
 
-/// Waits until both gateways hold the same IKE SAs, as many as there are to be, with a Child SA each; their initiators'
-/// SPIs. `None` if they don't in time.
-fn all_stand(drill: &Drill, stage: &Stage) -> Result<Option<BTreeSet<u64>>> {
+/// Looks again and again; `None` if what is looked for isn't there in time.
+fn until<T>(drill: &Drill, look: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
     let deadline = Instant::now() + drill.patience;
-    let wanted = u64::from(drill.ike_sas);
     loop {
-        let mut enough = true;
-        for side in SIDES {
-            let status = stage.testbed().gateway(side).json("status")?;
-            enough &= status["ike_sas"] == wanted && status["child_sas"] == wanted;
-        }
-        if enough {
-            let [mut a, mut b] = stage.ike_sas()?;
-            a.sort();
-            b.sort();
-            if a == b && a.len() as u64 == wanted && a.iter().all(|(_, children)| *children == 1) {
-                let initiator = |spis: &str| u64::from_str_radix(spis.get(..16)?, 16).ok();
-                return Ok(Some(a.iter().filter_map(|(spis, _)| initiator(spis)).collect()));
-            }
-        }
-        if Instant::now() > deadline {
-            return Ok(None);
+        let found = look()?;
+        if found.is_some() || Instant::now() > deadline {
+            return Ok(found);
         }
         std::thread::sleep(EACH);
     }
+}
+
+/// Do both gateways hold as many IKE SAs as there are to be, and as many Child SAs? Counted, not listed: a list of very many
+/// costs both gateways seconds.
+fn enough(drill: &Drill, stage: &Stage) -> Result<bool> {
+    let wanted = u64::from(drill.ike_sas);
+    for side in SIDES {
+        let status = stage.testbed().gateway(side).json("status")?;
+        if status["ike_sas"] != wanted || status["child_sas"] != wanted {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The initiators' SPIs if both gateways hold the same IKE SAs, as many as there are to be, with a Child SA each.
+fn all_stand(drill: &Drill, stage: &Stage) -> Result<Option<BTreeSet<u64>>> {
+    if !enough(drill, stage)? {
+        return Ok(None);
+    }
+    let [mut a, mut b] = stage.ike_sas()?;
+    a.sort();
+    b.sort();
+    let same = a == b && a.len() as u64 == u64::from(drill.ike_sas);
+    let initiator = |spis: &str| u64::from_str_radix(spis.get(..16)?, 16).ok();
+    let all = || a.iter().filter_map(|(spis, _)| initiator(spis)).collect();
+    Ok((same && a.iter().all(|(_, children)| *children == 1)).then(all))
 }
