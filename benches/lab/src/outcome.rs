@@ -11,6 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+/// So many events `spindle events` shows at most.
+const EVENTS: usize = 4096;
+
 /// What came of a drill.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -42,10 +45,10 @@ pub struct Outcome {
     pub token_octets: Option<u64>,
     /// Octets of a ticket, where one was presented.
     pub ticket_octets: Option<u64>,
-    /// Tokens that matched, by the reports of A's and B's last lives.
-    pub proofs: [u64; 2],
+    /// Tokens that matched, by the reports of A's and B's last lives; `None` if a gateway has no longer all of them.
+    pub proofs: [Option<u64>; 2],
     /// Why IKE SAs ended, and how many, from the first thing that happened on, by the same reports.
-    pub deleted: [BTreeMap<String, u64>; 2],
+    pub deleted: [Option<BTreeMap<String, u64>>; 2],
     /// Whether a ticket made the new IKE SA.
     pub resumed: bool,
     /// Where many IKE SAs were lost: when half of them stood again on both sides, 99 of a hundred, and all.
@@ -147,10 +150,7 @@ impl Outcome {
             clear.filter_map(|message| Some(message.notify(kind)?.len() as u64)).max()
         };
         let events = &seen.events;
-        let since = played.began / 1_000;
-        let proofs = |events: &Vec<GatewayEvent>| {
-            events.iter().filter(|event| event.event == "proof" && event.at_us >= since).count() as u64
-        };
+        let lately = events.each_ref().map(|events| all_since(events, played.began / 1_000));
         Ok(Outcome {
             scenario: drill.scenario.to_string(),
             method: drill.method.to_string(),
@@ -171,8 +171,8 @@ impl Outcome {
             tokens_shown: all.tokens as u64,
             token_octets: octets(number::QCD_TOKEN),
             ticket_octets: octets(number::TICKET_OPAQUE),
-            proofs: [proofs(&events[0]), proofs(&events[1])],
-            deleted: [deleted(&events[0], since), deleted(&events[1], since)],
+            proofs: lately.map(|events| Some(named(events?, "proof").count() as u64)),
+            deleted: lately.map(|events| Some(deleted(events?))),
             resumed: timeline.resumed,
             back_ms: Back::of(&seen.wires, addresses, &played.back, crash),
             timeline: complete(&played, moments(&crash, outage.as_ref(), &timeline, events)),
@@ -193,10 +193,20 @@ fn shown_by_answer(wire: &[WireEvent], played: &Played) -> Crash {
     Crash { started: at, ready: at, ..said }
 }
 
-/// Why IKE SAs ended since a time in microseconds.
-fn deleted(events: &[GatewayEvent], since: u64) -> BTreeMap<String, u64> {
+/// A gateway's events since a time in microseconds; `None` if it may have forgotten some.
+fn all_since(events: &[GatewayEvent], since: u64) -> Option<&[GatewayEvent]> {
+    let first = events.partition_point(|event| event.at_us < since);
+    (first > 0 || events.len() < EVENTS).then(|| &events[first..])
+}
+
+fn named<'a>(events: &'a [GatewayEvent], name: &'a str) -> impl Iterator<Item = &'a GatewayEvent> {
+    events.iter().filter(move |event| event.event == name)
+}
+
+/// Why IKE SAs ended.
+fn deleted(events: &[GatewayEvent]) -> BTreeMap<String, u64> {
     let mut deleted = BTreeMap::new();
-    for event in events.iter().filter(|event| event.event == "ike-deleted" && event.at_us >= since) {
+    for event in named(events, "ike-deleted") {
         let why = event.more.get("detail").and_then(|why| why.as_str()).unwrap_or_default();
         *deleted.entry(why.to_owned()).or_default() += 1;
     }
@@ -284,9 +294,33 @@ impl fmt::Display for Outcome {
                 "of all IKE SAs 50 % were back after {p50:.0} ms, 99 % after {p99:.0} ms, 100 % after {p100:.0} ms"
             )?;
         }
-        let reasons = self.deleted[0].iter().map(|(why, count)| format!("{count} by {why}"));
-        let reasons: Vec<String> = reasons.collect();
-        let reasons = if reasons.is_empty() { "none".to_owned() } else { reasons.join(", ") };
+        let reasons = match &self.deleted[0] {
+            None => "more than it remembers".to_owned(),
+            Some(none) if none.is_empty() => "none".to_owned(),
+            Some(reasons) => {
+                let reasons = reasons.iter().map(|(why, count)| format!("{count} by {why}"));
+                reasons.collect::<Vec<_>>().join(", ")
+            }
+        };
         writeln!(f, "IKE SAs that ended at A: {reasons}; tokens that B showed: {}", self.tokens_shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_gateway_may_have_forgotten_is_not_counted() {
+        let event = |at_us: u64| {
+            let event = serde_json::json!({ "at_us": at_us, "event": "proof" });
+            serde_json::from_value::<GatewayEvent>(event).expect("an event")
+        };
+        let events = |from: u64, count: usize| (from..).take(count).map(event).collect::<Vec<_>>();
+        let known = |events: Vec<GatewayEvent>, since| all_since(&events, since).map(<[_]>::len);
+        assert_eq!(known(events(10, EVENTS - 1), 5), Some(EVENTS - 1));
+        assert_eq!(known(events(10, EVENTS), 10), None);
+        assert_eq!(known(events(10, EVENTS), 11), Some(EVENTS - 1));
+        assert_eq!(known(Vec::new(), 0), Some(0));
     }
 }

@@ -20,7 +20,7 @@ fn outcome(outage: Option<f64>) -> Outcome {
         tokens_shown: 1,
         token_octets: Some(32),
         ticket_octets: None,
-        proofs: [1, 0],
+        proofs: [Some(1), Some(0)],
         deleted: Default::default(),
         resumed: false,
         back_ms: None,
