@@ -80,14 +80,15 @@ pub fn check(settings: &Settings) -> Result<(), String> {
         format!("this kernel offers no AF_XDP sockets ({e}); run one with CONFIG_XDP_SOCKETS=y, Linux 5.11 or later")
     })?;
     // A cluster's addresses come and go.
-    let fixed = settings.gateway.cluster.is_none();
-    for connection in settings.connections.iter().filter(|_| fixed) {
-        UdpSocket::bind((connection.local, 0)).map_err(|e| {
+    let fixed = if settings.gateway.cluster.is_none() { settings.local_addresses() } else { Vec::new() };
+    for address in fixed {
+        UdpSocket::bind((address, 0)).map_err(|e| {
             let problem = format!(
-                "{} is not an address of this machine ({e}); add it with `ip address add`, or correct it",
-                connection.local
+                "{address} is not an address of this machine ({e}); add it with `ip address add`, or correct it"
             );
-            settings.error(&format!("connections.{}.local.address", connection.name), problem).to_string()
+            let first = settings.connections.iter().find(|connection| connection.local == address);
+            let name = first.map_or("", |connection| &connection.name);
+            settings.error(&format!("connections.{name}.local.address"), problem).to_string()
         })?;
     }
     Ok(())

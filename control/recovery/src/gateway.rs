@@ -34,6 +34,8 @@ use zeroize::Zeroizing;
 
 /// Reports of tokens sent, per second; all are counted.
 const TOKEN_REPORTS: u32 = 100;
+/// Handshakes begun in one [`Gateway::tick`]: so many key exchanges does an answer wait for at most.
+const BEGUN_AT_ONCE: usize = 8;
 
 /// One connection as shown to people; a tunnel that is configured but down is here too.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -268,7 +270,8 @@ impl Gateway {
         self.drain(now);
     }
 
-    /// Does what is due.
+    /// Does what is due, and begins a few handshakes. What answers has come meanwhile goes before more of them: while this is
+    /// still due, take that first.
     pub fn tick(&mut self, now: Time) {
         let wall = self.wall(now);
         while let Some(spi) = self.former.expire(wall) {
@@ -283,6 +286,21 @@ impl Gateway {
         self.tick_sir(now);
         self.endpoint.tick(now);
         self.drain(now);
+        for _ in 0..BEGUN_AT_ONCE {
+            if !self.begin_next(now) {
+                break;
+            }
+            self.drain(now);
+        }
+    }
+
+    /// Begins the next handshake that is to be begun, within the pace: of those whose traffic came first.
+    fn begin_next(&mut self, now: Time) -> bool {
+        if let Some(due) = self.reconnect.next_due(now, &mut self.pace) {
+            self.initiate_due(now, &due);
+            return true;
+        }
+        self.start_again(now) || self.start_next(now) || self.tell_unasked(now)
     }
 
     /// What is to be done next, in order.
@@ -435,17 +453,7 @@ impl Gateway {
                 }
             }
             // Within the pace: those whose traffic came first.
-            if self.answer_waiting(now) {
-                continue;
-            }
-            if let Some(due) = self.reconnect.next_due(now, &mut self.pace) {
-                self.initiate_due(now, &due);
-            } else if !self.start_again(now)
-                && !self.start_next(now)
-                && !self.tell_unasked(now)
-                && !self.dismiss_next(now)
-                && !self.advance_rotation(now)
-            {
+            if !self.answer_waiting(now) && !self.dismiss_next(now) && !self.advance_rotation(now) {
                 break;
             }
         }

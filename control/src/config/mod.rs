@@ -36,7 +36,7 @@ pub const RUN_DIR: &str = "/run/spindle";
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// A whole configuration, checked.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Settings {
     /// The file it came from.
     pub file: PathBuf,
@@ -52,14 +52,11 @@ pub struct Settings {
     pub connection_methods: BTreeMap<String, Vec<Method>>,
     /// Virtual interfaces of children; the first one has number 1.
     children_interfaces: Vec<String>,
-    /// By dotted path.
-    lines: BTreeMap<String, usize>,
     /// The text of the file.
     source: Source,
 }
 
 /// A text with secrets. Redacted in Debug.
-#[derive(Clone)]
 struct Source(Zeroizing<String>);
 
 impl std::fmt::Debug for Source {
@@ -232,7 +229,6 @@ impl Settings {
         for policy in &mut policies {
             policy.id = ids[policy.id as usize];
         }
-        let lines = document.lines(table.get_ref());
         let settings = Settings {
             file: file.into(),
             gateway,
@@ -241,7 +237,6 @@ impl Settings {
             policies,
             connection_methods,
             children_interfaces,
-            lines,
             source: Source(Zeroizing::new(source.to_owned())),
         };
         policies::check_order(&settings)?;
@@ -252,7 +247,7 @@ impl Settings {
 
     /// An error about a key of this file, for what shows only when the machine is looked at.
     pub fn error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        let line = self.lines.get(key).copied().unwrap_or(0);
+        let line = Document::new(&self.file, self.source()).line_of(key);
         ConfigError { file: self.file.clone(), line, key: key.into(), problem: problem.into() }
     }
 

@@ -4,7 +4,6 @@
 //! [`Section::finish`] refuses the keys that nobody asked for.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
@@ -89,21 +88,10 @@ impl<'a> Document<'a> {
         })
     }
 
-    /// The line on which each key's value stands, by its dotted path.
-    pub(super) fn lines(&self, table: &DeTable<'_>) -> BTreeMap<String, usize> {
-        let mut lines = BTreeMap::new();
-        let mut waiting = vec![(String::new(), table)];
-        while let Some((path, table)) = waiting.pop() {
-            for (key, value) in table.iter() {
-                let name = key.get_ref();
-                let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
-                lines.insert(path.clone(), self.line(value.span().start));
-                if let Some(table) = value.get_ref().as_table() {
-                    waiting.push((path, table));
-                }
-            }
-        }
-        lines
+    /// The line on which the value of the key with this dotted path stands; 0 if there is none. Reads the whole text again.
+    pub(super) fn line_of(&self, key: &str) -> usize {
+        let find = |table: &DeTable<'_>| place_of(table, key);
+        self.parse().ok().and_then(|table| find(table.get_ref())).map_or(0, |at| self.line(at))
     }
 
     pub(super) fn root(&'a self, table: &'a Spanned<DeTable<'a>>) -> Section<'a> {
@@ -115,6 +103,17 @@ impl<'a> Document<'a> {
             known: RefCell::default(),
         }
     }
+}
+
+/// Where the value of the key with this dotted path begins. A key may have dots itself.
+fn place_of(table: &DeTable<'_>, path: &str) -> Option<usize> {
+    table.iter().find_map(|(key, value)| {
+        let rest = path.strip_prefix(key.get_ref().as_ref())?;
+        if rest.is_empty() {
+            return Some(value.span().start);
+        }
+        place_of(value.get_ref().as_table()?, rest.strip_prefix('.')?)
+    })
 }
 
 /// A table.

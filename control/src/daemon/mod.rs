@@ -49,6 +49,7 @@ use spindle_ring::{AttachError, Broken, ControlSide, Heir};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,8 +58,8 @@ use wait::Waiter;
 use watchers::Watchers;
 use zeroize::Zeroizing;
 
-/// Datagrams taken at a time.
-const PORTION: usize = 256;
+/// Datagrams taken at a time, before what they lead to is sent: a key exchange may come of each.
+const PORTION: usize = 32;
 /// How long a stop waits for the peers' answers once the last Delete is sent.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -144,7 +145,7 @@ fn watch<T: AsRawFd>(descriptor: T) -> io::Result<AsyncFd<T>> {
 }
 
 struct Daemon {
-    settings: Settings,
+    settings: Arc<Settings>,
     status: Status,
     gateway: Gateway,
     bridge: Bridge,
@@ -316,7 +317,7 @@ impl Daemon {
         }
         tracing::debug!("the gateway is made");
         let mut daemon = Daemon {
-            settings: own,
+            settings: Arc::new(own),
             status,
             gateway,
             bridge,
@@ -437,9 +438,23 @@ impl Daemon {
                 break;
             }
         }
+        // What answers others leaves before what we begin.
+        let mut reported = self.carry_out(more)?;
         if self.gateway.deadline().is_some_and(|d| d <= now()) {
             self.gateway.tick(now());
+            reported |= self.carry_out(more)?;
         }
+        self.bridge.flush()?;
+        self.end_rotations();
+        self.end_take_downs();
+        if reported || self.waiters.iter().any(|w| w.deadline() <= now()) {
+            self.settle();
+        }
+        Ok(more)
+    }
+
+    /// Does what the gateway wants. Has it reported something? `more`: of what has come, some is not taken yet.
+    fn carry_out(&mut self, more: bool) -> Result<bool, Failure> {
         let mut reported = false;
         while self.bridge.has_room() {
             let Some(output) = self.gateway.poll() else { break };
@@ -472,13 +487,7 @@ impl Daemon {
                 }
             }
         }
-        self.bridge.flush()?;
-        self.end_rotations();
-        self.end_take_downs();
-        if reported || self.waiters.iter().any(|w| w.deadline() <= now()) {
-            self.settle();
-        }
-        Ok(more)
+        Ok(reported)
     }
 
     /// The dataplane has died and another one been started: what the dead one still said, then the rings of the new one.
@@ -545,7 +554,7 @@ impl Daemon {
 
     /// The dataplane has made the devices, or found them.
     fn set_interfaces(&self) {
-        let settings = self.settings.clone();
+        let settings = Arc::clone(&self.settings);
         tokio::spawn(async move {
             if let Err(error) = crate::interfaces::apply(&settings).await {
                 tracing::error!("virtual interfaces lack addresses or routes: {error}");

@@ -9,6 +9,7 @@ use crate::protocol::{ChangedConnection, ChangedPolicies, Reload, Response};
 use spindle_recovery::Changes;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -33,7 +34,7 @@ impl Daemon {
                 return Response::Error(problem);
             }
             self.gateway.reconfigure(now(), config);
-            self.settings = new;
+            self.settings = Arc::new(new);
             self.keep_configuration();
             self.set_interfaces();
             plan.applied = true;

@@ -212,9 +212,35 @@ fn no_more_than_a_hundred_handshakes_begin_at_once_after_a_start() {
     let boot = commands(&all(&mut gateway));
     gateway.handle(NOW, Input::Event(Event::Ready));
     boot.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
-    assert_eq!(sent(&all(&mut gateway)).len(), 100);
-    gateway.tick(NOW.after(Duration::from_millis(100)));
-    assert_eq!(sent(&all(&mut gateway)).len(), 20, "two hundred a second");
+    assert_eq!(sent(&all_due(&mut gateway, NOW)).len(), 100);
+    let later = NOW.after(Duration::from_millis(100));
+    assert_eq!(sent(&all_due(&mut gateway, later)).len(), 20, "two hundred a second");
+}
+
+/// Else the handshake that began first would wait for the key exchanges of all that may begin with it.
+#[test]
+fn what_answers_leaves_before_all_handshakes_are_begun_that_may_be() {
+    let (mut config, records) = herd(40);
+    config.methods = vec![Method::InitialContact, Method::Qcd, Method::Liveness];
+    config.limits.handshakes_total = 200;
+    let mut gateway = gateway(config, records);
+    let boot = commands(&all(&mut gateway));
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    boot.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
+    assert_eq!(sent(&all(&mut gateway)).len(), 0);
+    let (mut begun, mut rounds) = (0, 0);
+    while begun < 40 {
+        assert!(gateway.deadline().is_some_and(|next| next <= NOW), "{begun} are begun");
+        gateway.tick(NOW);
+        let outputs = all(&mut gateway);
+        assert!(sent(&outputs).len() <= BEGUN_AT_ONCE, "{} at once", sent(&outputs).len());
+        begun += sent(&outputs).len();
+        rounds += 1;
+        // A datagram between them is answered, and begins none.
+        let remote = SocketAddr::from(([192, 0, 2, 250], 500));
+        assert_eq!(ask(&mut gateway, NOW, pair(0xff), remote), 1);
+    }
+    assert_eq!(rounds, 40usize.div_ceil(BEGUN_AT_ONCE));
 }
 
 /// Its token has taken from the pace already.
@@ -274,7 +300,7 @@ fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
     for (sequence, _) in commands(&all(&mut gateway)) {
         acknowledge(&mut gateway, sequence, true);
     }
-    let mut begun = sent(&all(&mut gateway)).len();
+    let mut begun = sent(&all_due(&mut gateway, NOW)).len();
     assert_eq!(begun, 1);
     // Before the first is sent again.
     for tenth in 1..=4 {
