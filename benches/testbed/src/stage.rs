@@ -428,7 +428,8 @@ impl Stage {
         gateway.wait_read(READING_PATIENCE)?;
         let stats = gateway.stats()?;
         let after = now();
-        Ok(Account { stats, before, after, dropped: self.dropped(side)? })
+        let ready = gateway.json("status")?["ready_us"].as_u64().map_or(0, |us| us * 1000);
+        Ok(Account { stats, ready, before, after, dropped: self.dropped(side)? })
     }
 
     /// Frames that the link at a gateway has dropped, of what came from it and of what went to it: an end of a veth pair
@@ -533,6 +534,8 @@ fn upper(side: Side) -> char {
 /// What a gateway says that it has counted, and between which two moments it said so.
 struct Account {
     stats: serde_json::Value,
+    /// When it became ready.
+    ready: u64,
     before: u64,
     after: u64,
     /// As of [`Stage::dropped`].
@@ -540,10 +543,11 @@ struct Account {
 }
 
 impl Account {
-    /// Against the wire of a gateway that lived through it all.
+    /// Against the wire of a gateway that lived through it all. The peer may have been ready before it, and nobody knows which
+    /// of the packets that came then found a socket already.
     fn of_survivor(&self, name: char, wire: &[WireEvent], gateway: IpAddr) -> Vec<String> {
-        let tally = |until| Tally::of(wire, gateway, 0..=until);
-        self.against(name, tally(self.before), tally(self.after))
+        let tally = |since, until| Tally::of(wire, gateway, since..=until);
+        self.against(name, tally(self.ready, self.before), tally(0, self.after))
     }
 
     /// Against the wire and the deliveries since a gateway was started again. Nobody knows which of the packets that

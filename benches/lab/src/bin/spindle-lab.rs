@@ -59,7 +59,7 @@ struct CompareArguments {
     /// Drills at once; each mostly waits
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
-    /// These cells only: METHOD/SCENARIO, METHOD/ or /SCENARIO
+    /// These cells only: METHOD/SCENARIO, METHOD/ or /SCENARIO; at one round-trip time: METHOD/SCENARIO/MS
     #[arg(long, value_name = "METHOD/SCENARIO", value_delimiter = ',')]
     only: Vec<Only>,
     /// The report (schema 1); cells that it holds with as many runs are not run again

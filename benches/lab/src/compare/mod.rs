@@ -58,24 +58,31 @@ pub struct Request {
     pub json: PathBuf,
 }
 
-/// Some cells: a method, a scenario, or both.
+/// Some cells: of a method, a scenario, a round-trip time, or several of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Only {
     /// All if `None`.
     pub method: Option<Contender>,
     /// All if `None`.
     pub scenario: Option<Scenario>,
+    /// All if `None`. In milliseconds.
+    pub rtt_ms: Option<u64>,
 }
 
 impl std::str::FromStr for Only {
     type Err = String;
 
-    /// `METHOD/SCENARIO`; either may be left out: `qcd/`, `/crash`.
+    /// `METHOD/SCENARIO` or `METHOD/SCENARIO/RTT`; each may be left out: `qcd/`, `/crash`, `//20`.
     fn from_str(text: &str) -> std::result::Result<Only, String> {
         use clap::ValueEnum;
-        let (method, scenario) = text
+        let (method, rest) = text
             .split_once('/')
             .ok_or_else(|| format!("{text}: write METHOD/SCENARIO, METHOD/ or /SCENARIO"))?;
+        let (scenario, rtt) =
+            rest.split_once('/').map_or((rest, None), |(scenario, rtt)| (scenario, Some(rtt)));
+        let milliseconds =
+            |rtt: &str| rtt.parse().map_err(|_| format!("{text}: {rtt:?} is no round-trip time in ms"));
+        let rtt_ms = rtt.map(milliseconds).transpose()?;
         let named = |name: &str| Some(name).filter(|name| !name.is_empty()).map(str::to_owned);
         let method = named(method).map(|name| Contender::from_str(&name, false)).transpose()?;
         let scenario = named(scenario).map(|name| Scenario::from_str(&name, false)).transpose()?;
@@ -83,25 +90,27 @@ impl std::str::FromStr for Only {
         if nothing {
             return Err(format!("{text}: this scenario is not about this method; see `spindle-lab list`"));
         }
-        Ok(Only { method, scenario })
+        Ok(Only { method, scenario, rtt_ms })
     }
 }
 
 impl Request {
     /// The cells in their order.
     pub fn cells(&self) -> Vec<(Scenario, Contender, u64)> {
-        let wanted = |scenario: Scenario, method: Contender| {
+        let wanted = |scenario: Scenario, method: Contender, rtt: u64| {
             method.meets(scenario)
                 && (self.only.is_empty()
                     || self.only.iter().any(|only| {
                         only.method.is_none_or(|it| it == method)
                             && only.scenario.is_none_or(|it| it == scenario)
+                            && only.rtt_ms.is_none_or(|it| it == rtt)
                     }))
         };
         let mut cells = Vec::new();
         for &rtt in &self.rtt_ms {
             for scenario in Scenario::ALL {
-                let methods = Contender::all().iter().copied().filter(|&method| wanted(scenario, method));
+                let methods =
+                    Contender::all().iter().copied().filter(|&method| wanted(scenario, method, rtt));
                 cells.extend(methods.map(|method| (scenario, method, rtt)));
             }
         }

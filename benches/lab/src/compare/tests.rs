@@ -102,7 +102,13 @@ fn every_method_meets_every_scenario_that_is_about_it_and_only_narrows() {
     assert_eq!(request(3, &["qcd/crash"]).cells(), [(Scenario::Crash, Method::Qcd.into(), 20)]);
     assert_eq!(request(3, &["/crash"]).cells().len(), Method::ALL.len() + Strongswan::ALL.len());
     assert!(request(3, &["sir/", "qcd/crash"]).cells().contains(&(Scenario::Storm, Method::Sir.into(), 20)));
-    for wrong in ["qcd", "qcd/weather", "hope/crash", "liveness/secret-lost", "strongswan-start/storm"] {
+    let everywhere = |only: &str| Request { rtt_ms: vec![0, 20, 100], ..request(3, &[only]) }.cells();
+    assert_eq!(everywhere("qcd/crash").len(), 3);
+    assert_eq!(everywhere("qcd/crash/100"), [(Scenario::Crash, Method::Qcd.into(), 100)]);
+    assert_eq!(everywhere("//0").len(), all.len());
+    let wrong =
+        ["qcd", "qcd/weather", "hope/crash", "liveness/secret-lost", "strongswan-start/storm", "/crash/now"];
+    for wrong in wrong {
         assert!(wrong.parse::<Only>().is_err(), "{wrong}");
     }
 }
