@@ -22,8 +22,11 @@ pub(crate) const DATAGRAMS: usize = 4096;
 pub(crate) const NOISE: usize = 16_384;
 /// Events of one ring in one round at most.
 const EVENTS_AT_ONCE: usize = 1024;
+/// The dataplane tells of so many former SPIs at most, each time that it looks.
+const REPORTS: u64 = 64;
+const SWEEP: Duration = Duration::from_millis(1);
 /// Datagrams in one round at most.
-const DATAGRAMS_AT_ONCE: usize = 256;
+const DATAGRAMS_AT_ONCE: usize = 32;
 
 /// The concentrator never looks: it checks no liveness.
 struct Unread;
@@ -52,8 +55,11 @@ pub(crate) struct Server {
     states: HashMap<Spi, SpiState>,
     /// SAs whose first packet is to be told.
     first: HashSet<Spi>,
-    /// Former SPIs of which control is about to be told.
-    told: HashSet<Spi>,
+    /// The latest packets on former SPIs that the dataplane has not told yet, and the order of their turns.
+    former: HashMap<Spi, SpiReport>,
+    turns: VecDeque<Spi>,
+    /// When it has looked for them last.
+    swept: Time,
     urgent: VecDeque<Event>,
     noise: VecDeque<Event>,
     datagrams: VecDeque<Datagram>,
@@ -92,7 +98,9 @@ impl Server {
             store,
             states: HashMap::new(),
             first: HashSet::new(),
-            told: HashSet::new(),
+            former: HashMap::new(),
+            turns: VecDeque::new(),
+            swept: now,
             urgent: VecDeque::from([Event::Ready]),
             noise: VecDeque::new(),
             datagrams: VecDeque::new(),
@@ -131,10 +139,17 @@ impl Server {
                 self.urgent.push_back(Event::FirstInbound { spi });
             }
             // Coalesced by the dataplane, and never lost.
-            SpiState::Former if self.told.insert(spi) => self.urgent.push_back(Event::FormerSpi(report)),
+            SpiState::Former => {
+                if self.former.insert(spi, report).is_none() {
+                    if self.turns.is_empty() {
+                        self.swept = now;
+                    }
+                    self.turns.push_back(spi);
+                }
+            }
             SpiState::Unknown if self.noise.len() < NOISE => self.noise.push_back(Event::UnknownSpi(report)),
             SpiState::Unknown => self.dropped += 1,
-            SpiState::Current | SpiState::Former | SpiState::Larval | SpiState::Retired => {}
+            SpiState::Current | SpiState::Larval | SpiState::Retired => {}
         }
     }
 
@@ -145,13 +160,24 @@ impl Server {
     /// When the next round is to begin, if anything is to be done.
     pub(crate) fn next_round(&self, now: Time) -> Option<Time> {
         let waits = !(self.urgent.is_empty() && self.noise.is_empty() && self.datagrams.is_empty());
-        let due = if waits { Some(now) } else { self.gateway.deadline() };
+        let sweep = (!self.turns.is_empty()).then(|| self.swept.after(SWEEP));
+        let due = if waits { Some(now) } else { self.gateway.deadline().into_iter().chain(sweep).min() };
         due.map(|at| at.max(self.busy_until).max(now))
+    }
+
+    /// The dataplane tells of former SPIs, as often as it has looked meanwhile.
+    fn sweep(&mut self, now: Time) {
+        let sweeps = now.since(self.swept).as_nanos() as u64 / SWEEP.as_nanos() as u64;
+        self.swept = self.swept.after(SWEEP * sweeps as u32);
+        let turns = self.turns.len().min((sweeps * REPORTS) as usize);
+        let reports = self.turns.drain(..turns).filter_map(|spi| self.former.remove(&spi));
+        self.urgent.extend(reports.map(Event::FormerSpi));
     }
 
     /// One round.
     pub(crate) fn round(&mut self, now: Time, costs: &Costs, samples: &mut Samples) -> anyhow::Result<Round> {
         let mut round = Round { end: now, ..Round::default() };
+        self.sweep(now);
         let events: Vec<Event> = {
             let (urgent, noise) =
                 (self.urgent.len().min(EVENTS_AT_ONCE), self.noise.len().min(EVENTS_AT_ONCE));
@@ -160,11 +186,6 @@ impl Server {
         let datagrams = self.datagrams.len().min(DATAGRAMS_AT_ONCE);
         let is_full = datagrams == DATAGRAMS_AT_ONCE;
         let datagrams: Vec<Datagram> = self.datagrams.drain(..datagrams).collect();
-        for event in &events {
-            if let Event::FormerSpi(report) = event {
-                self.told.remove(&report.spi);
-            }
-        }
         let events = events.into_iter().map(Input::Event);
         for input in events.chain(datagrams.into_iter().map(Input::Datagram)) {
             let work = self.step(round.end, Some(input), &mut round, samples)?;

@@ -376,16 +376,22 @@ impl Daemon {
             if self.has_stopped() {
                 return Ok(());
             }
-            if more || !self.bridge.announce_sleep()? {
-                // The sockets' tasks must have their turn.
-                tokio::task::yield_now().await;
-                continue;
-            }
-            let sleep = self.deadline().map(|d| tokio::time::sleep(d.since(now())));
+            let deadline = self.deadline();
+            let due = deadline.is_some_and(|d| d <= now()) && self.bridge.has_room();
+            let idle = !more && !due && self.bridge.announce_sleep()?;
+            let wait = async {
+                match deadline {
+                    // The sockets' tasks must have their turn.
+                    _ if !idle => tokio::task::yield_now().await,
+                    Some(deadline) => tokio::time::sleep(deadline.since(now())).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 _ = terminate.recv() => self.stop(),
                 _ = interrupt.recv() => self.stop(),
+                Some(asked) = self.requests.recv() => self.answer(asked),
                 ready = async {
                     match &self.heir {
                         Some(heir) => heir.readable().await.map(|mut ready| ready.clear_ready()),
@@ -404,17 +410,10 @@ impl Daemon {
                         None => std::future::pending().await,
                     }
                 } => self.note_addresses(),
-                datagram = self.datagrams.recv(), if self.status.ready && self.bridge.has_room() => {
-                    if let Some(datagram) = datagram {
-                        self.gateway.handle(now(), Input::Datagram(datagram));
-                    }
+                Some(datagram) = self.datagrams.recv(), if idle && self.status.ready && self.bridge.has_room() => {
+                    self.gateway.handle(now(), Input::Datagram(datagram));
                 }
-                asked = self.requests.recv() => {
-                    if let Some(asked) = asked {
-                        self.answer(asked);
-                    }
-                }
-                () = async { match sleep { Some(sleep) => sleep.await, None => std::future::pending().await } } => {}
+                () = wait => {}
             }
         }
     }

@@ -72,6 +72,9 @@ const ETHERNET: usize = ethernet::HEADER_LENGTH;
 
 /// Urgent events that one sweep looks at.
 const SWEEP: usize = 1024;
+/// Reports on former SPIs in one sweep, of all workers together: some times as many as control can make handshakes of. Very
+/// many peers that wait for their turn would take its time with more.
+const REPORTS: u64 = 64;
 
 /// How to reach a destination: from the kernel's routes and neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -369,7 +372,8 @@ impl Engine {
         if !self.sas.pay(SWEEP, |event| out.event(event)) {
             return;
         }
-        let told = self.spis.sweep(now, SWEEP, |report| out.event(Event::FormerSpi(report)));
+        let reports = (REPORTS / u64::from(self.others.workers())).max(1);
+        let told = self.spis.sweep(now, SWEEP, reports, |report| out.event(Event::FormerSpi(report)));
         self.counters.add(Counter::FormerSpiReported, told);
     }
 

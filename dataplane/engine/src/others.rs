@@ -40,6 +40,11 @@ impl Others {
         Others { me, workers, outbound, outbound_spis: BTreeSet::new(), taken_over: false }
     }
 
+    /// How many workers there are, this one included.
+    pub(crate) fn workers(&self) -> u16 {
+        self.workers
+    }
+
     /// Are there no others?
     pub(crate) fn is_empty(&self) -> bool {
         self.workers <= 1

@@ -287,10 +287,20 @@ impl SpiTable {
         }
     }
 
-    /// Offers at most `limit` due reports; `tell` says whether there was room. What is not told stays.
-    pub(crate) fn sweep(&mut self, now: Time, limit: usize, mut tell: impl FnMut(SpiReport) -> bool) -> u64 {
+    /// Looks at `limit` former SPIs at most that have something to tell, and offers `most` due reports of theirs at most; `tell`
+    /// says whether there was room. What is not told stays.
+    pub(crate) fn sweep(
+        &mut self,
+        now: Time,
+        limit: usize,
+        most: u64,
+        mut tell: impl FnMut(SpiReport) -> bool,
+    ) -> u64 {
         let mut told = 0;
         for _ in 0..limit.min(self.queue.len()) {
+            if told == most {
+                break;
+            }
             let Some(slot) = self.queue.pop_front() else { break };
             let former = &mut self.formers[slot as usize];
             if former.removed {
@@ -350,7 +360,7 @@ mod tests {
         let mut told = Vec::new();
         for millisecond in 0..=250u64 {
             note(&mut table, 1000, millisecond as u32);
-            table.sweep(Time(millisecond * 1_000_000), 10, |r| {
+            table.sweep(Time(millisecond * 1_000_000), 10, 10, |r| {
                 told.push(r.sequence);
                 true
             });
@@ -367,11 +377,11 @@ mod tests {
         }
         table.set(Spi(1001), SpiState::Unknown, 0).unwrap();
         table.set(Spi(1002), SpiState::Current, 7).unwrap();
-        assert_eq!(table.sweep(Time(1), 1000, |_| false), 0);
+        assert_eq!(table.sweep(Time(1), 1000, 1000, |_| false), 0);
         let mut told = Vec::new();
         for now in 2..20 {
             let mut room = 5;
-            table.sweep(Time(now), 1000, |r| {
+            table.sweep(Time(now), 1000, 1000, |r| {
                 room -= 1;
                 if room >= 0 {
                     told.push(r.spi.0);
@@ -381,6 +391,34 @@ mod tests {
         }
         assert_eq!(told, (1000..1050).filter(|s| *s != 1001 && *s != 1002).collect::<Vec<_>>());
         assert_eq!(table.free_formers.len(), 2);
+    }
+
+    /// Each has its turn, however many send and however often one does.
+    #[test]
+    fn those_beyond_what_is_told_at_once_are_told_next_in_the_order_of_their_traffic() {
+        let mut table = SpiTable::new(100);
+        (1000..1050).for_each(|spi| table.set(Spi(spi), SpiState::Former, 0).unwrap());
+        let mut told = Vec::new();
+        for round in 0..10u64 {
+            (1000..1050).for_each(|spi| note(&mut table, spi, round as u32));
+            let now = Time(round * REPORT_INTERVAL.as_nanos() as u64);
+            assert_eq!(
+                table.sweep(now, 1000, 20, |r| {
+                    told.push((r.spi.0, r.sequence));
+                    true
+                }),
+                20
+            );
+        }
+        assert_eq!(
+            told[..50].iter().map(|told| told.0).collect::<Vec<_>>(),
+            (1000..1050).collect::<Vec<_>>()
+        );
+        for spi in 1000..1050 {
+            let times = told.iter().filter(|told| told.0 == spi).count();
+            assert!((3..=5).contains(&times), "{spi} was told {times} times");
+        }
+        assert!(told[..50].iter().zip(0..).all(|(told, n)| told.1 == n / 20), "not its latest packet");
     }
 
     #[test]
