@@ -90,8 +90,8 @@ impl<'a> Document<'a> {
 
     /// The line on which the value of the key with this dotted path stands; 0 if there is none. Reads the whole text again.
     pub(super) fn line_of(&self, key: &str) -> usize {
-        let find = |table: &DeTable<'_>| place_of(table, key);
-        self.parse().ok().and_then(|table| find(table.get_ref())).map_or(0, |at| self.line(at))
+        let place = self.parse().ok().and_then(|table| place_of(table.get_ref(), key));
+        place.map_or(0, |at| self.line(at))
     }
 
     pub(super) fn root(&'a self, table: &'a Spanned<DeTable<'a>>) -> Section<'a> {

@@ -364,8 +364,8 @@ impl Engine {
         }
     }
 
-    /// Sends urgent events that are due (former SPIs, each at most once in 100 ms; and those for which there was
-    /// no room), and gives up fragments that wait in vain. Bounded; call it every few milliseconds.
+    /// Sends urgent events that are due (former SPIs, each at most once in 100 ms and so many at a time; and those for which
+    /// there was no room), and gives up fragments that wait in vain. Bounded; call it every millisecond.
     pub fn sweep<F: Frame>(&mut self, now: Time, out: &mut impl Output<F>) {
         self.reassembly.expire(now);
         self.count_abandoned();
