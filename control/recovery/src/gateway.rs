@@ -222,7 +222,7 @@ impl Gateway {
             capacity: Capacity::new(handshakes, limits.handshakes_max),
             pace: Total::at_once(handshakes, contact::at_once(handshakes, handshakes)),
             told: HashSet::new(),
-            start_pace: Total::at_once(handshakes, 1),
+            start_pace: Total::at_once(handshakes, contact::evenly(handshakes)),
             waiting: VecDeque::new(),
             starting: VecDeque::new(),
             unasked: VecDeque::new(),

@@ -25,10 +25,18 @@ const PEERS_TURN: Duration = Duration::from_secs(1);
 const AT_ONCE: u32 = 100;
 /// At a pace that has grown, handshakes of one of so many parts of a second.
 const AT_ONCE_SHARE: u32 = 20;
+/// What starts with the gateway goes evenly: at once only what is due within one of so many parts of a second, as a
+/// driver's timer may be late by a millisecond or two each time.
+const EVENLY_SHARE: u32 = 200;
 
 /// How many handshakes may begin at once at a pace of so many a second, and so many at first.
 pub(super) fn at_once(first: u32, pace: u32) -> u32 {
     first.min(AT_ONCE).max(pace / AT_ONCE_SHARE)
+}
+
+/// The same for those that are to go evenly.
+pub(super) fn evenly(pace: u32) -> u32 {
+    (pace / EVENLY_SHARE).max(1)
 }
 
 impl Gateway {
@@ -40,7 +48,7 @@ impl Gateway {
         self.capacity.answered(self.endpoint.take_answers());
         let Some(pace) = self.capacity.worked(now, in_all) else { return };
         self.pace.set(now, pace, at_once(self.config.limits.handshakes_total, pace));
-        self.start_pace.set(now, pace, 1);
+        self.start_pace.set(now, pace, evenly(pace));
     }
 
     /// We have just become ready, or these addresses of ours have come to this machine.

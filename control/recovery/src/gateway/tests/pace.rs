@@ -284,22 +284,28 @@ fn nacks_follow_the_pace_of_handshakes() {
     assert_eq!([stat(&gateway, "sir-nacks-sent"), stat(&gateway, "requests-over-handshakes")], [10, 1]);
 }
 
-/// At once they would be lost on the way, and come again only seconds later.
-#[test]
-fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
-    let connections = (0..30).map(|n| {
+/// A gateway whose connections all start with it, and that has just become ready.
+fn starting(connections: u32, handshakes_total: u32) -> Gateway {
+    let connections = (0..connections).map(|n| {
         let mut connection = connection(&format!("c{n}"), Some("192.0.2.2"));
         connection.children[0].policy = n;
         connection.children[0].start_action = spindle_ike::api::StartAction::Start;
         connection
     });
-    let limits = crate::api::Limits { handshakes_total: 10, ..Default::default() };
+    let limits = crate::api::Limits { handshakes_total, ..Default::default() };
     let mut gateway =
         gateway(Config { connections: connections.map(Into::into).collect(), limits, ..config() }, vec![]);
     gateway.handle(NOW, Input::Event(Event::Ready));
     for (sequence, _) in commands(&all(&mut gateway)) {
         acknowledge(&mut gateway, sequence, true);
     }
+    gateway
+}
+
+/// At once they would be lost on the way, and come again only seconds later.
+#[test]
+fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
+    let mut gateway = starting(30, 10);
     let mut begun = sent(&all_due(&mut gateway, NOW)).len();
     assert_eq!(begun, 1);
     // Before the first is sent again.
@@ -312,4 +318,17 @@ fn what_starts_with_the_gateway_goes_evenly_at_the_pace_of_handshakes() {
         begun += more;
     }
     assert_eq!(begun, 5);
+}
+
+/// A timer of milliseconds that is late each time: the pace is kept, and still nothing goes in one go.
+#[test]
+fn what_starts_with_the_gateway_keeps_a_pace_beyond_its_drivers_timer() {
+    let mut gateway = starting(100, 1000);
+    let (mut begun, mut most) = (0, 0);
+    for milliseconds in (0..=40).step_by(2) {
+        let more = sent(&all_due(&mut gateway, NOW.after(Duration::from_millis(milliseconds)))).len();
+        (begun, most) = (begun + more, most.max(more));
+    }
+    assert!((40..=46).contains(&begun), "{begun} in 40 ms at 1000 a second");
+    assert!(most <= 6, "{most} in one go");
 }
