@@ -5,7 +5,7 @@
 //! control plane is timed.
 
 use crate::costs::{Costs, Kind, Samples, median};
-use crate::peer::Herd;
+use crate::peer::{Herd, Members};
 use crate::scenario::{Method, Pacing, Scenario};
 use crate::server::Server;
 use crate::world::across;
@@ -104,6 +104,7 @@ struct Pair {
     disk: Disk,
     server: Server,
     peer: Herd,
+    members: Rc<Members>,
     /// On their way to the peer.
     to_peer: Vec<Datagram>,
 }
@@ -116,7 +117,8 @@ impl Pair {
         let mut disk = Disk::default();
         let mut unseen = Samples::default();
         let (server, round) = Server::start(scenario, &mut disk, now, false, &Costs::default(), &mut unseen)?;
-        let peer = Herd::start(scenario, 0, 1, &clock);
+        let members = Rc::new(Members::new(1, &clock));
+        let peer = Herd::start(scenario, 0, 1, &members);
         let mut pair = Pair {
             scenario: *scenario,
             now,
@@ -124,10 +126,11 @@ impl Pair {
             disk,
             server,
             peer,
+            members,
             to_peer: round.transmits.into_iter().map(across).collect(),
         };
         pair.exchange()?;
-        pair.peer.outbound(0).context("no SA was made")?;
+        pair.members.outbound(0).context("no SA was made")?;
         Ok(pair)
     }
 
@@ -177,10 +180,10 @@ impl Pair {
     fn crash(mut self, took: &mut Took) -> anyhow::Result<()> {
         self.pass(SETTLING);
         self.exchange()?;
-        let spi = self.peer.outbound(0).context("no SA")?;
+        let spi = self.members.outbound(0).context("no SA")?;
         self.server.commit()?;
         self.disk.kill();
-        self.peer.cut(0, Some(self.now));
+        self.members.cut(0, Some(self.now));
         let (server, round) = Server::start(
             &self.scenario,
             &mut self.disk,

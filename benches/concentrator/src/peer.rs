@@ -12,12 +12,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// One peer as its host and its dataplane know it.
+#[derive(Default)]
 struct Member {
-    /// What its SAs carried follows from its traffic: each packet is answered while the concentrator has the SA.
-    traffic: Traffic,
-    /// Until when packets were answered; `None`: they are.
+    /// When its first packet leaves, and how long after a packet the next one does.
+    first: Cell<Time>,
+    period: Cell<Duration>,
+    /// What its SAs carried follows from its packets, each of which is answered while the concentrator has the SA.
+    /// Until when they were answered; `None`: they are.
     cut: Cell<Option<Time>>,
     /// The SPI and slot on which it sends.
     outbound: Cell<Option<(Spi, u32)>>,
@@ -25,39 +29,82 @@ struct Member {
     sending: Cell<bool>,
 }
 
-/// The dataplanes of the peers of one gateway.
-struct Members {
-    clock: Rc<Cell<Time>>,
-    began: Time,
-    all: Vec<Member>,
-    /// Whose SA is in which slot.
-    slots: RefCell<HashMap<u32, usize>>,
-}
-
-impl Members {
-    /// The last packet that a peer sent up to `at`.
-    fn last(&self, member: &Member, at: Time) -> Time {
-        let first = self.began.after(member.traffic.phase);
+impl Member {
+    /// The last packet that it sent up to `at`.
+    fn last(&self, at: Time) -> Time {
+        let first = self.first.get();
         if at < first {
             return Time(0);
         }
-        let period = member.traffic.period.as_nanos().max(1);
+        let period = self.period.get().as_nanos().max(1);
         Time(first.0 + (at.since(first).as_nanos() / period * period) as u64)
     }
 }
 
-struct Reader(Rc<Members>);
+/// What is looked at with each packet, of all peers, close together.
+pub(crate) struct Members {
+    clock: Rc<Cell<Time>>,
+    all: Vec<Member>,
+}
+
+impl Members {
+    pub(crate) fn new(peers: u32, clock: &Rc<Cell<Time>>) -> Members {
+        Members { clock: clock.clone(), all: (0..peers).map(|_| Member::default()).collect() }
+    }
+
+    fn of(&self, peer: u32) -> &Member {
+        &self.all[peer as usize]
+    }
+
+    /// On which SPI a peer sends.
+    pub(crate) fn outbound(&self, peer: u32) -> Option<Spi> {
+        self.of(peer).outbound.get().map(|(spi, _)| spi)
+    }
+
+    /// Until when a peer's packets were answered; `None`: they are.
+    pub(crate) fn cut(&self, peer: u32, at: Option<Time>) {
+        self.of(peer).cut.set(at);
+    }
+
+    /// When a peer's host sends next, if that is not scheduled already.
+    pub(crate) fn next_packet(&self, now: Time, peer: u32) -> Option<Time> {
+        let member = self.of(peer);
+        (!member.sending.replace(true)).then(|| match member.last(now) {
+            Time(0) => member.first.get(),
+            last => last.after(member.period.get()),
+        })
+    }
+
+    /// What was scheduled happens.
+    pub(crate) fn packet_left(&self, peer: u32) {
+        self.of(peer).sending.set(false);
+    }
+
+    /// Nanoseconds between two packets of a peer.
+    pub(crate) fn period(&self, peer: u32) -> u64 {
+        self.of(peer).period.get().as_nanos() as u64
+    }
+}
+
+/// Whose SA is in which slot of a gateway.
+type Slots = Rc<RefCell<HashMap<u32, u32>>>;
+
+struct Reader {
+    members: Rc<Members>,
+    slots: Slots,
+}
 
 impl ActivityReader for Reader {
     fn activity(&self, index: u32) -> SaActivity {
-        let member = self.0.slots.borrow().get(&index).and_then(|place| self.0.all.get(*place));
-        let Some(member) = member else { return SaActivity::default() };
-        let now = self.0.clock.get();
+        let Some(member) = self.slots.borrow().get(&index).map(|peer| self.members.of(*peer)) else {
+            return SaActivity::default();
+        };
+        let now = self.members.clock.get();
         let until = match member.outbound.get() {
             Some((_, slot)) if slot == index => now,
             _ => member.cut.get().unwrap_or(now),
         };
-        SaActivity { last: self.0.last(member, until), ..SaActivity::default() }
+        SaActivity { last: member.last(until), ..SaActivity::default() }
     }
 }
 
@@ -67,6 +114,7 @@ pub(crate) struct Herd {
     /// The number of the first of them.
     first: u32,
     members: Rc<Members>,
+    slots: Slots,
     /// When its next tick is scheduled.
     pub(crate) scheduled: Option<Time>,
     /// Those that send on another SA than before, or on none.
@@ -75,23 +123,19 @@ pub(crate) struct Herd {
 
 impl Herd {
     /// These peers start now, and initiate.
-    pub(crate) fn start(scenario: &Scenario, first: u32, many: u32, clock: &Rc<Cell<Time>>) -> Herd {
-        let now = clock.get();
+    pub(crate) fn start(scenario: &Scenario, first: u32, many: u32, members: &Rc<Members>) -> Herd {
+        let now = members.clock.get();
         let dice = |peer: u32| Dice::new(scenario.seed, 1000 + u64::from(peer));
         let mut own = dice(first);
-        let member = |peer: u32| {
+        for peer in first..first + many {
             let traffic = match peer == first {
                 true => Traffic::draw(&mut own),
                 false => Traffic::draw(&mut dice(peer)),
             };
-            Member { traffic, cut: Cell::default(), outbound: Cell::default(), sending: Cell::default() }
-        };
-        let members = Rc::new(Members {
-            clock: clock.clone(),
-            began: now,
-            all: (first..first + many).map(member).collect(),
-            slots: RefCell::default(),
-        });
+            let member = members.of(peer);
+            member.first.set(now.after(traffic.phase));
+            member.period.set(traffic.period);
+        }
         let boot = Boot {
             incarnation: 1,
             maker_id: Vec::new(),
@@ -101,15 +145,12 @@ impl Herd {
             anchor_matches: true,
             wall_clock: (crate::world::EPOCH, Time(0)),
         };
-        let reader = Box::new(Reader(members.clone()));
+        let slots = Slots::default();
+        let reader = Box::new(Reader { members: members.clone(), slots: slots.clone() });
         let config = scenario.of_peers(first..first + many);
         let mut gateway = Gateway::new(config, boot, reader, Box::new(own), now);
         gateway.handle(now, Input::Event(Event::Ready));
-        Herd { gateway, first, members, scheduled: None, changed: Vec::new() }
-    }
-
-    fn member(&self, peer: u32) -> &Member {
-        &self.members.all[(peer - self.first) as usize]
+        Herd { gateway, first, members: members.clone(), slots, scheduled: None, changed: Vec::new() }
     }
 
     pub(crate) fn receive(&mut self, now: Time, datagram: Datagram) {
@@ -146,25 +187,24 @@ impl Herd {
     }
 
     fn apply(&mut self, command: Command) {
-        let mut slots = self.members.slots.borrow_mut();
+        let mut slots = self.slots.borrow_mut();
+        let peer = |policy| self.first + Scenario::place_of(policy) as u32;
         match command {
             Command::InstallInbound { sa, .. } => {
-                slots.insert(sa.index, Scenario::place_of(sa.policy));
+                slots.insert(sa.index, peer(sa.policy));
             }
             Command::InstallOutbound { sa } => {
-                let place = Scenario::place_of(sa.policy);
-                slots.insert(sa.index, place);
-                if let Some(member) = self.members.all.get(place) {
-                    member.outbound.set(Some((sa.spi, sa.index)));
-                    self.changed.push(self.first + place as u32);
-                }
+                let peer = peer(sa.policy);
+                slots.insert(sa.index, peer);
+                self.members.of(peer).outbound.set(Some((sa.spi, sa.index)));
+                self.changed.push(peer);
             }
             Command::RemoveOutbound { index } => {
-                let Some(place) = slots.remove(&index) else { return };
-                let member = &self.members.all[place];
-                if member.outbound.get().is_some_and(|(_, slot)| slot == index) {
-                    member.outbound.set(None);
-                    self.changed.push(self.first + place as u32);
+                let Some(peer) = slots.remove(&index) else { return };
+                let outbound = &self.members.of(peer).outbound;
+                if outbound.get().is_some_and(|(_, slot)| slot == index) {
+                    outbound.set(None);
+                    self.changed.push(peer);
                 }
             }
             _ => {}
@@ -176,16 +216,6 @@ impl Herd {
         std::mem::take(&mut self.changed)
     }
 
-    /// On which SPI a peer sends.
-    pub(crate) fn outbound(&self, peer: u32) -> Option<Spi> {
-        self.member(peer).outbound.get().map(|(spi, _)| spi)
-    }
-
-    /// Until when a peer's packets were answered; `None`: they are.
-    pub(crate) fn cut(&self, peer: u32, at: Option<Time>) {
-        self.member(peer).cut.set(at);
-    }
-
     /// A packet of a peer has no SA to leave by.
     pub(crate) fn acquire(&mut self, now: Time, peer: u32) {
         let inside = IpAddr::from([0, 0, 0, 0]);
@@ -195,28 +225,9 @@ impl Herd {
         self.gateway.handle(now, Input::Event(event));
     }
 
-    /// When a peer's host sends next, if that is not scheduled already.
-    pub(crate) fn next_packet(&self, now: Time, peer: u32) -> Option<Time> {
-        let member = self.member(peer);
-        (!member.sending.replace(true)).then(|| match self.members.last(member, now) {
-            Time(0) => self.members.began.after(member.traffic.phase),
-            last => last.after(member.traffic.period),
-        })
-    }
-
-    /// What was scheduled happens.
-    pub(crate) fn packet_left(&self, peer: u32) {
-        self.member(peer).sending.set(false);
-    }
-
     /// A peer is back, and nothing more of it matters: its SAs go without a word.
     pub(crate) fn leave(&mut self, now: Time, peer: u32) {
         // It has one, for it is back.
         let _ = self.gateway.forget(now, &Scenario::name(peer), None);
-    }
-
-    /// Nanoseconds between two packets of a peer.
-    pub(crate) fn period(&self, peer: u32) -> u64 {
-        self.member(peer).traffic.period.as_nanos() as u64
     }
 }

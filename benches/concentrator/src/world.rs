@@ -2,7 +2,7 @@
 //! concentrator crashes, is down for a while, and starts again; the world ends when all are back.
 
 use crate::costs::{Costs, Samples};
-use crate::peer::Herd;
+use crate::peer::{Herd, Members};
 use crate::scenario::Scenario;
 use crate::server::{Round, Server};
 use crate::summary::Observed;
@@ -36,8 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 enum Due {
     Start(u32),
     Forget(u32),
-    ToPeer(u32, Datagram),
-    ToServer(Datagram),
+    // Boxed, for a million things wait.
+    ToPeer(u32, Box<Datagram>),
+    ToServer(Box<Datagram>),
     Esp(u32, Spi),
     Tick(u32),
     Packet(u32),
@@ -62,6 +63,7 @@ struct World<'a> {
     /// Gateways of peers, and how many peers each has.
     herds: Vec<Option<Herd>>,
     together: u32,
+    members: Rc<Members>,
     /// Those whose SAs stand on both sides, before the crash or after it.
     up: Vec<bool>,
     /// Those that take no further part.
@@ -93,11 +95,13 @@ pub(crate) fn across(Datagram { local, remote, data }: Datagram) -> Datagram {
 impl World<'_> {
     fn new<'a>(scenario: &Scenario, costs: &'a Costs) -> World<'a> {
         let (peers, together) = (scenario.peers as usize, scenario.herd());
+        let clock = Rc::new(Cell::new(Time(1)));
+        let members = Rc::new(Members::new(scenario.peers, &clock));
         World {
             scenario: *scenario,
             costs,
             nothing: Costs::default(),
-            clock: Rc::new(Cell::new(Time(1))),
+            clock,
             queue: Schedule::default(),
             disk: Disk::default(),
             server: None,
@@ -105,6 +109,7 @@ impl World<'_> {
             commit: false,
             herds: (0..scenario.peers.div_ceil(together)).map(|_| None).collect(),
             together,
+            members,
             up: vec![false; peers],
             gone: vec![false; peers],
             left: peers,
@@ -151,8 +156,7 @@ impl World<'_> {
             self.observed.dropped = server.dropped;
         }
         for peer in 0..self.scenario.peers {
-            let herd = self.herds[(peer / self.together) as usize].as_ref();
-            self.observed.periods[peer as usize] = herd.map_or(0, |herd| herd.period(peer));
+            self.observed.periods[peer as usize] = self.members.period(peer);
         }
         Ok((self.observed, self.samples))
     }
@@ -173,7 +177,7 @@ impl World<'_> {
         match due {
             Due::Start(first) => {
                 let many = self.together.min(self.scenario.peers - first);
-                let herd = Herd::start(&self.scenario, first, many, &self.clock);
+                let herd = Herd::start(&self.scenario, first, many, &self.members);
                 self.herds[(first / self.together) as usize] = Some(herd);
                 self.with_herd(first, |_| {});
             }
@@ -189,7 +193,7 @@ impl World<'_> {
                 }
             }
             Due::ToPeer(number, _) if self.gone[number as usize] => {}
-            Due::ToPeer(number, datagram) => self.with_herd(number, |herd| herd.receive(now, datagram)),
+            Due::ToPeer(number, datagram) => self.with_herd(number, |herd| herd.receive(now, *datagram)),
             Due::Tick(number) => self.with_herd(number, |herd| {
                 if herd.scheduled == Some(now) {
                     herd.scheduled = None;
@@ -199,7 +203,7 @@ impl World<'_> {
             Due::Packet(number) => self.packet(now, number),
             Due::ToServer(datagram) => {
                 if let Some(server) = &mut self.server {
-                    server.receive(datagram);
+                    server.receive(*datagram);
                 }
                 self.schedule_round();
             }
@@ -258,9 +262,7 @@ impl World<'_> {
         self.left = self.up.len();
         self.up.fill(false);
         for number in 0..self.scenario.peers {
-            if let Some(herd) = self.herd(number) {
-                herd.cut(number, Some(now));
-            }
+            self.members.cut(number, Some(now));
             self.schedule_packet(number, now);
         }
         self.schedule(now.after(DOWN), Due::Restart);
@@ -284,7 +286,7 @@ impl World<'_> {
         for datagram in round.transmits {
             let peer = Scenario::peer_at(datagram.remote.ip());
             if let Some(peer) = peer.filter(|peer| *peer < self.scenario.peers) {
-                self.schedule(arrival, Due::ToPeer(peer, across(datagram)));
+                self.schedule(arrival, Due::ToPeer(peer, Box::new(across(datagram))));
             }
         }
         if !self.commit {
@@ -302,10 +304,6 @@ impl World<'_> {
         }
     }
 
-    fn herd(&self, number: u32) -> Option<&Herd> {
-        self.herds.get((number / self.together) as usize).and_then(Option::as_ref)
-    }
-
     /// Does something with the gateway of a peer; sends what it wants sent, and sees who is back.
     fn with_herd(&mut self, number: u32, act: impl FnOnce(&mut Herd)) {
         let (now, arrival) = (self.now(), self.now().after(self.one_way()));
@@ -315,7 +313,7 @@ impl World<'_> {
         };
         act(herd);
         while let Some(datagram) = herd.poll(now) {
-            self.queue.put(arrival, Due::ToServer(across(datagram)));
+            self.queue.put(arrival, Due::ToServer(Box::new(across(datagram))));
         }
         if let Some(at) = herd.deadline().map(|at| at.max(now))
             && herd.scheduled.is_none_or(|scheduled| at < scheduled)
@@ -330,16 +328,14 @@ impl World<'_> {
 
     /// Is a peer back: does the SA on which it sends stand on both sides?
     fn look(&mut self, at: Time, number: u32) {
-        let Some(spi) = self.herd(number).and_then(|herd| herd.outbound(number)) else { return };
+        let Some(spi) = self.members.outbound(number) else { return };
         let stands = self.server.as_ref().is_some_and(|server| server.state(spi) == SpiState::Current);
         if !stands || self.up[number as usize] {
             return;
         }
         self.up[number as usize] = true;
         self.left -= 1;
-        if let Some(herd) = self.herd(number) {
-            herd.cut(number, None);
-        }
+        self.members.cut(number, None);
         if self.crashed {
             self.observed.back[number as usize] = Some(at);
         }
@@ -351,9 +347,8 @@ impl World<'_> {
     /// A peer's host sends. Once it is back only the first packet matters.
     fn packet(&mut self, now: Time, number: u32) {
         let arrival = now.after(self.one_way());
-        let Some(herd) = self.herd(number) else { return };
-        herd.packet_left(number);
-        match herd.outbound(number) {
+        self.members.packet_left(number);
+        match self.members.outbound(number) {
             Some(spi) => self.schedule(arrival, Due::Esp(number, spi)),
             None => self.with_herd(number, |herd| herd.acquire(now, number)),
         }
@@ -363,7 +358,7 @@ impl World<'_> {
     }
 
     fn schedule_packet(&mut self, number: u32, now: Time) {
-        if let Some(at) = self.herd(number).and_then(|herd| herd.next_packet(now, number)) {
+        if let Some(at) = self.members.next_packet(now, number) {
             self.schedule(at, Due::Packet(number));
         }
     }

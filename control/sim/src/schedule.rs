@@ -2,10 +2,14 @@
 
 use spindle_abi::Time;
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 /// Nanoseconds of a slot of what is due later.
 const SLOT: u64 = 1 << 24;
+/// Slots that are found without a search: about a minute.
+const NEXT: u64 = 1 << 12;
+
+type Slot<T> = Vec<Reverse<Entry<T>>>;
 
 /// Things that are due. A million of them, most of them due much later, cost little: only those of a slot are kept in
 /// order.
@@ -13,9 +17,11 @@ const SLOT: u64 = 1 << 24;
 pub struct Schedule<T> {
     /// All before the end of a slot; empty only if there is nothing at all.
     soon: BinaryHeap<Reverse<Entry<T>>>,
-    /// The slots from this one on are `later`.
+    /// The slots from this one on are `next`, at most [`NEXT`] of them.
     slot: u64,
-    later: BTreeMap<u64, Vec<Reverse<Entry<T>>>>,
+    next: VecDeque<Slot<T>>,
+    /// What was too far away when it was put here.
+    later: BTreeMap<u64, Slot<T>>,
     count: usize,
     number: u64,
 }
@@ -46,7 +52,14 @@ impl<T> Ord for Entry<T> {
 
 impl<T> Default for Schedule<T> {
     fn default() -> Schedule<T> {
-        Schedule { soon: BinaryHeap::new(), slot: 0, later: BTreeMap::new(), count: 0, number: 0 }
+        Schedule {
+            soon: BinaryHeap::new(),
+            slot: 0,
+            next: VecDeque::new(),
+            later: BTreeMap::new(),
+            count: 0,
+            number: 0,
+        }
     }
 }
 
@@ -60,10 +73,16 @@ impl<T> Schedule<T> {
         if self.soon.is_empty() {
             self.slot = slot + 1;
         }
-        if slot < self.slot {
-            self.soon.push(entry);
-        } else {
-            self.later.entry(slot).or_default().push(entry);
+        match slot.checked_sub(self.slot) {
+            None => self.soon.push(entry),
+            Some(away) if away < NEXT => {
+                let away = away as usize;
+                if self.next.len() <= away {
+                    self.next.resize_with(away + 1, Vec::new);
+                }
+                self.next[away].push(entry);
+            }
+            Some(_) => self.later.entry(slot).or_default().push(entry),
         }
     }
 
@@ -76,13 +95,28 @@ impl<T> Schedule<T> {
     pub fn take(&mut self) -> Option<(Time, T)> {
         let Reverse(entry) = self.soon.pop()?;
         self.count -= 1;
-        if self.soon.is_empty()
-            && let Some((slot, entries)) = self.later.pop_first()
-        {
-            self.soon = entries.into();
-            self.slot = slot + 1;
-        }
+        while self.soon.is_empty() && self.turn() {}
         Some((entry.at, entry.due))
+    }
+
+    /// The next slot's turn comes; false if there is none.
+    fn turn(&mut self) -> bool {
+        let mut entries = match self.next.pop_front() {
+            Some(entries) => entries,
+            None => match self.later.first_key_value() {
+                Some((slot, _)) => {
+                    self.slot = *slot;
+                    Vec::new()
+                }
+                None => return false,
+            },
+        };
+        if let Some(first) = self.later.first_entry().filter(|first| *first.key() == self.slot) {
+            entries.append(&mut first.remove());
+        }
+        self.soon = entries.into();
+        self.slot += 1;
+        true
     }
 
     /// How many there are.
@@ -104,7 +138,7 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         // Within a slot, in the next ones, and far away.
-        let after = prop_oneof![0..4_u64, 0..3 * SLOT, 0..1000 * SLOT];
+        let after = prop_oneof![0..4_u64, 0..3 * SLOT, 0..1000 * SLOT, 0..3 * NEXT * SLOT];
         prop_oneof![3 => after.prop_map(Step::Put), 2 => Just(Step::Take)]
     }
 
