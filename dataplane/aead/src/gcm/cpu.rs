@@ -19,6 +19,8 @@ pub(super) trait Cpu: Copy + Send + Sync + 'static {
     fn zero(self) -> Self::Vector;
     /// `octets` are 16 for each lane.
     fn load(self, octets: &[u8]) -> Self::Vector;
+    /// `octets` are 16 for each of the first lanes, at least one; zeros in the others.
+    fn load_first(self, octets: &[u8]) -> Self::Vector;
     /// `octets` are 16 for each lane.
     fn store(self, vector: Self::Vector, octets: &mut [u8]);
     /// This block in every lane.
@@ -255,6 +257,11 @@ impl Cpu for AesNi {
     }
 
     #[inline(always)]
+    fn load_first(self, octets: &[u8]) -> __m128i {
+        self.load(octets)
+    }
+
+    #[inline(always)]
     fn store(self, vector: __m128i, octets: &mut [u8]) {
         let octets: &mut [u8; 16] = octets.try_into().expect("16 octets");
         // SAFETY: `octets` are 16 of our own, and the store needs no alignment.
@@ -370,6 +377,17 @@ impl Cpu for Vaes {
         let octets: &[u8; 32] = octets.try_into().expect("32 octets");
         // SAFETY: `octets` are 32, and the load needs no alignment.
         unsafe { _mm256_loadu_si256(octets.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_first(self, octets: &[u8]) -> __m256i {
+        assert!(matches!(octets.len(), 16 | 32), "one block or two");
+        let loaded = instructions!(_mm256_cmpgt_epi64(
+            _mm256_set1_epi64x(octets.len() as i64 / 8),
+            _mm256_setr_epi64x(0, 1, 2, 3),
+        ));
+        // SAFETY: a masked load touches only what its mask takes, here `octets`; it needs no alignment.
+        unsafe { _mm256_maskload_epi64(octets.as_ptr().cast(), loaded) }
     }
 
     #[inline(always)]

@@ -19,15 +19,15 @@ pub(super) const NONCE: usize = crate::NONCE_LENGTH;
 /// Octets of a block.
 const BLOCK: usize = 16;
 
-/// Powers of H in a table: for `N` vectors, for the lengths and for the additional data; and zeros up to a vector.
+/// Powers of H in a table: for `N` vectors, for the lengths and for the additional data.
 pub(super) const fn powers(lanes: usize, n: usize) -> usize {
-    lanes * n + 2 + (lanes - 1)
+    lanes * n + 2
 }
 
 /// An expanded key. No more aligned than an allocator does anyway, which would waste memory for it.
 #[repr(C, align(16))]
 pub(super) struct Expanded<const KEYS: usize, const POWERS: usize> {
-    /// H^(lanes·N + 2) down to H^1, each times x; then zeros.
+    /// H^(lanes·N + 2) down to H^1, each times x.
     powers: [[u8; BLOCK]; POWERS],
     /// Of the rounds of AES.
     rounds: [[u8; BLOCK]; KEYS],
@@ -326,7 +326,7 @@ impl<'a, C: Cpu, const KEYS: usize, const POWERS: usize, const N: usize> Packet<
             *vector = cpu.last_round(*vector, round);
         }
 
-        let powers = &key.powers.as_flattened()[(Self::BLOCKS + 1 - blocks) * BLOCK..][..V * Self::WIDTH];
+        let powers = &key.powers.as_flattened()[(Self::BLOCKS + 1 - blocks) * BLOCK..];
         let power = |number: usize| cpu.load(&powers[number * Self::WIDTH..][..Self::WIDTH]);
         let mut hash = cpu.first(self.hash);
         // Whole vectors, but for the one that may be and the one that never is.
@@ -354,7 +354,9 @@ impl<'a, C: Cpu, const KEYS: usize, const POWERS: usize, const N: usize> Packet<
             data = short::<C, SEAL>(cpu, stream[V - 1], rest, lane - 1);
         }
         let data = cpu.with_lane(data, lane, lengths);
-        self.add(Product::of(cpu, cpu.xor(data, hash), power(V - 1)));
+        // Whatever is in the lanes after that of the lengths.
+        let last = cpu.load_first(&powers[(V - 1) * Self::WIDTH..]);
+        self.add(Product::of(cpu, cpu.xor(data, hash), last));
         self.reduce();
         one.xor(one.reverse(self.hash), cpu.lane(stream[V - 1], lane))
     }
@@ -400,7 +402,7 @@ pub(super) fn expand<C: Cpu, const KEYS: usize, const POWERS: usize, const N: us
     let carry = 0u128.wrapping_sub(h >> 127);
     let h = one.block(h << 1 ^ carry & (0xc200_0000_0000_0000 << 64 | 1));
     let mut power = h;
-    for place in to.powers[..C::LANES * N + 2].iter_mut().rev() {
+    for place in to.powers.iter_mut().rev() {
         one.store(power, place);
         power = Product::of(one, power, h).reduce(one);
     }

@@ -39,6 +39,10 @@ impl Cpu for Four {
         assert_eq!(octets.len(), 64);
         std::array::from_fn(|lane| self.0.load(&octets[16 * lane..][..16]))
     }
+    fn load_first(self, octets: &[u8]) -> Lanes {
+        let mut blocks = octets.chunks_exact(16).map(|block| self.0.load(block));
+        std::array::from_fn(|_| blocks.next().unwrap_or(self.0.zero()))
+    }
     fn store(self, vector: Lanes, octets: &mut [u8]) {
         assert_eq!(octets.len(), 64);
         for (block, octets) in vector.into_iter().zip(octets.chunks_exact_mut(16)) {

@@ -51,6 +51,14 @@ impl Cpu for Vaes512 {
     }
 
     #[inline(always)]
+    fn load_first(self, octets: &[u8]) -> __m512i {
+        assert!(matches!(octets.len(), 16 | 32 | 48 | 64), "one to four blocks");
+        let loaded = ((1_u16 << (octets.len() / 8)) - 1) as __mmask8;
+        // SAFETY: a masked load touches only what its mask takes, here `octets`; it needs no alignment, and `self` exists.
+        unsafe { _mm512_maskz_loadu_epi64(loaded, octets.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn store(self, vector: __m512i, octets: &mut [u8]) {
         let octets: &mut [u8; 64] = octets.try_into().expect("64 octets");
         // SAFETY: `octets` are 64 of our own, the store needs no alignment, and `self` exists.
