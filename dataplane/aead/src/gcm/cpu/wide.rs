@@ -119,9 +119,11 @@ impl Cpu for Vaes512 {
 
     #[inline(always)]
     fn fold(self, vector: __m512i) -> __m128i {
-        let one = self.narrow();
-        let [a, b, c, d] = [0, 1, 2, 3].map(|lane| self.lane(vector, lane));
-        one.xor(one.xor(a, b), one.xor(c, d))
+        // No closures, which the compiler would call: they have not the instructions of what surrounds them.
+        let low = instructions!(_mm512_castsi512_si256(vector));
+        let high = instructions!(_mm512_extracti64x4_epi64::<1>(vector));
+        let half = Vaes(());
+        half.fold(half.xor(low, high))
     }
 
     #[inline(always)]
