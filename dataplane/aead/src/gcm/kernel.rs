@@ -354,7 +354,7 @@ impl<'a, C: Cpu, const KEYS: usize, const POWERS: usize, const N: usize> Packet<
             data = short::<C, SEAL>(cpu, stream[V - 1], rest, lane - 1);
         }
         let data = cpu.with_lane(data, lane, lengths);
-        // Whatever is in the lanes after that of the lengths.
+        // Zeros for whatever is in the lanes after that of the lengths.
         let last = cpu.load_first(&powers[(V - 1) * Self::WIDTH..]);
         self.add(Product::of(cpu, cpu.xor(data, hash), last));
         self.reduce();
