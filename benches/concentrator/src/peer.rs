@@ -14,14 +14,14 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// One peer as its host and its dataplane know it.
+/// One peer as its host and its dataplane know it. What its SAs carried follows from its packets, each of which is answered
+/// while the concentrator has the SA.
 #[derive(Default)]
 struct Member {
     /// When its first packet leaves, and how long after a packet the next one does.
     first: Cell<Time>,
     period: Cell<Duration>,
-    /// What its SAs carried follows from its packets, each of which is answered while the concentrator has the SA.
-    /// Until when they were answered; `None`: they are.
+    /// Until when packets were answered; `None`: they are.
     cut: Cell<Option<Time>>,
     /// The SPI and slot on which it sends.
     outbound: Cell<Option<(Spi, u32)>>,

@@ -101,19 +101,12 @@ impl<T> Schedule<T> {
 
     /// The next slot's turn comes; false if there is none.
     fn turn(&mut self) -> bool {
-        let mut entries = match self.next.pop_front() {
-            Some(entries) => entries,
-            None => match self.later.first_key_value() {
-                Some((slot, _)) => {
-                    self.slot = *slot;
-                    Vec::new()
-                }
-                None => return false,
-            },
-        };
-        if let Some(first) = self.later.first_entry().filter(|first| *first.key() == self.slot) {
-            entries.append(&mut first.remove());
+        if self.next.is_empty() {
+            let Some((slot, _)) = self.later.first_key_value() else { return false };
+            self.slot = *slot;
         }
+        let mut entries = self.next.pop_front().unwrap_or_default();
+        entries.extend(self.later.remove(&self.slot).into_iter().flatten());
         self.soon = entries.into();
         self.slot += 1;
         true
