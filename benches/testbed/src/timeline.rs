@@ -27,7 +27,8 @@
 //! *Where the restarted gateway asks* ([`Recovery::initiated_by_the_gateway`]), requests come from it and answers from
 //! the peer, and the interval begins with its start: each pair takes a round-trip time here by itself, and a request
 //! that leaves after the answer before it may have been caused by it. IKE_SA_INIT and IKE_AUTH are 2, and right behind
-//! the last answer comes the first ESP packet that can be delivered.
+//! the last answer comes the first ESP packet that can be delivered. One that a peer sends on the new SA before its
+//! IKE_AUTH response comes to a gateway that has not this SA yet, and can't.
 
 use crate::event::{Kind, Notify, WireEvent, number};
 use std::collections::BTreeSet;
@@ -111,7 +112,8 @@ pub struct Timeline {
     pub ike_auth_request: Option<u64>,
     /// Its response.
     pub ike_auth_response: Option<u64>,
-    /// The first ESP packet on an SPI that no packet had used before the crash.
+    /// The first ESP packet on an SPI that no packet had used before the crash; where the gateway asks, the first
+    /// behind the IKE_AUTH response.
     pub first_esp_on_new_sa: Option<u64>,
 }
 
@@ -254,6 +256,7 @@ impl<'a> Recovery<'a> {
         });
         let init_request = init.map(|event| event.at);
         let auth_request = first_from(init_response, &[number::IKE_AUTH], false);
+        let auth_response = first_from(auth_request, &[number::IKE_AUTH], true);
         let query = first_from(Some(self.crash.started), &[number::SIR], false);
         Timeline {
             first_esp: self.first_esp(),
@@ -270,8 +273,8 @@ impl<'a> Recovery<'a> {
             ike_sa_init_request: init_request,
             ike_sa_init_response: init_response,
             ike_auth_request: auth_request,
-            ike_auth_response: first_from(auth_request, &[number::IKE_AUTH], true),
-            first_esp_on_new_sa: self.first_esp_on_new_sa(),
+            ike_auth_response: auth_response,
+            first_esp_on_new_sa: self.first_esp_on_new_sa(auth_response.filter(|_| self.asks)),
         }
     }
 
@@ -295,9 +298,9 @@ impl<'a> Recovery<'a> {
             .map(|event| event.at)
     }
 
-    /// The first ESP packet to the ready gateway on an SPI that nobody used before it was started again: its control
-    /// process can make an SA before its dataplane is ready.
-    fn first_esp_on_new_sa(&self) -> Option<u64> {
+    /// The first ESP packet to the ready gateway on an SPI that nobody used before it was started again, behind the
+    /// answer that it takes: its control process can make an SA before its dataplane is ready.
+    fn first_esp_on_new_sa(&self, answered: Option<u64>) -> Option<u64> {
         let old: BTreeSet<u32> = self
             .events
             .iter()
@@ -309,6 +312,7 @@ impl<'a> Recovery<'a> {
         let asked: BTreeSet<u32> = self.since_ready().filter_map(unknown_spi).collect();
         self.since_ready()
             .filter(is_new)
+            .filter(|event| answered.is_none_or(|answered| event.at >= answered))
             .find(|event| event.esp().is_some_and(|spi| !asked.contains(&spi)))
             .map(|event| event.at)
     }

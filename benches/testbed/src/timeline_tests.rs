@@ -73,6 +73,13 @@ impl Wire {
         self.frame(request, A, 500, &message(0x08)).frame(response, B, 500, &message(0x20))
     }
 
+    /// An exchange of an IKE SA that B initiates.
+    fn asked_by_b(self, request: u64, response: u64, exchange: u8) -> Wire {
+        let (first, id) = if exchange == number::IKE_SA_INIT { (33, 0) } else { (46, 1) };
+        let message = |flags| craft::ike((9, 8), first, exchange, flags, id, &craft::payload(0, &[4; 40]));
+        self.frame(request, B, 500, &message(0x08)).frame(response, A, 500, &message(0x20))
+    }
+
     fn check<T>(mut self, round_trip: u64, look: impl FnOnce(&Recovery<'_>) -> T) -> T {
         self.0.sort_by_key(|frame| frame.at);
         let events = wire_events(&self.0);
@@ -216,6 +223,21 @@ fn an_sa_that_was_made_before_the_gateway_was_ready_costs_no_round_trip_after_it
         assert_eq!(timeline.first_esp, Some(702 * MILLISECOND));
         assert_eq!(timeline.first_esp_on_new_sa, timeline.first_esp);
         assert_eq!(timeline.ike_auth_response, Some(652 * MILLISECOND));
+    });
+}
+
+#[test]
+fn where_the_gateway_asks_a_packet_that_overtakes_the_last_answer_ends_nothing() {
+    let wire = Wire::default()
+        .stream(0..750, OLD)
+        .asked_by_b(700, 720, number::IKE_SA_INIT)
+        .asked_by_b(721, 741, number::IKE_AUTH)
+        .esp(740, NEW)
+        .esp(750, NEW);
+    wire.check(20, |recovery| {
+        let recovery = Recovery { asks: true, ..*recovery };
+        assert_eq!(recovery.round_trips(), Some(2));
+        assert_eq!(recovery.timeline().first_esp_on_new_sa, Some(750 * MILLISECOND));
     });
 }
 
