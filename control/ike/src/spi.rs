@@ -3,7 +3,7 @@
 use crate::api::{ChildSaId, IkeSpi};
 use crate::random::Random;
 use spindle_abi::{MAX_SAS, Spi, Time};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// A random IKE SPI that is not zero and not in use. (RFC 7296 section 3.1: unique and never zero; RFC 6290 section
 /// 9.3: they MUST be unpredictable, since a token is bound to them.)
@@ -31,10 +31,11 @@ enum Use {
 /// Our Child SPIs and the slots of all SAs in the dataplane.
 #[derive(Default)]
 pub(crate) struct ChildSpis {
-    uses: BTreeMap<Spi, Use>,
+    // Asked for each packet without an SA, and never gone through in order.
+    uses: HashMap<Spi, Use>,
     /// Of earlier incarnations: a peer may still send on them under keys that are lost, so a new SA on one would be
     /// a black hole.
-    former: BTreeSet<Spi>,
+    former: HashSet<Spi>,
     /// When retired SPIs become unknown.
     expiries: VecDeque<(Time, Spi)>,
 }
@@ -115,8 +116,7 @@ impl ChildSpis {
 
     /// Never to be allocated.
     pub(crate) fn avoid(&mut self, spis: impl Iterator<Item = Spi>) {
-        // A sorted set is built faster as a whole than one by one.
-        self.former.append(&mut spis.collect());
+        self.former.extend(spis);
     }
 
     /// May be allocated again.

@@ -312,23 +312,27 @@ impl Answers {
         self.former_pairs.get(&spis).copied()
     }
 
-    /// To ESP on an unknown SPI: INVALID_SPI, protected where an IKE SA with the source lives (`peer`), else in clear
-    /// to the source (RFC 7296 section 1.5 and 2.21.4). Never with a token.
+    /// To ESP on an unknown SPI: INVALID_SPI, protected where an IKE SA with the source lives (`find_peer`), else in
+    /// clear to the source (RFC 7296 section 1.5 and 2.21.4). Never with a token.
     pub(crate) fn answer_unknown(
         &mut self,
         now: Time,
         report: &SpiReport,
-        peer: Option<IkeSaId>,
+        find_peer: &dyn Fn() -> Option<IkeSaId>,
         stats: &mut Stats,
     ) -> Option<UnknownAnswer> {
         stats.count(Counter::UnknownSpi);
         let (local, remote) = esp_answer_addresses(report);
         let source = remote.ip();
-        let known = peer.is_some() || self.known.contains(&source);
+        // Of a configured peer's packets most are held back: for those the IKE SA is not looked for.
+        let configured = self.known.contains(&source);
+        let unconfigured = if configured { None } else { find_peer() };
+        let known = configured || unconfigured.is_some();
         if !self.unknown_spi.allow(now, self.hash.source(source), known) {
             stats.count(Counter::UnknownHeldBack);
             return None;
         }
+        let peer = if configured { find_peer() } else { unconfigured };
         if let Some(ike) = peer {
             return Some(UnknownAnswer::Protected(ike));
         }

@@ -35,7 +35,7 @@ fn former_at(answers: &mut Answers, now: Time, row: &mut Former, report: &SpiRep
 }
 
 fn unknown_at(answers: &mut Answers, now: Time, report: &SpiReport, stats: &mut Stats) -> Option<Answer> {
-    match answers.answer_unknown(now, report, None, stats)? {
+    match answers.answer_unknown(now, report, &|| None, stats)? {
         UnknownAnswer::Clear(datagram) => Some(Answer { datagram, tokens: 0 }),
         UnknownAnswer::Protected(_) => panic!("no IKE SA lives"),
     }
@@ -343,8 +343,8 @@ fn esp_on_unknown_spis_is_answered_once_a_second_per_source() {
     let later = NOW.after(std::time::Duration::from_secs(1));
     assert!(unknown_at(&mut answers, later, &from_peer, &mut stats).is_some());
     // The same budget, where an IKE SA with the peer carries it.
-    assert_eq!(answers.answer_unknown(later, &from_peer, Some(IkeSaId(3)), &mut stats), None);
+    assert_eq!(answers.answer_unknown(later, &from_peer, &|| Some(IkeSaId(3)), &mut stats), None);
     let later = later.after(std::time::Duration::from_secs(1));
-    let protected = answers.answer_unknown(later, &from_peer, Some(IkeSaId(3)), &mut stats);
+    let protected = answers.answer_unknown(later, &from_peer, &|| Some(IkeSaId(3)), &mut stats);
     assert_eq!(protected, Some(UnknownAnswer::Protected(IkeSaId(3))));
 }

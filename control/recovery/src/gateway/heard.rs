@@ -102,8 +102,9 @@ impl Gateway {
     }
 
     fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {
-        let peer = self.endpoint.find_by_esp_ends(report.destination, report.source);
-        match self.answers.answer_unknown(now, report, peer, &mut self.stats) {
+        let endpoint = &self.endpoint;
+        let find_peer = || endpoint.find_by_esp_ends(report.destination, report.source);
+        match self.answers.answer_unknown(now, report, &find_peer, &mut self.stats) {
             None => {}
             Some(UnknownAnswer::Clear(datagram)) => self.output.push_back(Output::Transmit(datagram)),
             Some(UnknownAnswer::Protected(ike)) => {
