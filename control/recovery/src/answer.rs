@@ -66,23 +66,36 @@ impl Answers {
         let pairs =
             |r: &JournalRecord| [Some(r.parent), r.earlier_parent].map(|pair| pair.map(|p| (p, r.spi)));
         let pairs = boot.former.iter().flat_map(pairs).flatten();
-        Answers {
+        let known: HashSet<IpAddr> = configured.chain(boot.former.iter().map(|r| r.remote.ip())).collect();
+        let unknown_spi = Budget::new(limits.invalid_spi_per_source, limits.invalid_spi_total);
+        let mut answers = Answers {
             tokens,
             control: Control::Authoritative,
             anchor_matches: boot.anchor_matches,
             incarnation: boot.incarnation,
             serving: config.connections.iter().map(|c| (c.name.clone(), c.local)).collect(),
             here: config.connections.iter().map(|c| c.local).collect(),
-            known: configured.chain(boot.former.iter().map(|r| r.remote.ip())).collect(),
+            unknown_spi: unknown_spi.for_known(known.len()),
+            known,
             former_pairs: pairs.collect(),
             hash,
             with_token: requests(),
             without_token: requests(),
             former_with_token: requests(),
             former_without_token: requests(),
-            unknown_spi: Budget::new(limits.invalid_spi_per_source, limits.invalid_spi_total),
             former_other: Budget::new(limits.former_other_per_source, limits.former_other_total),
             limits,
+        };
+        answers.set_pace(Time(0), limits.handshakes_total);
+        answers
+    }
+
+    /// So many handshakes can be taken a second. As many peers that we know are told of their unknown SPIs, if that is
+    /// more than `invalid_spi_total`: each asks for its token then, and begins a handshake.
+    pub(crate) fn set_pace(&mut self, now: Time, handshakes: u32) {
+        let total = self.limits.invalid_spi_total;
+        if total > 0 {
+            self.unknown_spi.set_known_total(now, total.max(handshakes), total);
         }
     }
 

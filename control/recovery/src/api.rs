@@ -74,7 +74,8 @@ pub struct Limits {
     pub former_other_total: u32,
     /// INVALID_SPI on unknown SPIs, per source prefix.
     pub invalid_spi_per_source: u32,
-    /// The same to all.
+    /// The same to all strangers; and to all peers of the configuration and the journal, or to as many of those as
+    /// handshakes can be taken, if that is more. 0: to nobody.
     pub invalid_spi_total: u32,
     /// INVALID_IKE_SPI with token, per source prefix; beyond it as many without; then silence.
     pub invalid_ike_spi_per_source: u32,

@@ -12,8 +12,9 @@ use spindle_ike::api::IkeSpis;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Buckets of one array; a power of two.
+/// Buckets of one array at least and at most; powers of two.
 const BUCKETS: usize = 4096;
+const MOST_BUCKETS: usize = 1 << 18;
 
 /// So many at once and so many a second; a bucket is the time at which it would be full (GCRA).
 #[derive(Clone, Copy, Debug)]
@@ -102,18 +103,21 @@ impl Total {
 #[derive(Clone, Debug)]
 pub(crate) struct BySource {
     rate: Rate,
+    /// A power of two.
+    count: usize,
     /// Made as a whole when the first source is counted: most gateways never need most of these budgets.
-    buckets: Option<Box<[Time; BUCKETS]>>,
+    buckets: Option<Box<[Time]>>,
     total: Total,
 }
 
 impl BySource {
     pub(crate) fn new(per_source: u32, total: u32) -> BySource {
-        BySource { rate: Rate::per_second(per_source), buckets: None, total: Total::new(total) }
+        let rate = Rate::per_second(per_source);
+        BySource { rate, count: BUCKETS, buckets: None, total: Total::new(total) }
     }
 
     pub(crate) fn has_room(&self, now: Time, source: SourceKey) -> bool {
-        let bucket = self.buckets.as_ref().map_or(Time(0), |buckets| buckets[source.bucket()]);
+        let bucket = self.buckets.as_ref().map_or(Time(0), |buckets| buckets[source.bucket(self.count)]);
         self.rate.has_room(bucket, now) && self.total.has_room(now)
     }
 
@@ -121,8 +125,8 @@ impl BySource {
     pub(crate) fn allow(&mut self, now: Time, source: SourceKey) -> bool {
         let room = self.has_room(now, source);
         if room {
-            let buckets = self.buckets.get_or_insert_with(|| Box::new([Time(0); BUCKETS]));
-            self.rate.take(&mut buckets[source.bucket()], now);
+            let buckets = self.buckets.get_or_insert_with(|| vec![Time(0); self.count].into());
+            self.rate.take(&mut buckets[source.bucket(self.count)], now);
             self.total.take(now);
         }
         room
@@ -141,6 +145,17 @@ impl Budget {
         Budget { known: BySource::new(per_source, total), strangers: BySource::new(per_source, total) }
     }
 
+    /// With room for so many known sources that most have a bucket of their own.
+    pub(crate) fn for_known(self, sources: usize) -> Budget {
+        let count = sources.saturating_mul(2).clamp(BUCKETS, MOST_BUCKETS).next_power_of_two();
+        Budget { known: BySource { count, ..self.known }, ..self }
+    }
+
+    /// All known sources together have this rate from now on, with so many at once; both at least 1.
+    pub(crate) fn set_known_total(&mut self, now: Time, per_second: u32, at_once: u32) {
+        self.known.total.set(now, per_second, at_once);
+    }
+
     pub(crate) fn has_room(&self, now: Time, source: SourceKey, known: bool) -> bool {
         if known { self.known.has_room(now, source) } else { self.strangers.has_room(now, source) }
     }
@@ -155,8 +170,8 @@ impl Budget {
 pub(crate) struct SourceKey(u64);
 
 impl SourceKey {
-    fn bucket(self) -> usize {
-        self.0 as usize & (BUCKETS - 1)
+    fn bucket(self, count: usize) -> usize {
+        self.0 as usize & (count - 1)
     }
 }
 
@@ -258,6 +273,16 @@ mod tests {
         assert_eq!(allowed, 5000);
         assert!(!budget.allow(Time(SECOND), hash.source(v4(77)), false));
         assert!(budget.allow(Time(SECOND), hash.source(v4(77)), true));
+    }
+
+    #[test]
+    fn of_many_known_sources_most_have_a_bucket_of_their_own() {
+        let hash = SourceHash::new(&[2; 32]);
+        let mut budget = Budget::new(1, 1_000_000).for_known(100_000);
+        let mut allowed =
+            |known| (0..100_000).filter(|n| budget.allow(Time(SECOND), hash.source(v4(*n)), known)).count();
+        assert!(allowed(true) > 80_000);
+        assert_eq!(allowed(false), BUCKETS, "however many strangers");
     }
 
     #[test]

@@ -348,3 +348,37 @@ fn esp_on_unknown_spis_is_answered_once_a_second_per_source() {
     let protected = answers.answer_unknown(later, &from_peer, &|| Some(IkeSaId(3)), &mut stats);
     assert_eq!(protected, Some(UnknownAnswer::Protected(IkeSaId(3))));
 }
+
+/// A herd that comes back without a journal: each of its peers has to hear INVALID_SPI before it asks for its token.
+#[test]
+fn of_their_unknown_spis_known_peers_are_told_at_the_pace_of_handshakes_and_strangers_are_not() {
+    let peers = (0..5000u32).map(|n| connection(&format!("c{n}"), Some(&address(n).to_string())));
+    let config = Config { connections: peers.map(Into::into).collect(), ..config() };
+    // Each asks once within a second.
+    let told = |answers: &mut Answers, first: u32| {
+        let ask = |n: &u32| {
+            let now = NOW.after(std::time::Duration::from_micros(200 * u64::from(*n)));
+            let source = SocketAddr::from((address(first + n), 0));
+            let packet = SpiReport { source, ..report(*n, "192.0.2.9:0", "192.0.2.1:0") };
+            unknown_at(answers, now, &packet, &mut Stats::default()).is_some()
+        };
+        (0..5000).filter(ask).count()
+    };
+    assert!(
+        (1950..=2000).contains(&told(&mut answers(&config, vec![]), 0)),
+        "a thousand at once, and in a second"
+    );
+    let mut paced = answers(&config, vec![]);
+    paced.set_pace(NOW, 4000);
+    assert!(told(&mut paced, 0) > 4000);
+    assert!(told(&mut paced, 1_000_000) <= 2000);
+
+    let limits = Limits { invalid_spi_total: 0, ..Limits::default() };
+    let mut silent = answers(&Config { limits, ..config }, vec![]);
+    silent.set_pace(NOW, 4000);
+    assert_eq!(told(&mut silent, 0), 0, "switched off");
+}
+
+fn address(n: u32) -> std::net::Ipv4Addr {
+    (0x0a00_0000 + n).into()
+}

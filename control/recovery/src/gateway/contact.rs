@@ -49,6 +49,7 @@ impl Gateway {
         let Some(pace) = self.capacity.worked(now, in_all) else { return };
         self.pace.set(now, pace, at_once(self.config.limits.handshakes_total, pace));
         self.start_pace.set(now, pace, evenly(pace));
+        self.answers.set_pace(now, pace);
     }
 
     /// We have just become ready, or these addresses of ours have come to this machine.

@@ -194,6 +194,32 @@ fn the_pace_follows_what_ends_and_how_busy_the_driver_was() {
     assert_eq!(stat(&gateway, "handshakes-pace"), 10);
 }
 
+/// A peer without a record asks only once it is told INVALID_SPI: at the pace of handshakes, where that is more than
+/// `invalid_spi_total`.
+#[test]
+fn unknown_spis_are_told_as_fast_as_handshakes_are_taken() {
+    let (mut config, _) = herd(40);
+    config.limits.invalid_spi_total = 5;
+    let mut gateway = gateway(config, Vec::new());
+    all(&mut gateway);
+    // Each of ten peers once, one each 5 ms.
+    let told = |gateway: &mut Gateway, first: u32, from: Time| {
+        for n in first..first + 10 {
+            let now = from.after(Duration::from_millis(u64::from(5 * (n - first))));
+            let source = socket(&format!("192.0.2.{}:0", 100 + n));
+            gateway.handle(now, Input::Event(Event::UnknownSpi(SpiReport { source, ..esp(0x1000 + n) })));
+        }
+        sent(&all(gateway)).len()
+    };
+    gateway.worked(NOW, Duration::from_secs(7));
+    assert_eq!(told(&mut gateway, 0, NOW), 5);
+    (0..10).for_each(|n| back(&mut gateway, NOW, n, &format!("c{n}")));
+    let now = NOW.after(Duration::from_millis(100));
+    gateway.worked(now, Duration::from_millis(7001));
+    assert_eq!(stat(&gateway, "handshakes-pace"), 200);
+    assert_eq!(told(&mut gateway, 10, now), 10);
+}
+
 /// The kernel keeps somewhat more than a hundred datagrams for a next hop whose address it does not know yet.
 #[test]
 fn no_more_than_a_hundred_handshakes_begin_at_once_after_a_start() {
