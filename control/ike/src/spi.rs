@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn slots_are_unique_and_come_back() {
         let mut indices = Indices::default();
-        let mut seen = BTreeSet::new();
+        let mut seen = HashSet::new();
         for i in 0..1000 {
             let (a, b) = indices.allocate_pair(ChildSaId(i)).unwrap();
             assert!(a != b);
