@@ -25,8 +25,9 @@ const EVENTS_AT_ONCE: usize = 1024;
 /// The dataplane tells of so many former SPIs at most, each time that it looks.
 const REPORTS: u64 = 64;
 const SWEEP: Duration = Duration::from_millis(1);
-/// Datagrams in one round at most.
+/// Datagrams in one round at most; and where those share a commit of used tickets.
 const DATAGRAMS_AT_ONCE: usize = 32;
+const DATAGRAMS_OF_A_COMMIT: usize = 128;
 
 /// The concentrator never looks: it checks no liveness.
 struct Unread;
@@ -183,13 +184,20 @@ impl Server {
                 (self.urgent.len().min(EVENTS_AT_ONCE), self.noise.len().min(EVENTS_AT_ONCE));
             self.urgent.drain(..urgent).chain(self.noise.drain(..noise)).collect()
         };
-        let datagrams = self.datagrams.len().min(DATAGRAMS_AT_ONCE);
-        let is_full = datagrams == DATAGRAMS_AT_ONCE;
-        let datagrams: Vec<Datagram> = self.datagrams.drain(..datagrams).collect();
-        let events = events.into_iter().map(Input::Event);
-        for input in events.chain(datagrams.into_iter().map(Input::Datagram)) {
-            let work = self.step(round.end, Some(input), &mut round, samples)?;
+        for event in events {
+            let work = self.step(round.end, Some(Input::Event(event)), &mut round, samples)?;
             round.end = round.end.after(costs.of(&work));
+        }
+        let mut is_full = false;
+        for taken in 1.. {
+            let Some(datagram) = self.datagrams.pop_front() else { break };
+            let work = self.step(round.end, Some(Input::Datagram(datagram)), &mut round, samples)?;
+            round.end = round.end.after(costs.of(&work));
+            let most = if round.used.is_empty() { DATAGRAMS_AT_ONCE } else { DATAGRAMS_OF_A_COMMIT };
+            is_full = taken >= most;
+            if is_full {
+                break;
+            }
         }
         if self.gateway.deadline().is_some_and(|at| at <= round.end) {
             let work = self.step(round.end, None, &mut round, samples)?;

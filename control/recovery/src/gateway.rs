@@ -303,6 +303,11 @@ impl Gateway {
         self.start_again(now) || self.start_next(now) || self.tell_unasked(now)
     }
 
+    /// Is an [`Output::Persist`] the next one? What is handled before it is polled shares its commit.
+    pub fn has_to_persist(&self) -> bool {
+        self.tickets.borrow().has_fresh()
+    }
+
     /// What is to be done next, in order.
     pub fn poll(&mut self) -> Option<Output> {
         // On disk before the answer by which they are used.

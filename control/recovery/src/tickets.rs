@@ -65,6 +65,11 @@ impl Tickets {
         std::mem::take(&mut self.fresh)
     }
 
+    /// Are there any?
+    pub(crate) fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
     /// The disk did not take them: no ticket is accepted any more.
     pub(crate) fn cannot_remember(&mut self) {
         self.forgetful = true;
@@ -251,8 +256,10 @@ mod tests {
         assert!(ours.open(NOW, &ticket).is_ok(), "opening is not using");
         assert!(ours.spend(NOW, id) && !ours.spend(NOW, id));
         assert_eq!(ours.open(NOW, &ticket).err(), Some(Counter::TicketsUsed));
+        assert!(ours.has_fresh());
         let fresh = ours.take_fresh();
         assert_eq!((fresh.len(), ours.take_fresh().len()), (1, 0));
+        assert!(!ours.has_fresh());
         let mut again =
             Tickets::new(TicketRecords { keys: vec![key(1)], used: fresh }, (1_000_010, later(10)));
         assert_eq!(again.open(later(10), &ticket).err(), Some(Counter::TicketsUsed), "after a crash too");

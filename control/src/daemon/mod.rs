@@ -60,6 +60,8 @@ use zeroize::Zeroizing;
 
 /// Datagrams taken at a time, before what they lead to is sent: a key exchange may come of each.
 const PORTION: usize = 32;
+/// The same where used tickets are to be on disk before that: a commit takes as long as several resumptions, so more share it.
+const PORTION_OF_A_COMMIT: usize = 128;
 /// How long a stop waits for the peers' answers once the last Delete is sent.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -432,7 +434,8 @@ impl Daemon {
         for taken in (1..).take_while(|_| self.status.ready && self.bridge.has_room()) {
             let Ok(datagram) = self.datagrams.try_recv() else { break };
             self.gateway.handle(now(), Input::Datagram(datagram));
-            if taken == PORTION {
+            let most = if self.gateway.has_to_persist() { PORTION_OF_A_COMMIT } else { PORTION };
+            if taken >= most {
                 more = true;
                 break;
             }
