@@ -337,16 +337,13 @@ impl Answers {
         stats.count(Counter::UnknownSpi);
         let (local, remote) = esp_answer_addresses(report);
         let source = remote.ip();
-        // Of a configured peer's packets most are held back: for those the IKE SA is not looked for.
-        let configured = self.known.contains(&source);
-        let unconfigured = if configured { None } else { find_peer() };
-        let known = configured || unconfigured.is_some();
+        // Of a configured peer's packets most are held back: for those no IKE SA is looked for.
+        let known = self.known.contains(&source) || find_peer().is_some();
         if !self.unknown_spi.allow(now, self.hash.source(source), known) {
             stats.count(Counter::UnknownHeldBack);
             return None;
         }
-        let peer = if configured { find_peer() } else { unconfigured };
-        if let Some(ike) = peer {
+        if let Some(ike) = find_peer() {
             return Some(UnknownAnswer::Protected(ike));
         }
         stats.count(Counter::InvalidSpiSent);
