@@ -140,7 +140,8 @@ impl Outcome {
         }
         let timeline = recovery.timeline();
         // A packet that passed the gateway before it died can still arrive; none that was sent before can after.
-        let outage = seen.logs[0].outage(crash.started).filter(|_| played.failure.is_none());
+        let outage = seen.logs[played.sender as usize].outage(crash.started);
+        let outage = outage.filter(|_| played.failure.is_none());
         let milliseconds = |time: u64| time as f64 / 1e6;
         let until = outage.map_or(u64::MAX, |outage| outage.first_after.received);
         let counts = all.counts(until);

@@ -197,6 +197,33 @@ impl Scenario {
         }
     }
 
+    /// Is it a crash of B alone of which each method tells, so that what a method promises holds?
+    pub(crate) fn is_promised(self) -> bool {
+        match self {
+            Scenario::Crash
+            | Scenario::SecretRotated
+            | Scenario::CrashTwice
+            | Scenario::CrashInAuth
+            | Scenario::CrashInChildRekey
+            | Scenario::CrashInIkeRekey
+            | Scenario::CrashInResumption
+            | Scenario::Storm
+            | Scenario::HotStandby
+            | Scenario::BehindNat
+            | Scenario::NatMoved
+            | Scenario::Many => true,
+            Scenario::SecretLost
+            | Scenario::BothCrash
+            | Scenario::ChildLost
+            | Scenario::IkeLost
+            | Scenario::OneWayLoss
+            | Scenario::NoQcdPeer
+            | Scenario::TakeDown
+            | Scenario::TakeDownRedirect
+            | Scenario::NatRebinds => false,
+        }
+    }
+
     /// The method that is drilled where none is named.
     pub fn usual_method(self) -> Method {
         match self {

@@ -115,6 +115,14 @@ impl Method {
         }
     }
 
+    /// From ready on until the first packet is delivered, in the median, where promised: the round trips, what passes besides,
+    /// the time between two packets, and 10 ms of computing.
+    pub fn promised(self, round_trip: Duration, interval: Duration) -> Option<Duration> {
+        const COMPUTING: Duration = Duration::from_millis(10);
+        let round_trips = self.promised_round_trips()? * round_trip;
+        Some(round_trips + self.promised_wait(round_trip) + interval + COMPUTING)
+    }
+
     /// How long recovery may take before the demonstration gives up.
     pub fn patience(self) -> Duration {
         match self {

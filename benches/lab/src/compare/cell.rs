@@ -35,7 +35,8 @@ pub struct Cell {
     pub rtt_ms: u64,
     /// Drills.
     pub runs: u32,
-    /// Of these, recovered: if fewer, the last one never did, and was ended after ten minutes.
+    /// Of these, recovered: if fewer, the last one did not (where no packet came, it was ended after ten minutes), and no other
+    /// was begun.
     pub recovered: u32,
     /// Of those that recovered.
     pub outage_ms: Option<Spread>,

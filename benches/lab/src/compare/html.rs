@@ -125,16 +125,20 @@ fn outages(cells: &[&Cell], runs: &Runs) -> String {
 
 fn median_run(cell: &Cell, runs: &Runs) -> String {
     let outcomes = outcomes(cell, runs);
-    let Some(outcome) = middle(outcomes).map(|at| &outcomes[at]) else { return String::new() };
+    let shown = middle(outcomes).map(|at| &outcomes[at]);
+    let Some(outcome) = shown.or(outcomes.first()) else { return String::new() };
+    let which = match outcome.outage_ms {
+        Some(outage) => format!("the median run, {outage:.0} ms"),
+        None => "a run that did not recover".to_owned(),
+    };
     let times = || outcome.timeline.iter().map(|moment| moment.at_us as f64);
     let (first, last) = (times().fold(f64::MAX, f64::min), times().fold(f64::MIN, f64::max));
     let x = |at: i64| 10.0 + (at as f64 - first) / (last - first).max(1.0) * (WIDTH - 20.0);
     let mut text = format!(
-        "<details><summary>{}, RTT {} ms: the median run, {:.0} ms</summary>\n<svg viewBox=\"0 0 {WIDTH} 40\" role=\"img\">\
+        "<details><summary>{}, RTT {} ms: {which}</summary>\n<svg viewBox=\"0 0 {WIDTH} 40\" role=\"img\">\
          <line class=\"line\" x1=\"10\" x2=\"{}\" y1=\"20\" y2=\"20\"/>\n",
         cell.method,
         cell.rtt_ms,
-        outcome.outage_ms.unwrap_or_default(),
         WIDTH - 10.0
     );
     let mut rows = String::new();

@@ -123,20 +123,28 @@ fn the_pages_show_every_cell_and_say_which_never_recovered() {
         us: 2.34,
     };
     let report = Report { schema: 1, cells: vec![bad, good], checks: vec![check] };
-    let runs =
-        Runs::from([(name("qcd-journal", "crash", 20), vec![outcome(Some(700.0)), outcome(Some(800.0))])]);
+    let runs = Runs::from([
+        (name("qcd-journal", "crash", 20), vec![outcome(Some(700.0)), outcome(Some(800.0))]),
+        (name("qcd-journal", "crash", 100), vec![outcome(None)]),
+    ]);
     let text = table(&report, &["qcd, storm, RTT 20 ms: no\nlog".to_owned()]);
     assert!(
-        text.contains("| crash | qcd-journal | 20 | 2 of 2 | 750 | 800 | 250.0 | 300.0 | 3 | 5 | 75 |"),
+        text.contains(
+            "| crash | qcd-journal | 20 | 2 of 2 | 750 | 800 | 250.0 | 300.0 | **80** | 3 | 5 | 75 |"
+        ),
         "{text}"
     );
-    assert!(text.contains("0 of 1: the last one was ended, it never did | – | –"), "{text}");
+    assert!(text.contains("0 of 1: the last one did not, and no other was begun | – | –"), "{text}");
     assert!(text.contains("- qcd, storm, RTT 20 ms: no\n") && !text.contains("log"), "{text}");
     assert!(text.contains("(run: `no_token_leaves_for_a_living_sa`)") && text.contains("(reasoned)"));
     assert!(text.contains("| qcd | taker | a hint | 2.3 |"), "{text}");
     let html = page(&report, &runs);
     assert_eq!(html.matches("class=\"run\"").count(), 2, "a dot for each run");
-    assert_eq!(html.matches("<details>").count(), 1, "a timeline where there are runs");
+    assert_eq!(
+        html.matches("<details>").count(),
+        2,
+        "a timeline where there are runs, also of one that failed"
+    );
     assert!(html.contains("not recovered") && html.contains("first &lt;delivery&gt;"), "{html}");
     assert!(!html.contains("http"), "it needs nothing else");
 }

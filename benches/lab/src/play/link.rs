@@ -15,6 +15,9 @@ const FEW: u32 = 50;
 /// Forged notifications a second in a storm.
 const MANY: u32 = 10_000;
 
+/// Packets on unknown SPIs that a gateway must have detected since its start, if there was a storm.
+const LEAST_DETECTED: u64 = 1_000;
+
 /// Nobody has lost anything, whatever is forged meanwhile: the IKE SA of before is the IKE SA of after.
 pub(crate) fn one_way_loss(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Result<Played> {
     stage.begin(&SIDES, step)?;
@@ -49,10 +52,15 @@ pub(crate) fn in_storm(drill: &Drill, stage: &mut Stage, step: Step<'_>) -> Resu
     let mut played = Played::crash_of_b(crash, killed);
     played.await_recovery(drill, stage, &[Side::A], step)?;
     let sent = forged.sent();
+    let stats = stage.testbed().gateway(Side::B).json("stats")?;
     drop((forged, unknown));
     let least = u64::from(MANY) / 2 * (now() - killed) / 1_000_000_000;
     if sent < least {
         return Err(Error::Subject(format!("only {sent} notifications were forged, not even {least}")));
+    }
+    let detected = stats["dataplane"]["unknown_spi_detected"].as_u64().unwrap_or(0);
+    if detected < LEAST_DETECTED {
+        return Err(Error::Subject(format!("only {detected} packets on unknown SPIs came to B's next life")));
     }
     step("the storm is over");
     std::thread::sleep(Duration::from_millis(500));

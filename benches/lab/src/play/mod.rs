@@ -25,6 +25,8 @@ pub(crate) struct Played {
     pub(crate) crashes: [Option<Crash>; 2],
     /// What recovery is measured from: B's last crash. Where nobody crashed, loss in the place of death.
     pub(crate) from: Crash,
+    /// Whose packets' outage counts.
+    pub(crate) sender: Side,
     /// When the first thing happened.
     pub(crate) began: u64,
     /// Can round trips be counted from `from`, by the rule for crashes?
@@ -54,6 +56,7 @@ impl Played {
         Played {
             crashes: [None, Some(crash)],
             from: crash,
+            sender: Side::A,
             began,
             has_round_trips: true,
             within: None,

@@ -221,10 +221,8 @@ pub(crate) fn json(series: &[Series], packet_interval_ms: u64) -> Report {
 /// The series whose median recovery took longer than promised, in words.
 pub(crate) fn too_slow(series: &[Series]) -> Vec<String> {
     let judge = |one: &Series| {
-        let round_trips = one.plan.method.promised_round_trips()?;
-        let round_trip = one.plan.round_trip.as_secs_f64() * 1e3;
-        let wait = one.plan.method.promised_wait(one.plan.round_trip) + one.plan.interval;
-        let allowed = f64::from(round_trips) * round_trip + wait.as_secs_f64() * 1e3 + 10.0;
+        let promised = one.plan.method.promised(one.plan.round_trip, one.plan.interval)?;
+        let allowed = promised.as_secs_f64() * 1e3;
         let median = one.ready_to_recovered().median;
         (median > allowed).then(|| {
             format!(
