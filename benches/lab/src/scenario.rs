@@ -184,7 +184,7 @@ impl Scenario {
             Scenario::TakeDown => matches!(method, Method::InitialContact | Method::QcdJournal),
             // Nor here, and nobody starts.
             Scenario::TakeDownRedirect => method == Method::QcdJournal,
-            // Without a journal the limit of answers to one address is all that would be seen.
+            // Without a journal the limit of answers to one address, ten a second, is all that would be seen.
             Scenario::Many => !matches!(method, Method::Qcd | Method::Sir),
             // A standby has no journal of what the other one held, and no ticket of its making; nor may it send
             // INITIAL_CONTACT (RFC 7296 section 2.4).
