@@ -3,7 +3,7 @@
 
 use super::{Played, living_spis};
 use crate::drill::{Drill, Step};
-use spindle_testbed::{Member, Result, Side, Stage, craft, now, number};
+use spindle_testbed::{Error, Member, Result, Side, Stage, craft, now, number};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -74,6 +74,7 @@ fn ask(stage: &Stage, member: Member, step: Step<'_>) -> Result<()> {
         let sealed = craft::payload(0, &[0x5a; 60]);
         craft::ike(ike, 46, number::INFORMATIONAL, 0x08, message_id, &sealed)
     };
+    let before = came(stage, member)?;
     for number in 0..ASKED {
         for from in [addresses.gateway_outside(Side::A), stranger] {
             for at in [own, shared] {
@@ -85,5 +86,17 @@ fn ask(stage: &Stage, member: Member, step: Step<'_>) -> Result<()> {
         }
         std::thread::sleep(ANSWERS / ASKED as u32);
     }
-    Ok(())
+    // Silence says something only of what was heard.
+    match came(stage, member)? - before {
+        heard if heard >= 8 * ASKED => Ok(()),
+        heard => Err(Error::Subject(format!("of {} forged packets only {heard} came", 8 * ASKED))),
+    }
+}
+
+/// Frames that have come to a member's outside interface.
+fn came(stage: &Stage, member: Member) -> Result<u64> {
+    let stats = stage.testbed().member(member).json("stats")?;
+    let counters = stats["dataplane"].as_object().into_iter().flatten();
+    let outside = counters.filter(|(name, _)| name.starts_with("xdp_outside_"));
+    Ok(outside.filter_map(|(_, count)| count.as_u64()).sum())
 }
