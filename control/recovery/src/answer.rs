@@ -23,6 +23,17 @@ pub(crate) struct Answer {
     pub(crate) tokens: usize,
 }
 
+/// An IKE message with a protected payload and IKE SPIs of no IKE SA here.
+pub(crate) struct Request<'a> {
+    pub(crate) header: &'a Header,
+    /// Our address, and whose message it is.
+    pub(crate) ends: (SocketAddr, SocketAddr),
+    /// Did the IKE SA end by an exchange?
+    pub(crate) tombstone: bool,
+    /// Will its token take from the pace? Then that limits it, and no flood that spends the budget keeps it back.
+    pub(crate) paced: bool,
+}
+
 /// The answer to ESP on an unknown SPI.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum UnknownAnswer {
@@ -150,18 +161,16 @@ impl Answers {
         }
     }
 
-    /// To an IKE message with a protected payload and IKE SPIs of no IKE SA here: INVALID_IKE_SPI with tokens;
-    /// beyond that budget, or where the SA ended by an exchange, without; beyond that one silence.
-    /// (RFC 6290 section 3, 4.5 and 8.1; RFC 7296 section 2.21.4.)
+    /// To a request for an IKE SA that is not here: INVALID_IKE_SPI with tokens; beyond that budget, or where the SA ended
+    /// by an exchange, without; beyond that one silence. (RFC 6290 section 3, 4.5 and 8.1; RFC 7296 section 2.21.4.)
     pub(crate) fn answer_request(
         &mut self,
         now: Time,
-        header: &Header,
-        (local, remote): (SocketAddr, SocketAddr),
-        tombstone: bool,
+        request: &Request<'_>,
         in_use: &dyn Fn(IkeSpi) -> bool,
         stats: &mut Stats,
     ) -> Option<Answer> {
+        let Request { header, ends: (local, remote), tombstone, paced } = *request;
         let (source, known) = self.source(remote.ip(), header.spis);
         let address_serves = self.serves(local.ip());
         // Whoever names what we have lost has a budget of its own: no flood, from whatever addresses, can spend it
@@ -178,11 +187,13 @@ impl Answers {
             in_use,
             address_serves,
             anchor_matches: self.anchor_matches,
-            within_budget: with_token.has_room(now, source, known),
+            within_budget: paced || with_token.has_room(now, source, known),
         });
         let tokens: Vec<Token> = match permit {
             Ok(permit) => {
-                with_token.allow(now, source, known);
+                if !paced {
+                    with_token.allow(now, source, known);
+                }
                 self.tokens.present(permit, remote.ip())
             }
             Err(reason) => {

@@ -16,9 +16,10 @@ use crate::rotation::Rotation;
 use crate::spd::Spd;
 use crate::stats::{Counter, Stats};
 use crate::tickets::{SharedTickets, Tickets};
+use crate::turns::Turns;
 pub use adopt::{Left, Records};
 use dataplane::{Awaited, Dataplane};
-use spindle_abi::{Command, MAX_FORMER_AT_ONCE, Spi, SpiReport, SpiState, Time};
+use spindle_abi::{Command, MAX_FORMER_AT_ONCE, Spi, SpiState, Time};
 use spindle_ike::Endpoint;
 use spindle_ike::api::{
     ActivityReader, Change, ConnectionConfig, EndpointConfig, IkeSaId, IkeSaStatus, Refused, Shared,
@@ -81,8 +82,8 @@ pub struct Gateway {
     told: HashSet<String>,
     /// Those of connections that start with us.
     start_pace: Total,
-    /// ESP on former SPIs whose answer waits for the pace, in the order of its coming; each SPI once.
-    waiting: VecDeque<SpiReport>,
+    /// Peers of the journal that are to be told, within the pace.
+    turns: Turns,
     /// The connections that the start has not come to yet, by their places.
     starting: VecDeque<usize>,
     /// Former SPIs, one of each IKE SA, whose peers are to be told unasked.
@@ -223,7 +224,7 @@ impl Gateway {
             pace: Total::at_once(handshakes, contact::at_once(handshakes, handshakes)),
             told: HashSet::new(),
             start_pace: Total::at_once(handshakes, contact::evenly(handshakes)),
-            waiting: VecDeque::new(),
+            turns: Turns::default(),
             starting: VecDeque::new(),
             unasked: VecDeque::new(),
             takes_tokens,
@@ -340,8 +341,8 @@ impl Gateway {
             self.wall_clock.1.after(Duration::from_secs(left))
         });
         let dismissal = self.taking_down.as_ref().and_then(TakingDown::deadline);
-        let turns = !self.waiting.is_empty() || !self.unasked.is_empty();
-        let turn = turns.then(|| self.pace.room_at());
+        let waits = !self.turns.is_empty() || !self.unasked.is_empty();
+        let turn = waits.then(|| self.pace.room_at());
         let start = (!self.starting.is_empty()).then(|| self.pace.room_at().max(self.start_pace.room_at()));
         let reconnect = self.reconnect.deadline(&self.pace);
         let again = self.endpoint.start_due_at().map(|at| at.max(self.pace.room_at()));
@@ -436,7 +437,7 @@ impl Gateway {
     pub fn shut_down(&mut self, now: Time) -> Time {
         self.stopping = true;
         self.reconnect.clear();
-        self.waiting.clear();
+        self.turns.clear();
         self.starting.clear();
         self.unasked.clear();
         let last = self.endpoint.shut_down(now);

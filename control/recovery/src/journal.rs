@@ -317,8 +317,6 @@ pub(crate) struct Former {
     pub(crate) record: JournalRecord,
     /// When its recorded address was last told.
     pub(crate) answered: Option<Time>,
-    /// Does its answer wait for its turn?
-    pub(crate) waits: bool,
 }
 
 /// The SPIs of earlier incarnations that have not expired.
@@ -339,7 +337,7 @@ impl FormerTable {
         }
         let expiries = records.iter().map(|record| Reverse((record.hard_expiry, record.spi))).collect();
         let spis = records.iter().map(|record| record.spi).collect();
-        let former = |record| Some(Former { record, answered: None, waits: false });
+        let former = |record| Some(Former { record, answered: None });
         let rows = records.into_iter().map(former).collect();
         FormerTable { spis, rows, expiries }
     }

@@ -25,6 +25,7 @@ mod taker;
 #[cfg(test)]
 mod testing;
 mod tickets;
+mod turns;
 
 pub use changes::{Changes, ConnectionChange, PolicyChanges};
 pub use gateway::{ConnectionStatus, Gateway, Left, Records, TakeDownRefused, TakeDownStatus};

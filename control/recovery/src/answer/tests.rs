@@ -21,8 +21,13 @@ fn request(spis: IkeSpis, message_id: u32) -> Header {
     Header { spis, next_payload: 46, exchange: 37, response: false, initiator: true, message_id }
 }
 
+fn asked(header: &Header, ends: (SocketAddr, SocketAddr)) -> Request<'_> {
+    Request { header, ends, tombstone: false, paced: false }
+}
+
 fn ask(answers: &mut Answers, header: &Header, from: &str, stats: &mut Stats) -> Option<Answer> {
-    answers.answer_request(NOW, header, (socket(LOCAL), socket(from)), false, &|_| false, stats)
+    let request = asked(header, (socket(LOCAL), socket(from)));
+    answers.answer_request(NOW, &request, &|_| false, stats)
 }
 
 fn report(spi: u32, source: &str, destination: &str) -> SpiReport {
@@ -102,7 +107,7 @@ fn a_response_an_initial_exchange_and_a_spi_in_use_are_never_answered() {
         for ours in [pair(1).initiator, pair(1).responder] {
             let header = Header { initiator, ..request(pair(1), 0) };
             let in_use = |spi: IkeSpi| spi == ours;
-            let answer = answers.answer_request(NOW, &header, ends, false, &in_use, &mut stats);
+            let answer = answers.answer_request(NOW, &asked(&header, ends), &in_use, &mut stats);
             assert_eq!(answer, None);
         }
     }
@@ -116,14 +121,15 @@ fn a_tombstone_a_foreign_anchor_and_a_switched_off_maker_answer_without_a_token(
     let plain = |answer: Option<Answer>| assert_eq!(kinds(&answer.unwrap()), [(4, 0)]);
     let (header, ends) = (request(pair(1), 0), (socket(LOCAL), socket(REMOTE)));
     let mut one = answers(&config(), vec![]);
-    plain(one.answer_request(NOW, &header, ends, true, &|_| false, &mut stats));
+    let ended = Request { tombstone: true, ..asked(&header, ends) };
+    plain(one.answer_request(NOW, &ended, &|_| false, &mut stats));
     let mut off = answers(&Config { token_maker: false, ..config() }, vec![]);
     plain(ask(&mut off, &header, REMOTE, &mut stats));
     let mut copy = with(&config(), Boot { anchor_matches: false, ..boot(vec![]) });
     plain(ask(&mut copy, &header, REMOTE, &mut stats));
     // An address that serves no connection.
     let elsewhere = (socket("192.0.2.99:500"), socket(REMOTE));
-    plain(one.answer_request(NOW, &header, elsewhere, false, &|_| false, &mut stats));
+    plain(one.answer_request(NOW, &asked(&header, elsewhere), &|_| false, &mut stats));
     assert_eq!(stats.of(Counter::TokensSent), 0);
 }
 
@@ -154,8 +160,8 @@ fn a_flood_of_forged_requests_does_not_keep_the_token_from_the_true_peer() {
         let from = if n % 2 == 0 { socket(REMOTE) } else { SocketAddr::from((n.to_be_bytes(), 500)) };
         let header = request(forged, n);
         let ends = (socket(LOCAL), from);
-        sent +=
-            usize::from(answers.answer_request(NOW, &header, ends, false, &|_| false, &mut stats).is_some());
+        let answer = answers.answer_request(NOW, &asked(&header, ends), &|_| false, &mut stats);
+        sent += usize::from(answer.is_some());
     }
     assert!(sent <= 2 * (5000 + 10), "{sent} answers in no time");
     let answer = ask(&mut answers, &request(pair(1), 3), REMOTE, &mut stats).unwrap();
@@ -174,13 +180,34 @@ fn a_flood_from_the_addresses_of_all_peers_does_not_keep_the_token_from_one_of_t
         forged.initiator[..4].copy_from_slice(&n.to_be_bytes());
         let ends = (socket(LOCAL), address(n % 1000));
         let header = request(forged, n);
-        sent +=
-            usize::from(answers.answer_request(NOW, &header, ends, false, &|_| false, &mut stats).is_some());
+        let answer = answers.answer_request(NOW, &asked(&header, ends), &|_| false, &mut stats);
+        sent += usize::from(answer.is_some());
     }
     assert!((10_000..=10_020).contains(&sent), "{sent} answers: both budgets of known addresses are spent");
     let ends = (socket(LOCAL), address(7));
-    let answer = answers.answer_request(NOW, &request(pair(1), 3), ends, false, &|_| false, &mut stats);
+    let header = request(pair(1), 3);
+    let answer = answers.answer_request(NOW, &asked(&header, ends), &|_| false, &mut stats);
     assert_eq!(notifies(&answer.unwrap()).1[1].data, given(7, pair(1)));
+}
+
+/// The pace limits those: whoever names one IKE SA of the journal, from ever other addresses, spends what is for more than
+/// one answer about each.
+#[test]
+fn a_flood_on_one_former_ike_sa_does_not_keep_the_first_token_of_another_one_back() {
+    let mut answers = answers(&config(), vec![record(900, pair(1)), record(901, pair(2))]);
+    let (mut stats, mut sent) = (Stats::default(), 0);
+    for n in 0..40_000u32 {
+        let header = request(pair(1), n);
+        let ends = (socket(LOCAL), SocketAddr::from(((n << 8).to_be_bytes(), 500)));
+        let answer = answers.answer_request(NOW, &asked(&header, ends), &|_| false, &mut stats);
+        sent += answer.map_or(0, |answer| answer.tokens);
+    }
+    assert_eq!(sent, 5000);
+    assert_eq!(ask(&mut answers, &request(pair(2), 3), REMOTE, &mut stats), None, "all is spent");
+    let header = request(pair(2), 3);
+    let first = Request { paced: true, ..asked(&header, (socket(LOCAL), socket(REMOTE))) };
+    let answer = answers.answer_request(NOW, &first, &|_| false, &mut stats).unwrap();
+    assert_eq!(notifies(&answer).1[1].data, given(7, pair(2)));
 }
 
 /// RFC 6290 section 8.2 and 4.5, RFC 7296 section 1.5: INVALID_SPI with the SPI, tokens of the parent and of
@@ -189,7 +216,7 @@ fn a_flood_from_the_addresses_of_all_peers_does_not_keep_the_token_from_one_of_t
 fn esp_on_a_former_spi_is_answered_with_both_parents_tokens() {
     let record = JournalRecord { earlier_parent: Some(pair(2)), ..record(0x1234, pair(1)) };
     let mut answers = answers(&config(), vec![record.clone()]);
-    let mut row = Former { record, answered: None, waits: false };
+    let mut row = Former { record, answered: None };
     let sent = former_at(&mut answers, NOW, &mut row, &report(0x1234, "192.0.2.2:0", "192.0.2.1:0"));
     assert_eq!(sent.len(), 1);
     let (header, notifies) = notifies(&sent[0]);
@@ -210,7 +237,7 @@ fn eight_tokens_go_in_two_messages_newest_first() {
     let mut boot = boot(vec![record.clone()]);
     boot.secrets = (1..=4).map(generation).collect();
     let mut answers = with(&config(), boot);
-    let mut row = Former { record, answered: None, waits: false };
+    let mut row = Former { record, answered: None };
     let sent = former_at(&mut answers, NOW, &mut row, &report(7, "192.0.2.2:0", "192.0.2.1:0"));
     assert_eq!(sent.iter().map(|a| a.tokens).collect::<Vec<_>>(), [4, 4]);
     let first: Vec<_> = notifies(&sent[0]).1[1..].iter().map(|n| n.data.clone()).collect();
@@ -233,7 +260,7 @@ fn a_request_is_answered_with_a_token_of_each_generation() {
 #[test]
 fn with_the_takers_address_only_the_taker_is_shown_its_token() {
     let secrets = vec![Generation { method: TokenMethod::SpisAndAddress, ..generation(7) }];
-    let mut row = Former { record: record(7, pair(1)), answered: None, waits: false };
+    let mut row = Former { record: record(7, pair(1)), answered: None };
     let boot = Boot { secrets, ..boot(vec![row.record.clone()]) };
     let mut answers = with(&config(), boot);
     let mut shown = |from| {
@@ -252,7 +279,7 @@ fn with_the_takers_address_only_the_taker_is_shown_its_token() {
 #[test]
 fn a_former_spi_is_answered_each_100_ms_and_other_sources_within_their_own_budget() {
     let mut answers = answers(&config(), vec![record(7, pair(1))]);
-    let mut row = Former { record: record(7, pair(1)), answered: None, waits: false };
+    let mut row = Former { record: record(7, pair(1)), answered: None };
     let from_peer = report(7, "192.0.2.2:0", "192.0.2.1:0");
     let mut sent = 0;
     for ms in 0..1000 {
@@ -286,7 +313,7 @@ fn encapsulated_esp_is_answered_from_port_4500() {
         ..record(7, pair(1))
     };
     let mut answers = answers(&config(), vec![record.clone()]);
-    let mut row = Former { record, answered: None, waits: false };
+    let mut row = Former { record, answered: None };
     // The peer's NAT gave it another port: the recorded one and the new one are told.
     let moved = report(7, "192.0.2.2:31000", "192.0.2.1:4500");
     let sent = former_at(&mut answers, NOW, &mut row, &moved);
@@ -314,12 +341,12 @@ fn a_former_spi_without_leave_is_answered_without_a_token() {
         JournalRecord { connection: "removed".into(), ..good.clone() },
     ] {
         let mut answers = answers(&config(), vec![bad.clone()]);
-        let mut row = Former { record: bad, answered: None, waits: false };
+        let mut row = Former { record: bad, answered: None };
         let sent = former_at(&mut answers, NOW, &mut row, &from_peer);
         assert_eq!(kinds(&sent[0]), [(11, 0)]);
     }
     let mut answers = answers(&config(), vec![good.clone()]);
-    let mut row = Former { record: good, answered: None, waits: false };
+    let mut row = Former { record: good, answered: None };
     let in_use = |spi: IkeSpi| spi == pair(1).responder;
     let sent = answers.answer_former(NOW, &from_peer, &mut row, &in_use, &mut Stats::default());
     assert_eq!(kinds(&sent[0]), [(11, 0)]);

@@ -142,7 +142,7 @@ impl Gateway {
         let record = &former.record;
         let back = self.journal.of_connection(&record.connection).next().is_some();
         if former.answered.is_some()
-            || former.waits
+            || self.turns.waits(record.parent)
             || back
             || self.reconnect.is_preferred(&record.connection, now)
         {
@@ -153,8 +153,7 @@ impl Gateway {
         if let Some(answer) = answer {
             former.answered = Some(now);
             let (connection, parent) = (former.record.connection.clone(), former.record.parent);
-            self.pace.take(now);
-            self.told.insert(connection.clone());
+            self.told(now, &connection, parent);
             self.answer(now, answer, Some(connection), parent, Some(spi));
         }
         true

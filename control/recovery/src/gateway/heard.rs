@@ -3,7 +3,7 @@
 //! ([`crate::taker`]): a token that matches is proof, all else is a hint.
 
 use super::Gateway;
-use crate::answer::{Answer, UnknownAnswer};
+use crate::answer::{Answer, Request, UnknownAnswer};
 use crate::api::{Method, Output};
 use crate::message::ENCAPSULATION_PORT;
 use crate::stats::Counter;
@@ -35,25 +35,43 @@ impl Gateway {
     /// goes to the head; else it is told, as soon as another handshake can be taken.
     fn esp_on_former(&mut self, now: Time, report: &SpiReport) {
         let Some(former) = self.former.row(report.spi) else { return };
-        let connection = former.record.connection.clone();
+        let (connection, parent) = (former.record.connection.clone(), former.record.parent);
         self.reconnect.hurry(&connection);
         if self.reconnect.is_preferred(&connection, now) {
             return self.stats.count(Counter::FormerInitiating);
         }
-        if former.waits {
+        if self.turns.waits(parent) {
+            self.turns.wait(parent, *report);
             return self.stats.count(Counter::FormerHeldBack);
         }
         let told = former.answered.is_some_and(|at| now.since(at) < self.config.limits.former_interval);
-        if !told && (!self.waiting.is_empty() || !self.pace.has_room(now)) {
+        if !told && (!self.turns.is_empty() || !self.pace.has_room(now)) {
             self.stats.count(Counter::FormerWaits);
             // A peer that is back already asks by chance, or is an attacker's echo.
-            if self.journal.of_connection(&connection).next().is_none() {
-                former.waits = true;
-                self.waiting.push_back(*report);
+            if !self.is_back(&connection) {
+                self.turns.wait(parent, *report);
             }
             return;
         }
         self.answer_former(now, report);
+    }
+
+    /// Has this connection an IKE SA that was made after the crash?
+    pub(super) fn is_back(&self, connection: &str) -> bool {
+        self.journal.of_connection(connection).next().is_some()
+    }
+
+    /// The peer of this former IKE SA is told: its handshake takes from the pace, once. One that is back makes none.
+    pub(super) fn told(&mut self, now: Time, connection: &str, parent: IkeSpis) {
+        if self.is_back(connection) {
+            return;
+        }
+        if self.turns.tell(now, parent) {
+            self.pace.take(now);
+        }
+        if !self.told.contains(connection) {
+            self.told.insert(connection.to_owned());
+        }
     }
 
     fn answer_former(&mut self, now: Time, report: &SpiReport) {
@@ -63,42 +81,71 @@ impl Gateway {
         let in_use = |spi| endpoint.spi_in_use(spi);
         let answers = self.answers.answer_former(now, report, former, &in_use, &mut self.stats);
         if answers.iter().any(|answer| answer.tokens > 0) {
-            self.pace.take(now);
-            self.told.insert(connection.clone());
+            self.told(now, &connection, parent);
         }
         for answer in answers {
             self.answer(now, answer, Some(connection.clone()), parent, Some(report.spi));
         }
     }
 
-    /// Answers the ESP on a former SPI that has waited longest, if another handshake can be taken.
+    /// Tells the peer that has waited longest, if another handshake can be taken.
     pub(super) fn answer_waiting(&mut self, now: Time) -> bool {
         if !self.pace.has_room(now) {
             return false;
         }
-        let Some(report) = self.waiting.pop_front() else { return false };
-        if let Some(former) = self.former.row(report.spi) {
-            former.waits = false;
-            let connection = &former.record.connection;
-            if self.journal.of_connection(connection).next().is_none() {
-                self.answer_former(now, &report);
-            }
+        let Some(report) = self.turns.next() else { return false };
+        let connection = self.former.row(report.spi).map(|former| former.record.connection.clone());
+        if connection.is_some_and(|connection| !self.is_back(&connection)) {
+            self.answer_former(now, &report);
         }
         true
     }
 
-    /// A peer asks for an IKE SA of the journal, and no handshake can be taken: it is told when its turn comes, as if ESP
-    /// had come from where it asks.
-    fn former_asks(&mut self, now: Time, spi: Spi, (local, remote): (SocketAddr, SocketAddr)) {
-        let Some(former) = self.former.row(spi).filter(|former| !former.waits) else { return };
-        if self.journal.of_connection(&former.record.connection).next().is_some() {
-            return;
+    /// RFC 6290 section 3: a request for an IKE SA that we have not. Where the journal has it, the peer is told within the
+    /// pace, in its turn among those whose ESP comes; again, as often as it asks, within the limits of its source alone.
+    fn request_without_sa(
+        &mut self,
+        now: Time,
+        header: &Header,
+        ends: (SocketAddr, SocketAddr),
+        tombstone: bool,
+    ) {
+        let spi = self.answers.former_spi(header.spis);
+        let former = spi.and_then(|spi| self.former.row(spi)).map(|former| &former.record);
+        let former = former.map(|record| (record.spi, record.connection.clone(), record.parent));
+        let told = former.as_ref().is_some_and(|(_, _, parent)| self.turns.is_told(now, *parent));
+        let back = former.as_ref().is_some_and(|(_, connection, _)| self.is_back(connection));
+        let others_wait = former.is_some() && !self.turns.is_empty();
+        // RFC 6290 section 8.1: silence under excess. The peer asks again, or is told where the journal has it.
+        if self.tokens.is_maker() && !told && (others_wait || !self.pace.has_room(now)) {
+            if let Some((spi, _, parent)) = former.filter(|_| !back) {
+                self.former_asks(now, (spi, parent), ends);
+            }
+            return self.stats.count(Counter::RequestsPaced);
         }
-        former.waits = true;
+        let paced = former.is_some() && !told && !back;
+        let endpoint = &self.endpoint;
+        let in_use = |spi| endpoint.spi_in_use(spi);
+        let request = Request { header, ends, tombstone, paced };
+        let answer = self.answers.answer_request(now, &request, &in_use, &mut self.stats);
+        let Some(answer) = answer else { return };
+        if let Some((_, connection, parent)) = former.filter(|_| answer.tokens > 0) {
+            self.told(now, &connection, parent);
+        }
+        self.answer(now, answer, None, header.spis, None);
+    }
+
+    /// It is told when its turn comes, as if ESP had come from where it asks.
+    fn former_asks(
+        &mut self,
+        now: Time,
+        (spi, parent): (Spi, IkeSpis),
+        (local, remote): (SocketAddr, SocketAddr),
+    ) {
         let encapsulated = local.port() == ENCAPSULATION_PORT;
         let end = |end: SocketAddr| if encapsulated { end } else { SocketAddr::new(end.ip(), 0) };
         let report = SpiReport { spi, sequence: 0, source: end(remote), destination: end(local), at: now };
-        self.waiting.push_back(report);
+        self.turns.wait(parent, report);
     }
 
     fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {
@@ -135,25 +182,7 @@ impl Gateway {
     pub(super) fn unmatched(&mut self, now: Time, unmatched: Unmatched) {
         match unmatched {
             Unmatched::ProtectedRequest { header, local, remote, tombstone } => {
-                // RFC 6290 section 8.1: silence under excess. The peer asks again, or is told where the journal has it.
-                let former = self.answers.former_spi(header.spis);
-                if self.tokens.is_maker() && !self.pace.has_room(now) {
-                    former.into_iter().for_each(|spi| self.former_asks(now, spi, (local, remote)));
-                    return self.stats.count(Counter::RequestsPaced);
-                }
-                let endpoint = &self.endpoint;
-                let in_use = |spi| endpoint.spi_in_use(spi);
-                let ends = (local, remote);
-                let answer =
-                    self.answers.answer_request(now, &header, ends, tombstone, &in_use, &mut self.stats);
-                if let Some(answer) = answer {
-                    let record = former.and_then(|spi| self.former.row(spi)).map(|former| &former.record);
-                    if let Some(record) = record.filter(|_| answer.tokens > 0) {
-                        self.pace.take(now);
-                        self.told.insert(record.connection.clone());
-                    }
-                    self.answer(now, answer, None, header.spis, None);
-                }
+                self.request_without_sa(now, &header, (local, remote), tombstone);
             }
             Unmatched::Clear { header, notifies, local, remote }
                 if self.sir.is_some() && header.exchange == exchange::SIR =>
