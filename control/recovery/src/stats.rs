@@ -44,7 +44,7 @@ counters! {
     RequestsInUse = "requests-naming-spi-in-use",
     /// ESP on former SPIs whose answer waits until another handshake can be taken.
     FormerWaits = "former-spi-waits-for-its-turn",
-    /// ESP on former SPIs of connections that we are initiating ourselves.
+    /// ESP on former SPIs, and requests for IKE SAs of the journal, of connections that we are initiating ourselves.
     FormerInitiating = "former-spi-own-initiation",
     /// Requests and SIR's queries about lost IKE SAs while no other handshake can be taken.
     RequestsPaced = "requests-over-handshakes",

@@ -101,8 +101,9 @@ impl Gateway {
         true
     }
 
-    /// RFC 6290 section 3: a request for an IKE SA that we have not. Where the journal has it, the peer is told within the
-    /// pace, in its turn among those whose ESP comes; again, as often as it asks, within the limits of its source alone.
+    /// RFC 6290 section 3: a request for an IKE SA that we have not. Where the journal has it, the peer is told as those
+    /// are whose ESP comes, within the pace and in its turn among them; again, as often as it asks, within the limits of
+    /// its source alone.
     fn request_without_sa(
         &mut self,
         now: Time,
@@ -113,6 +114,9 @@ impl Gateway {
         let spi = self.answers.former_spi(header.spis);
         let former = spi.and_then(|spi| self.former.row(spi)).map(|former| &former.record);
         let former = former.map(|record| (record.spi, record.connection.clone(), record.parent));
+        if former.as_ref().is_some_and(|(_, connection, _)| self.reconnect.is_preferred(connection, now)) {
+            return self.stats.count(Counter::FormerInitiating);
+        }
         let told = former.as_ref().is_some_and(|(_, _, parent)| self.turns.is_told(now, *parent));
         let back = former.as_ref().is_some_and(|(_, connection, _)| self.is_back(connection));
         let others_wait = former.is_some() && !self.turns.is_empty();

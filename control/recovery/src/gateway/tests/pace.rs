@@ -297,6 +297,29 @@ fn what_answers_leaves_before_all_handshakes_are_begun_that_may_be() {
     assert_eq!(rounds, 40usize.div_ceil(BEGUN_AT_ONCE));
 }
 
+/// The peer would delete what it has and initiate as well, and both handshakes would cross.
+#[test]
+fn a_request_has_no_token_while_our_own_initiation_is_preferred() {
+    for preferred in [true, false] {
+        let (mut config, records) = herd(1);
+        let remote = records[0].remote;
+        let own = [Method::InitialContact, Method::Qcd, Method::Liveness];
+        config.methods = own.into_iter().skip(usize::from(!preferred)).collect();
+        let mut gateway = gateway(config, records);
+        let boot = commands(&all(&mut gateway));
+        gateway.handle(NOW, Input::Event(Event::Ready));
+        boot.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
+        let answered = usize::from(!preferred);
+        assert_eq!(ask(&mut gateway, NOW, pair(1), remote), answered, "it is to come");
+        assert_eq!(sent(&all_due(&mut gateway, NOW)).len(), usize::from(preferred));
+        let soon = NOW.after(Duration::from_millis(1900));
+        assert_eq!(ask(&mut gateway, soon, pair(1), remote), answered, "it is under way");
+        assert_eq!(stat(&gateway, "former-spi-own-initiation"), 2 * u64::from(preferred));
+        let later = NOW.after(Duration::from_secs(2));
+        assert_eq!(ask(&mut gateway, later, pair(1), remote), 1, "it takes too long");
+    }
+}
+
 /// Its token has taken from the pace already.
 #[test]
 fn a_peer_that_was_told_takes_from_the_pace_once() {
