@@ -147,6 +147,11 @@ impl Answers {
         self.here.contains(&local)
     }
 
+    /// Is it the one that serves this connection, and on this machine?
+    pub(crate) fn serves_connection(&self, connection: &str, local: IpAddr) -> bool {
+        self.serves(local) && self.serving.get(connection) == Some(&local)
+    }
+
     /// All such addresses.
     pub(crate) fn addresses(&self) -> HashSet<IpAddr> {
         self.here.clone()
@@ -313,7 +318,7 @@ impl Answers {
                 trigger,
                 spis,
                 in_use,
-                address_serves: self.serves(here) && self.serving.get(&record.connection) == Some(&here),
+                address_serves: self.serves_connection(&record.connection, here),
                 anchor_matches: self.anchor_matches,
                 within_budget: true,
             });

@@ -36,6 +36,11 @@ impl Gateway {
     fn esp_on_former(&mut self, now: Time, report: &SpiReport) {
         let Some(former) = self.former.row(report.spi) else { return };
         let (connection, parent) = (former.record.connection.clone(), former.record.parent);
+        // There no token would leave: it is as any other packet that is not for us, and spends nothing that is for the peer's.
+        if !self.answers.serves_connection(&connection, report.destination.ip()) {
+            self.stats.count(Counter::WithheldAddress);
+            return self.esp_on_unknown(now, report);
+        }
         self.reconnect.hurry(&connection);
         if self.reconnect.is_preferred(&connection, now) {
             return self.stats.count(Counter::FormerInitiating);
@@ -122,7 +127,8 @@ impl Gateway {
         let others_wait = former.is_some() && !self.turns.is_empty();
         // RFC 6290 section 8.1: silence under excess. The peer asks again, or is told where the journal has it.
         if self.tokens.is_maker() && !told && (others_wait || !self.pace.has_room(now)) {
-            if let Some((spi, _, parent)) = former.filter(|_| !back) {
+            let serves = |name: &str| self.answers.serves_connection(name, ends.0.ip());
+            if let Some((spi, _, parent)) = former.filter(|(_, connection, _)| !back && serves(connection)) {
                 self.former_asks(now, (spi, parent), ends);
             }
             return self.stats.count(Counter::RequestsPaced);

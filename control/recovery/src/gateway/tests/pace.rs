@@ -162,6 +162,42 @@ fn requests_and_esp_wait_in_one_line() {
     assert_eq!(told, [10, 11, 20, 25].map(|n| remotes[n]));
 }
 
+/// A token leaves from the address alone that serves the connection. Whoever sends what he saw to another one of ours takes
+/// nothing from the peer by that: neither its turn, nor the answer to its next packet.
+#[test]
+fn what_comes_to_another_address_of_ours_keeps_no_token_from_the_peer() {
+    let (mut config, records) = herd(12);
+    let mut elsewhere = connection("elsewhere", Some("203.0.113.9"));
+    elsewhere.local = socket("192.0.2.99:0").ip();
+    elsewhere.children[0].policy = 99;
+    config.connections.push(elsewhere.into());
+    let remotes: Vec<SocketAddr> = records.iter().map(|record| record.remote).collect();
+    let mut gateway = gateway(config, records);
+    all(&mut gateway);
+    let esp = |gateway: &mut Gateway, n: usize, destination: &str| {
+        let (source, destination) = (SocketAddr::new(remotes[n].ip(), 0), socket(destination));
+        let report = SpiReport { source, destination, ..esp(0x1000 + n as u32) };
+        gateway.handle(NOW, Input::Event(Event::FormerSpi(report)));
+        sent(&all(gateway)).iter().map(|message| message.len()).collect::<Vec<_>>()
+    };
+    let (plain, with_token) = (28 + 12, 28 + 12 + 40);
+    assert_eq!(esp(&mut gateway, 0, "192.0.2.99:0"), [plain], "as on an unknown SPI");
+    assert_eq!(esp(&mut gateway, 0, "192.0.2.1:0"), [with_token]);
+    (1..10).for_each(|n| assert_eq!(esp(&mut gateway, n, "192.0.2.1:0"), [with_token]));
+    // No other handshake can be taken.
+    assert_eq!(esp(&mut gateway, 10, "192.0.2.1:0"), [0; 0]);
+    assert_eq!(esp(&mut gateway, 10, "192.0.2.99:0"), [plain]);
+    for header in [request(pair(11)), request(pair(12))] {
+        let (local, remote) = (socket("192.0.2.99:500"), remotes[11]);
+        gateway.unmatched(NOW, Unmatched::ProtectedRequest { header, local, remote, tombstone: false });
+    }
+    assert_eq!(esp(&mut gateway, 11, "192.0.2.1:0"), [0; 0]);
+    let outputs = all_due(&mut gateway, NOW.after(Duration::from_millis(200)));
+    let told: Vec<_> = sent(&outputs).iter().map(|message| message.len()).collect();
+    assert_eq!(told, [with_token; 2]);
+    assert_eq!(stat(&gateway, "token-withheld-address"), 2);
+}
+
 /// Requests without a record may be anybody's: they cost the pace nothing, so that no flooder starves a peer. The
 /// handshake of a peer that comes back does, once.
 #[test]
