@@ -10,6 +10,7 @@ use crate::reconnect::{Due, Why};
 use crate::stats::Counter;
 use spindle_abi::{Time, Trigger};
 use spindle_ike::api::{ConnectionConfig, StartAction};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -90,8 +91,10 @@ impl Gateway {
         if self.config.proactive && !self.has_adopted {
             let mut told = HashSet::new();
             let mut records: Vec<_> = self.former.records().filter(|record| at(record.local.ip())).collect();
-            // What names two parents shows the tokens of both.
-            records.sort_unstable_by_key(|record| (record.earlier_parent.is_none(), record.spi));
+            // What was lost before that, most peers know already. What names two parents shows the tokens of both.
+            records.sort_unstable_by_key(|record| {
+                (Reverse(record.incarnation), record.earlier_parent.is_none(), record.spi)
+            });
             for record in records {
                 if told.insert(record.parent) {
                     told.extend(record.earlier_parent);

@@ -60,6 +60,34 @@ fn a_herd_is_told_in_the_order_of_its_traffic_at_the_pace_of_handshakes() {
     assert!(now >= NOW.after(Duration::from_millis(2900)), "thirty at ten a second after the first ten");
 }
 
+/// After several crashes in a day the journal names IKE SAs that nobody has any more.
+#[test]
+fn unasked_those_of_the_last_incarnation_are_told_first() {
+    let (mut config, mut records) = herd(20);
+    config.proactive = true;
+    config.limits.handshakes_total = 20;
+    let of = |n: u64| [1, 3, 2][n as usize % 3];
+    (0..).zip(&mut records).for_each(|(n, record)| record.incarnation = of(n));
+    let remotes: Vec<SocketAddr> = records.iter().map(|record| record.remote).collect();
+    let mut gateway = Gateway::new(
+        config,
+        Boot { incarnation: 4, ..boot(records) },
+        Box::new(Idle),
+        Box::new(Counting(0)),
+        NOW,
+    );
+    let boot = commands(&all(&mut gateway));
+    gateway.handle(NOW, Input::Event(Event::Ready));
+    boot.iter().for_each(|(sequence, _)| acknowledge(&mut gateway, *sequence, true));
+    let outputs = all_due(&mut gateway, NOW);
+    let told = outputs.iter().filter_map(|output| match output {
+        Output::Transmit(datagram) => remotes.iter().position(|remote| *remote == datagram.remote),
+        _ => None,
+    });
+    let incarnations: Vec<u64> = told.map(|n| of(n as u64)).collect();
+    assert_eq!(incarnations, [[3; 7].as_slice(), &[2; 6], &[1; 7]].concat());
+}
+
 /// Connections `c0` … with peers at 192.0.2.100 …, a record of each in the journal, and ten handshakes a second.
 fn herd(many: u32) -> (Config, Vec<JournalRecord>) {
     let remote = |n: u32| format!("192.0.2.{}", 100 + n);
