@@ -10,7 +10,7 @@ use spindle_abi::{Spi, Time};
 use spindle_ike::api::{ChildSaId, ConnectionConfig, IkeSaId, IkeSaStatus, IkeSpis, Shared};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// Records outlive their SA's soft lifetime by this factor…
@@ -233,6 +233,12 @@ impl Journal {
         }
     }
 
+    /// Has this IKE SA its peer at this address? `false` for one without Child SAs.
+    pub(crate) fn is_at(&self, ike: IkeSaId, remote: IpAddr) -> bool {
+        let child = self.ike_sas.get(&ike).and_then(|row| self.children.get(row.children.first()?));
+        child.is_some_and(|child| child.record.remote.ip() == remote)
+    }
+
     /// The peer is elsewhere: a crash is told to it there.
     pub(crate) fn moved(&mut self, ike: IkeSaId, remote: SocketAddr) {
         let Some(row) = self.ike_sas.get(&ike) else { return };
@@ -422,6 +428,9 @@ mod tests {
         assert_eq!((record.spi, record.parent, record.earlier_parent), (Spi(0x100), pair(1), None));
         assert_eq!((record.local, record.remote), (socket("192.0.2.1:500"), socket("192.0.2.2:500")));
         assert_eq!((record.incarnation, record.initiator), (3, true));
+        let journal = with_child();
+        let at = |ike, address: &str| journal.is_at(ike, address.parse().unwrap());
+        assert_eq!([at(OLD, "192.0.2.2"), at(OLD, "192.0.2.1"), at(NEW, "192.0.2.2")], [true, false, false]);
         assert_eq!(record.hard_expiry, WALL + 24 * 3600);
 
         let mut journal = Journal::new(&config(), 3);

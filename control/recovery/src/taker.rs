@@ -64,18 +64,28 @@ pub(crate) struct Finding {
     pub(crate) candidates: Vec<IkeSaId>,
 }
 
-/// Looks at a message in clear; changes nothing.
-pub(crate) fn examine(sas: &dyn IkeSas, taker: bool, header: &Header, notifies: &[Notify]) -> Finding {
+/// Looks at a message in clear; changes nothing. `at_source`: has this IKE SA its peer at the address that it came from?
+pub(crate) fn examine(
+    sas: &dyn IkeSas,
+    taker: bool,
+    header: &Header,
+    notifies: &[Notify],
+    at_source: &dyn Fn(IkeSaId) -> bool,
+) -> Finding {
     let mut finding = Finding::default();
     // RFC 6290 section 4.5 and RFC 7296 section 2.21.4: the pair in the header names the IKE SA.
     finding.candidates.extend(sas.find_by_spis(header.spis));
     // RFC 6290 section 8.2: INVALID_SPI names it by the SPI on which we send. The peer chose that SPI, so several
-    // peers may have the same.
+    // peers may have the same: those at the source first, from wherever it is accepted (section 3).
     for notify in notifies.iter().filter(|n| n.kind == INVALID_SPI) {
         finding.hint = true;
         if let Ok(spi) = notify.data.as_slice().try_into().map(|spi| Spi(u32::from_be_bytes(spi))) {
             finding.spi = Some(spi);
-            for ike in sas.find_by_outbound_spi(spi) {
+            let mut sending = sas.find_by_outbound_spi(spi);
+            if sending.len() > 1 {
+                sending.sort_by_cached_key(|ike| !at_source(*ike));
+            }
+            for ike in sending {
                 if finding.candidates.len() < MAX_CANDIDATES && !finding.candidates.contains(&ike) {
                     finding.candidates.push(ike);
                 }
@@ -134,6 +144,11 @@ mod tests {
         }
     }
 
+    /// From where no peer is.
+    fn look(sas: &FakeSas, taker: bool, header: &Header, notifies: &[Notify]) -> Finding {
+        examine(sas, taker, header, notifies, &|_| false)
+    }
+
     fn header(spis: IkeSpis) -> Header {
         Header { spis, next_payload: 41, exchange: 37, response: true, initiator: false, message_id: 3 }
     }
@@ -159,11 +174,11 @@ mod tests {
     #[test]
     fn a_token_matches_under_the_spis_of_its_own_ike_sa_only() {
         let good = [notify(4, &[]), token(&TOKEN)];
-        assert_eq!(proof(&examine(&sas(), true, &header(pair(1)), &good)), Some(SA));
-        let other_sa = examine(&sas(), true, &header(pair(2)), &good);
+        assert_eq!(proof(&look(&sas(), true, &header(pair(1)), &good)), Some(SA));
+        let other_sa = look(&sas(), true, &header(pair(2)), &good);
         assert!(other_sa.proof.is_none() && other_sa.token_failed && other_sa.hint);
         let half_right = IkeSpis { responder: [9; 8], ..pair(1) };
-        let unknown = examine(&sas(), true, &header(half_right), &good);
+        let unknown = look(&sas(), true, &header(half_right), &good);
         assert!(unknown.proof.is_none() && unknown.token_failed && unknown.candidates.is_empty());
     }
 
@@ -171,7 +186,7 @@ mod tests {
     /// 5: 16 to 128 octets.
     #[test]
     fn the_protocol_id_means_nothing_but_an_spi_or_a_wrong_length_is_malformed() {
-        let one = |notify: Notify| proof(&examine(&sas(), true, &header(pair(1)), &[notify]));
+        let one = |notify: Notify| proof(&look(&sas(), true, &header(pair(1)), &[notify]));
         for protocol in [0, 1, 3, 255] {
             assert_eq!(one(Notify { protocol, ..token(&TOKEN) }), Some(SA));
         }
@@ -179,7 +194,7 @@ mod tests {
         let mut many = sas();
         many.ike_sas[0].2 = vec![vec![1; 15], vec![2; 16], vec![3; 128], vec![4; 129]];
         let of = |length: usize, octet: u8| {
-            proof(&examine(&many, true, &header(pair(1)), &[token(&vec![octet; length])]))
+            proof(&look(&many, true, &header(pair(1)), &[token(&vec![octet; length])]))
         };
         assert_eq!([of(15, 1), of(16, 2), of(128, 3), of(129, 4)], [None, Some(SA), Some(SA), None]);
     }
@@ -189,28 +204,28 @@ mod tests {
     fn the_fourth_of_four_tokens_is_found_and_two_hundred_are_bounded_work() {
         let mut tokens =
             vec![notify(4, &[]), token(&[1; 32]), token(&[2; 32]), token(&[3; 32]), token(&TOKEN)];
-        assert_eq!(proof(&examine(&sas(), true, &header(pair(1)), &tokens)), Some(SA));
+        assert_eq!(proof(&look(&sas(), true, &header(pair(1)), &tokens)), Some(SA));
         tokens.splice(1..1, (0..200).map(|n| token(&[n as u8; 32])));
-        assert_eq!(proof(&examine(&sas(), true, &header(pair(1)), &tokens)), None);
+        assert_eq!(proof(&look(&sas(), true, &header(pair(1)), &tokens)), None);
     }
 
     /// RFC 6290 section 8.2: as if it had come with the parent's IKE SPIs; several peers may share the SPI.
     #[test]
     fn a_token_with_invalid_spi_is_checked_for_every_sa_that_sends_on_it() {
         let spi = 0x1000u32.to_be_bytes();
-        let finding = examine(&sas(), true, &zero(), &[notify(11, &spi), token(&TOKEN)]);
+        let finding = look(&sas(), true, &zero(), &[notify(11, &spi), token(&TOKEN)]);
         assert_eq!(proof(&finding), Some(SA), "only the SA whose token it is");
         let under_parent = Header { spis: pair(1), ..zero() };
-        let finding = examine(&sas(), true, &under_parent, &[notify(11, &[0, 0, 0, 9]), token(&TOKEN)]);
+        let finding = look(&sas(), true, &under_parent, &[notify(11, &[0, 0, 0, 9]), token(&TOKEN)]);
         assert_eq!(proof(&finding), Some(SA), "the parent's pair in the header is accepted too");
-        let other = examine(&sas(), true, &zero(), &[notify(11, &[0, 0, 0, 9]), token(&TOKEN)]);
+        let other = look(&sas(), true, &zero(), &[notify(11, &[0, 0, 0, 9]), token(&TOKEN)]);
         assert!(other.proof.is_none() && other.candidates.is_empty());
     }
 
     /// RFC 6290 section 8.1 and 3: switched off, tokens mean nothing; hints remain.
     #[test]
     fn without_the_taker_a_token_is_ignored_and_the_hint_beside_it_stays() {
-        let finding = examine(&sas(), false, &header(pair(1)), &[notify(4, &[]), token(&TOKEN)]);
+        let finding = look(&sas(), false, &header(pair(1)), &[notify(4, &[]), token(&TOKEN)]);
         assert!(finding.proof.is_none() && finding.token_ignored && !finding.token_failed);
         assert_eq!(finding.to_probe().collect::<Vec<_>>(), [SA]);
     }
@@ -219,14 +234,14 @@ mod tests {
     #[test]
     fn a_hint_names_the_sas_to_check_and_other_notifications_none() {
         let spi = 0x1000u32.to_be_bytes();
-        let by_pair = examine(&sas(), true, &header(pair(2)), &[notify(4, &[])]);
+        let by_pair = look(&sas(), true, &header(pair(2)), &[notify(4, &[])]);
         assert_eq!(by_pair.to_probe().collect::<Vec<_>>(), [IkeSaId(2)]);
-        let by_spi = examine(&sas(), true, &zero(), &[notify(11, &spi)]);
+        let by_spi = look(&sas(), true, &zero(), &[notify(11, &spi)]);
         assert_eq!(by_spi.to_probe().collect::<Vec<_>>(), [IkeSaId(2), SA]);
-        let nothing = examine(&sas(), true, &header(pair(1)), &[notify(24, &[]), notify(16384, &[])]);
+        let nothing = look(&sas(), true, &header(pair(1)), &[notify(24, &[]), notify(16384, &[])]);
         assert_eq!(nothing.to_probe().count(), 0);
         for data in [&[][..], &[1, 2, 3], &[0; 5]] {
-            assert_eq!(examine(&sas(), true, &zero(), &[notify(11, data)]).to_probe().count(), 0);
+            assert_eq!(look(&sas(), true, &zero(), &[notify(11, data)]).to_probe().count(), 0);
         }
     }
 
@@ -234,8 +249,21 @@ mod tests {
     fn many_sas_that_share_an_spi_are_bounded_work() {
         let mut many = sas();
         many.outbound = (0..10_000).map(|n| (Spi(7), IkeSaId(n))).collect();
-        let finding = examine(&many, true, &zero(), &[notify(11, &[0, 0, 0, 7])]);
+        let finding = look(&many, true, &zero(), &[notify(11, &[0, 0, 0, 7])]);
         assert_eq!(finding.candidates.len(), MAX_CANDIDATES);
         assert_eq!(finding.to_probe().count(), MAX_PROBED);
+    }
+
+    /// Peers choose their SPIs; one that is among very many with the same is heard from where it is.
+    #[test]
+    fn of_many_sas_that_share_an_spi_those_at_the_source_are_looked_at_first() {
+        let (mut many, spi) = (sas(), notify(11, &[0, 0, 0, 7]));
+        many.outbound = (0..10_000).map(|n| (Spi(7), IkeSaId(n))).collect();
+        let there = IkeSaId(9_000);
+        many.ike_sas.push((there, pair(3), vec![TOKEN.to_vec()]));
+        let at_source = |ike: IkeSaId| ike == there;
+        let hint = examine(&many, true, &zero(), std::slice::from_ref(&spi), &at_source);
+        assert_eq!(hint.to_probe().collect::<Vec<_>>(), [there, IkeSaId(0), IkeSaId(1), IkeSaId(2)]);
+        assert_eq!(proof(&examine(&many, true, &zero(), &[spi, token(&TOKEN)], &at_source)), Some(there));
     }
 }

@@ -206,7 +206,9 @@ impl Gateway {
     /// RFC 6290 section 3 and 4.5: a token that matches ends the IKE SA silently; one that fails is counted,
     /// logged within limits and never answered.
     fn clear(&mut self, now: Time, header: &Header, notifies: &[Notify], remote: SocketAddr) {
-        let mut finding = examine(&self.endpoint as &dyn IkeSas, self.takes_tokens, header, notifies);
+        let at_source = |ike| self.journal.is_at(ike, remote.ip());
+        let sas = &self.endpoint as &dyn IkeSas;
+        let mut finding = examine(sas, self.takes_tokens, header, notifies, &at_source);
         if let Some((ike, authority)) = finding.proof.take() {
             let row = self.journal.ike_sa(ike);
             if row.is_none_or(|row| self.config.methods_of(&row.connection).contains(&Method::Qcd)) {
