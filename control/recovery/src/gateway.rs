@@ -35,6 +35,8 @@ use zeroize::Zeroizing;
 
 /// Reports of tokens sent, per second; all are counted.
 const TOKEN_REPORTS: u32 = 100;
+/// The same of hints, and of what is checked on them, which anybody may cause; and so many at once.
+const HINT_REPORTS: (u32, u32) = (10, 100);
 /// Handshakes begun in one [`Gateway::tick`]: so many key exchanges does an answer wait for at most.
 const BEGUN_AT_ONCE: usize = 8;
 
@@ -97,6 +99,8 @@ pub struct Gateway {
     hash: SourceHash,
     failed_tokens: BySource,
     token_reports: Total,
+    hint_reports: Total,
+    probe_reports: Total,
     stats: Stats,
     output: VecDeque<Output>,
     /// SPIs whose former state the dataplane has not been told yet.
@@ -235,6 +239,8 @@ impl Gateway {
                 limits.failed_tokens_logged_total,
             ),
             token_reports: Total::new(TOKEN_REPORTS),
+            hint_reports: Total::at_once(HINT_REPORTS.0, HINT_REPORTS.1),
+            probe_reports: Total::at_once(HINT_REPORTS.0, HINT_REPORTS.1),
             stats: Stats::default(),
             output: VecDeque::new(),
             untold: Vec::new().into_iter(),

@@ -472,6 +472,34 @@ fn a_living_gateway_shows_no_token() {
     assert_eq!([A, B].map(|side| world.told(side, "proof")), [0, 0]);
 }
 
+/// What anybody may cause leaves room in the log for what happens.
+#[test]
+fn hints_and_probes_are_counted_all_and_logged_within_limits() {
+    let soon = |config: &mut Config| config.limits.probe_again = MS;
+    let mut world = World::up(Setup { change: Some(soon), ..Setup::default() });
+    let spi = world.gateway(A).sas()[0].children[0].outbound;
+    world.crash(B);
+    let mut forged = vec![0; 16];
+    forged.extend([41, 0x20, 37, 0x08, 0, 0, 0, 0, 0, 0, 0, 40]);
+    forged.extend([0, 0, 0, 12, 0, 0, 0, 11]);
+    forged.extend(spi.0.to_be_bytes());
+    let told = |world: &World| ["hint", "probe"].map(|name| world.told(A, name));
+    let [local, remote] = ["192.0.2.1:500", "192.0.2.2:500"].map(|text| text.parse().unwrap());
+    for n in 0..3000 {
+        if n == 50 {
+            assert_eq!(told(&world), [50; 2], "all, where they are few");
+        }
+        world.receive(A, Datagram { local, remote, data: forged.clone() });
+        world.run(MS);
+    }
+    assert!(world.stat(A, "probes-sent-again") > 2000);
+    let told = told(&world);
+    assert!(
+        told.iter().all(|told| (120..=131).contains(told)),
+        "{told:?}: at first a hundred, then ten a second"
+    );
+}
+
 /// RFC 7296 section 2.4: 100,000 forged hints and bad tokens later the SA lives, few probes left, and a true token
 /// still works at once.
 #[test]

@@ -278,9 +278,9 @@ impl Gateway {
             self.stats.count(Counter::HintsTooSoon);
             return;
         }
-        let row = self.journal.ike_sa(ike);
-        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
-        self.report("hint", connection, spis, None, detail);
+        if self.hint_reports.allow(now) {
+            self.report_ike("hint", ike, detail);
+        }
         self.probe(now, ike, traffic);
     }
 
@@ -326,8 +326,8 @@ impl Gateway {
             Some(spindle_ike::api::ProbeResult::NoSuchSa) => return,
         };
         self.stats.count(counter);
-        let row = self.journal.ike_sa(ike);
-        let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
-        self.report("probe", connection, spis, None, name.into());
+        if self.probe_reports.allow(now) {
+            self.report_ike("probe", ike, name.into());
+        }
     }
 }

@@ -98,7 +98,7 @@ impl Gateway {
                 self.report("child-deleted", None, None, Some(inbound), String::new());
             }
             Ike::TokenStored { ike } => {
-                self.report_ike("token-stored", ike);
+                self.report_ike("token-stored", ike, String::new());
                 self.look_for_clone(ike);
             }
             Ike::TokenAcknowledged { ike, spis } => self.token_acknowledged(ike, spis),
@@ -109,7 +109,7 @@ impl Gateway {
             Ike::InvalidSpi { ike, spi, child } => self.invalid_spi(now, ike, spi, child),
             Ike::SpiChecked { ike, spi, known } => self.spi_checked(now, ike, spi, known),
             Ike::SpiAnswered { ike, spi, known } => self.spi_answered(now, ike, spi, known),
-            Ike::Suspected { ike } => self.report_ike("suspected", ike),
+            Ike::Suspected { ike } => self.report_ike("suspected", ike, String::new()),
             Ike::Redirected { ike, to } => self.peer_redirected(ike, to),
             Ike::RedirectFollowed { connection, from, to } => {
                 self.stats.count(Counter::RedirectsFollowed);
@@ -128,10 +128,10 @@ impl Gateway {
         }
     }
 
-    pub(super) fn report_ike(&mut self, name: &'static str, ike: IkeSaId) {
+    pub(super) fn report_ike(&mut self, name: &'static str, ike: IkeSaId, detail: String) {
         let row = self.journal.ike_sa(ike);
         let (connection, spis) = (row.map(|r| r.connection.clone()), row.map(|r| r.spis));
-        self.report(name, connection, spis, None, String::new());
+        self.report(name, connection, spis, None, detail);
     }
 
     pub(super) fn report(

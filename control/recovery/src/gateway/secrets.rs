@@ -124,7 +124,7 @@ impl Gateway {
 
     pub(super) fn token_acknowledged(&mut self, ike: IkeSaId, spis: IkeSpis) {
         self.rotation.acknowledged(spis);
-        self.report_ike("token-acknowledged", ike);
+        self.report_ike("token-acknowledged", ike, String::new());
     }
 
     /// RFC 6290 section 4.4, 5.2: the taker moved, and its token has the former address in it.
