@@ -14,6 +14,8 @@ use std::time::Duration;
 const BETWEEN_DELETES: Duration = Duration::from_micros(200);
 /// All of them are sent within this time.
 const DELETES: Duration = Duration::from_secs(20);
+/// IKE SAs between two ends that are told of an unknown SPI.
+const BETWEEN_ENDS: usize = 8;
 
 impl Endpoint {
     /// Starts an IKE SA of a connection with `child` (or the first one configured) in IKE_AUTH, or, where an IKE SA
@@ -248,24 +250,32 @@ impl Endpoint {
         found
     }
 
-    /// The newest established IKE SA between an ESP packet's ends: by addresses, and by ports too if it came in UDP.
-    /// A port of 0 says that it did not.
-    pub fn find_by_esp_ends(&self, local: SocketAddr, remote: SocketAddr) -> Option<IkeSaId> {
+    /// The established IKE SAs between an ESP packet's ends, the newest first, 8 at most: by addresses, and by ports too if
+    /// it came in UDP. A port of 0 says that it did not.
+    pub fn find_by_esp_ends(&self, local: SocketAddr, remote: SocketAddr) -> Vec<IkeSaId> {
         let (first, last) = match remote.port() {
             0 => (remote, SocketAddr::new(remote.ip(), u16::MAX)),
             _ => (remote, remote),
         };
         let serves = |sa: &IkeSa| sa.is_established() && sa.local.ip() == local.ip();
         // Of each port the newest: a peer may have very many IKE SAs at one.
-        let (mut newest, mut end) = (None, Bound::Included((last, IkeSaId(u64::MAX))));
+        let (mut newest, mut end) = (Vec::new(), Bound::Included((last, IkeSaId(u64::MAX))));
         let begin = Bound::Included((first, IkeSaId(0)));
         while let Some((at, _)) = self.by_remote.range((begin, end)).next_back().copied() {
             let there = self.by_remote.range((at, IkeSaId(0))..=(at, IkeSaId(u64::MAX)));
             let ids = there.rev().map(|(_, id)| *id);
-            newest = newest.max(ids.into_iter().find(|id| self.sas.get(id).is_some_and(serves)));
+            newest.extend(ids.filter(|id| self.sas.get(id).is_some_and(serves)).take(BETWEEN_ENDS));
+            newest.sort_unstable_by(|one, other| other.cmp(one));
+            newest.truncate(BETWEEN_ENDS);
             end = Bound::Excluded((at, IkeSaId(0)));
         }
         newest
+    }
+
+    /// Has every connection that may be between these addresses one of these IKE SAs? Else that of one may be lost.
+    pub fn serve_all_between(&self, ike_sas: &[IkeSaId], local: IpAddr, remote: IpAddr) -> bool {
+        let serves = |id: &IkeSaId, number| self.sas.get(id).is_some_and(|sa| sa.connection.number == number);
+        self.candidates(local, remote).all(|c| ike_sas.iter().any(|id| serves(id, c.number)))
     }
 
     /// Is this Child SPI of ours larval, current or retired? Then a packet on it is no news.

@@ -249,11 +249,11 @@ fn an_unknown_spi_is_told_under_protection_one_at_a_time() {
     let [sa, at_b] = [A, B].map(|side| ike(&world, side));
     let e = &world.sides[A].endpoint;
     let plain = |address: std::net::SocketAddr| std::net::SocketAddr::new(address.ip(), 0);
-    assert_eq!(e.find_by_esp_ends(plain(sa.local), plain(sa.remote)), Some(sa.id));
-    assert_eq!(e.find_by_esp_ends(sa.local, sa.remote), Some(sa.id));
+    assert_eq!(e.find_by_esp_ends(plain(sa.local), plain(sa.remote)), [sa.id]);
+    assert_eq!(e.find_by_esp_ends(sa.local, sa.remote), [sa.id]);
     let elsewhere = "192.0.2.2:4501".parse().unwrap();
-    assert_eq!(e.find_by_esp_ends(sa.local, elsewhere), None, "another port of UDP");
-    assert_eq!(e.find_by_esp_ends(plain(sa.remote), plain(sa.remote)), None, "not our address there");
+    assert_eq!(e.find_by_esp_ends(sa.local, elsewhere), [], "another port of UDP");
+    assert_eq!(e.find_by_esp_ends(plain(sa.remote), plain(sa.remote)), [], "not our address there");
     world.recorded.clear();
     let spi = Spi(0xdead_beef);
     assert!(world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)));
@@ -275,7 +275,7 @@ fn an_unknown_spi_is_told_under_protection_one_at_a_time() {
     world.at(A, |e, now| e.terminate_ike(now, sa.id)).unwrap();
     assert!(!world.at(A, |e, now| e.notify_invalid_spi(now, sa.id, spi)), "it is being closed");
     world.run(Duration::from_secs(10));
-    assert_eq!(world.sides[A].endpoint.find_by_esp_ends(plain(sa.local), plain(sa.remote)), None);
+    assert_eq!(world.sides[A].endpoint.find_by_esp_ends(plain(sa.local), plain(sa.remote)), []);
 }
 
 /// The peer lost a Child SA and tells, by INVALID_SPI and Delete or by the notification alone; at the same time it may

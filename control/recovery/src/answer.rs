@@ -36,11 +36,19 @@ pub(crate) struct Request<'a> {
 
 /// The answer to ESP on an unknown SPI.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum UnknownAnswer {
-    /// In an exchange of this IKE SA.
-    Protected(IkeSaId),
+pub(crate) struct UnknownAnswer {
+    /// In an exchange of each of these IKE SAs.
+    pub(crate) protected: Vec<IkeSaId>,
     /// As it stands.
-    Clear(Datagram),
+    pub(crate) clear: Option<Datagram>,
+}
+
+/// The IKE SAs between an ESP packet's ends.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Peers {
+    pub(crate) ike_sas: Vec<IkeSaId>,
+    /// Has each connection between these ends one of them?
+    pub(crate) all_stand: bool,
 }
 
 /// Answers for one gateway in one incarnation.
@@ -341,29 +349,30 @@ impl Answers {
         self.former_pairs.get(&spis).copied()
     }
 
-    /// To ESP on an unknown SPI: INVALID_SPI, protected where an IKE SA with the source lives (`find_peer`), else in
-    /// clear to the source (RFC 7296 section 1.5 and 2.21.4). Never with a token.
+    /// To ESP on an unknown SPI: INVALID_SPI, protected under each IKE SA between its ends (`find_peers`), for of which one
+    /// the SPI was nobody knows any more. In clear, to the source, where none is; and where a connection has none, as then
+    /// it may be that one's, whose peer heeds no other's IKE SA. (RFC 7296 section 1.5 and 2.21.4.) Never with a token.
     pub(crate) fn answer_unknown(
         &mut self,
         now: Time,
         report: &SpiReport,
-        find_peer: &dyn Fn() -> Option<IkeSaId>,
+        find_peers: &dyn Fn() -> Peers,
         stats: &mut Stats,
     ) -> Option<UnknownAnswer> {
         stats.count(Counter::UnknownSpi);
         let (local, remote) = esp_answer_addresses(report);
         let source = remote.ip();
         // Of a configured peer's packets most are held back: for those no IKE SA is looked for.
-        let known = self.known.contains(&source) || find_peer().is_some();
+        let known = self.known.contains(&source) || !find_peers().ike_sas.is_empty();
         if !self.unknown_spi.allow(now, self.hash.source(source), known) {
             stats.count(Counter::UnknownHeldBack);
             return None;
         }
-        if let Some(ike) = find_peer() {
-            return Some(UnknownAnswer::Protected(ike));
-        }
-        stats.count(Counter::InvalidSpiSent);
-        Some(UnknownAnswer::Clear(invalid_spi(report.spi, local, remote, &[])))
+        let Peers { ike_sas, all_stand } = find_peers();
+        let in_clear = ike_sas.is_empty() || !all_stand;
+        stats.add(Counter::InvalidSpiSent, in_clear.into());
+        let clear = in_clear.then(|| invalid_spi(report.spi, local, remote, &[]));
+        Some(UnknownAnswer { protected: ike_sas, clear })
     }
 }
 

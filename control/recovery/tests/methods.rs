@@ -4,7 +4,9 @@
 mod common;
 
 use common::world::{A, B, INTERVAL, Setup, World};
-use spindle_abi::{Event, Spi, SpiReport};
+use spindle_abi::{Event, Selector, SelectorSet, Spi, SpiReport};
+use spindle_ike::api::Identity;
+use spindle_recovery::api::Config;
 use spindle_recovery::api::Method::{InitialContact, Liveness, Qcd};
 use std::time::Duration;
 
@@ -269,4 +271,67 @@ fn esp_on_made_up_spis_makes_nobody_rebuild() {
     assert_eq!(world.sent.len() - sent, 2 * told as usize, "a request and its answer each");
     assert_eq!([A, B].map(|side| world.gateway(side).sas()), before);
     assert_eq!(world.told(A, "rebuilding") + world.told(A, "hint"), 0);
+}
+
+/// Another connection between the same addresses, under identities of its own, for other packets.
+fn two_connections(config: &mut Config) {
+    let mut other = config.connections[0].clone();
+    other.name = "other".into();
+    let id = |id: &Identity| match id {
+        Identity::Fqdn(name) => Identity::Fqdn(format!("other.{name}")),
+        other => panic!("{other:?}"),
+    };
+    (other.local_id, other.remote_id) = (id(&other.local_id), id(&other.remote_id));
+    let both = |first: [u8; 4], last: [u8; 4]| Selector::addresses(first.into(), last.into());
+    let one = both([10, 20, 0, 0], [10, 21, 255, 255]);
+    let child = other.children.first_mut().unwrap();
+    child.policy += 100;
+    child.selectors = SelectorSet { local: vec![one], remote: vec![one] };
+    config.connections.push(other);
+}
+
+/// Both connections are up, `site` longer; its peer sends.
+fn two_up(setup: &Setup) -> World {
+    let mut world = World::up(Setup { change: Some(two_connections), ..setup.clone() });
+    world.wish(B, |gateway, now| gateway.initiate(now, "other", None)).unwrap();
+    world.run(5 * SECOND);
+    let [site, other] = ["site", "other"].map(|name| world.gateway(B).sas_of(name)[0].id);
+    assert!(site < other);
+    world
+}
+
+/// RFC 7296 section 1.5: of which of its IKE SAs with the peer an unknown SPI was, the loser does not know. It is told under
+/// each of them, and changes something under the one whose it is.
+#[test]
+fn a_lost_child_sa_is_made_again_though_another_connection_is_between_the_same_addresses() {
+    for encapsulation in [false, true] {
+        let setup = Setup { encapsulation, ..Setup::default() };
+        let mut world = two_up(&setup);
+        let before = [A, B].map(|side| world.gateway(side).sas_of("other"));
+        world.wish(B, |gateway, now| drop(gateway.forget(now, "site", Some("net"))));
+        let took = recovery(&mut world, B, 5 * SECOND);
+        assert!(took <= SECOND + bound(&setup, 3), "{took:?}: {:#?}", world.story());
+        world.run(5 * SECOND);
+        assert_eq!(world.told(A, "rebuilding"), 1);
+        assert_eq!([A, B].map(|side| world.gateway(side).sas_of("other")), before);
+        assert_eq!(world.gateway(B).sas_of("site")[0].children.len(), 1);
+        assert!(world.clear.is_empty(), "both connections stand: {:?}", world.clear);
+    }
+}
+
+/// Where a connection has no IKE SA the packets may be that one's: so its peer is given a hint in clear, asks, and is shown
+/// the token, long before it would have asked by itself.
+#[test]
+fn a_lost_ike_sa_is_found_though_another_connection_is_between_the_same_addresses() {
+    for encapsulation in [false, true] {
+        let setup = Setup { encapsulation, journal: false, ..Setup::default() };
+        let mut world = two_up(&setup);
+        let before = [A, B].map(|side| world.gateway(side).sas_of("other"));
+        world.wish(B, |gateway, now| gateway.forget(now, "site", None)).unwrap();
+        let took = recovery(&mut world, B, 60 * SECOND);
+        assert!(took <= bound(&setup, 4), "{took:?}: {:#?}", world.story());
+        assert_eq!((world.told(A, "hint"), world.told(A, "proof")), (1, 1), "{:#?}", world.story());
+        world.run(5 * SECOND);
+        assert_eq!([A, B].map(|side| world.gateway(side).sas_of("other")), before);
+    }
 }

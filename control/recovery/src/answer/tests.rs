@@ -40,9 +40,9 @@ fn former_at(answers: &mut Answers, now: Time, row: &mut Former, report: &SpiRep
 }
 
 fn unknown_at(answers: &mut Answers, now: Time, report: &SpiReport, stats: &mut Stats) -> Option<Answer> {
-    match answers.answer_unknown(now, report, &|| None, stats)? {
-        UnknownAnswer::Clear(datagram) => Some(Answer { datagram, tokens: 0 }),
-        UnknownAnswer::Protected(_) => panic!("no IKE SA lives"),
+    match answers.answer_unknown(now, report, &Peers::default, stats)? {
+        UnknownAnswer { clear: Some(datagram), .. } => Some(Answer { datagram, tokens: 0 }),
+        UnknownAnswer { .. } => panic!("no IKE SA lives"),
     }
 }
 
@@ -370,10 +370,16 @@ fn esp_on_unknown_spis_is_answered_once_a_second_per_source() {
     let later = NOW.after(std::time::Duration::from_secs(1));
     assert!(unknown_at(&mut answers, later, &from_peer, &mut stats).is_some());
     // The same budget, where an IKE SA with the peer carries it.
-    assert_eq!(answers.answer_unknown(later, &from_peer, &|| Some(IkeSaId(3)), &mut stats), None);
+    let both = vec![IkeSaId(4), IkeSaId(3)];
+    let peers = |all_stand| Peers { ike_sas: both.clone(), all_stand };
+    assert_eq!(answers.answer_unknown(later, &from_peer, &|| peers(true), &mut stats), None);
     let later = later.after(std::time::Duration::from_secs(1));
-    let protected = answers.answer_unknown(later, &from_peer, &|| Some(IkeSaId(3)), &mut stats);
-    assert_eq!(protected, Some(UnknownAnswer::Protected(IkeSaId(3))));
+    let protected = answers.answer_unknown(later, &from_peer, &|| peers(true), &mut stats);
+    assert_eq!(protected, Some(UnknownAnswer { protected: both.clone(), clear: None }));
+    // Where the IKE SA of a connection may be lost, in clear as well.
+    let later = later.after(std::time::Duration::from_secs(1));
+    let lost = answers.answer_unknown(later, &from_peer, &|| peers(false), &mut stats).unwrap();
+    assert_eq!((lost.protected, lost.clear), (both.clone(), Some(answer.datagram)));
 }
 
 /// A herd that comes back without a journal: each of its peers has to hear INVALID_SPI before it asks for its token.

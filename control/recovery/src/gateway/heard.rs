@@ -3,7 +3,7 @@
 //! ([`crate::taker`]): a token that matches is proof, all else is a hint.
 
 use super::Gateway;
-use crate::answer::{Answer, Request, UnknownAnswer};
+use crate::answer::{Answer, Peers, Request, UnknownAnswer};
 use crate::api::{Method, Output};
 use crate::message::ENCAPSULATION_PORT;
 use crate::stats::Counter;
@@ -160,17 +160,21 @@ impl Gateway {
 
     fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {
         let endpoint = &self.endpoint;
-        let find_peer = || endpoint.find_by_esp_ends(report.destination, report.source);
-        match self.answers.answer_unknown(now, report, &find_peer, &mut self.stats) {
-            None => {}
-            Some(UnknownAnswer::Clear(datagram)) => self.output.push_back(Output::Transmit(datagram)),
-            Some(UnknownAnswer::Protected(ike)) => {
-                let told = self.endpoint.notify_invalid_spi(now, ike, report.spi);
-                self.stats.count(match told {
-                    true => Counter::InvalidSpiProtected,
-                    false => Counter::InvalidSpiWindow,
-                });
-            }
+        let find_peers = || {
+            let (local, remote) = (report.destination, report.source);
+            let ike_sas = endpoint.find_by_esp_ends(local, remote);
+            let all_stand = endpoint.serve_all_between(&ike_sas, local.ip(), remote.ip());
+            Peers { ike_sas, all_stand }
+        };
+        let answer = self.answers.answer_unknown(now, report, &find_peers, &mut self.stats);
+        let Some(UnknownAnswer { protected, clear }) = answer else { return };
+        self.output.extend(clear.map(Output::Transmit));
+        for ike in protected {
+            let told = self.endpoint.notify_invalid_spi(now, ike, report.spi);
+            self.stats.count(match told {
+                true => Counter::InvalidSpiProtected,
+                false => Counter::InvalidSpiWindow,
+            });
         }
     }
 
