@@ -244,11 +244,15 @@ impl Endpoint {
     }
 
     /// INITIAL_CONTACT is sent in the first IKE_AUTH to an identity in an incarnation (or after a proof that the peer
-    /// lost its SAs), and only where no other IKE SA with it is known, half-open ones included: RFC 7296 section 2.4
-    /// lets it say that this is the only one, and an entity that may be replicated MUST NOT say so.
+    /// lost its SAs), and only where no other IKE SA with it is active, or may be so there already: RFC 7296 section 2.4
+    /// lets it say that this is the only one, and an entity that may be replicated MUST NOT say so. A half-open one that
+    /// the peer initiated may be anybody's; it ends nothing of it, for it is not established there.
     fn may_send_initial_contact(&self, sa: &IkeSa) -> bool {
         let first = !self.contacted.contains(&peer(&sa.connection));
-        !self.config.replicated && (first || sa.initial_contact) && self.same_peer(sa).is_empty()
+        let asks =
+            |other: &IkeSa| matches!(other.outstanding.as_ref().map(|o| &o.purpose), Some(Purpose::Auth(_)));
+        let active = |id| self.sas.get(id).is_some_and(|other| other.established.is_some() || asks(other));
+        !self.config.replicated && (first || sa.initial_contact) && !self.same_peer(sa).iter().any(active)
     }
 
     /// INITIAL_CONTACT came: the peer has no IKE SA that was made before this one's IKE_SA_INIT (RFC 7296 section

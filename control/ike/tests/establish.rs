@@ -505,6 +505,57 @@ fn initial_contact_ends_the_ike_sa_of_an_earlier_life() {
     assert_eq!(world.reports(B, contact), 1);
 }
 
+/// An IKE_SA_INIT request may be anybody's: that one came from the peer's address says nothing about who is active.
+#[test]
+fn a_forged_ike_sa_init_request_keeps_nobody_from_saying_initial_contact() {
+    let mut other = World::new(20);
+    other.network = Box::new(|_, _, _| Some(vec![]));
+    other.initiate(B);
+    let sent = other.recorded[0].1.clone();
+    let mut world = World::established(19);
+    world.sides[A] = World::new(21).sides.swap_remove(A);
+    world.inject(A, Datagram { local: sent.remote, remote: sent.local, data: sent.data });
+    assert_eq!(world.sas(A).len(), 1, "it is half-open");
+    world.initiate(A);
+    world.run(Duration::from_secs(1));
+    let contact =
+        |r: &Report| matches!(r, Report::IkeDeleted { authority: Authority::InitialContact(_), .. });
+    assert_eq!(world.reports(B, contact), 1);
+    world.run(Duration::from_secs(60));
+    world.assert_one_of_each();
+}
+
+/// RFC 7296 section 2.4: of two IKE SAs between the same identities that are initiated at once, the first to come to
+/// IKE_AUTH is the only one then; the second is not.
+#[test]
+fn of_two_initiations_to_one_identity_one_says_initial_contact() {
+    let with_second = |side: usize| {
+        let mut second = connection(side);
+        second.name = "second".into();
+        second.proposals = vec!["aes256gcm16-prfsha256-x25519".into()];
+        second.children = vec![world::child("net2", side, 2)];
+        EndpointConfig::new(vec![connection(side), second])
+    };
+    let both = |world: &mut World| {
+        world.initiate(A);
+        world.at(A, |e, now| e.initiate(now, "second", None, false)).unwrap();
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.sas(B).iter().filter(|sa| sa.state == "established").count(), 2);
+    };
+    let mut world = World::with(22, with_second(A), with_second(B));
+    both(&mut world);
+    world.sides[A] = World::with(23, with_second(A), with_second(B)).sides.swap_remove(A);
+    world.recorded.clear();
+    both(&mut world);
+    let contact =
+        |r: &Report| matches!(r, Report::IkeDeleted { authority: Authority::InitialContact(_), .. });
+    assert_eq!(world.reports(B, contact), 2, "both of its earlier life");
+    // An empty notification has 8 octets.
+    let auth = |(from, d): &&(usize, Datagram)| *from == A && d.data[18] == exchange::IKE_AUTH;
+    let sizes: Vec<usize> = world.recorded.iter().filter(auth).map(|(_, d)| d.data.len()).collect();
+    assert_eq!((sizes.len(), sizes[0]), (2, sizes[1] + 8));
+}
+
 #[test]
 fn ike_sa_init_requests_beyond_the_bound_are_ignored() {
     let [a, mut b] = [config(A), config(B)];
