@@ -1,6 +1,7 @@
 //! Whose IKE_SA_INIT request is taken up. Nobody is authenticated yet, so what a flood may take from others is bounded
 //! here: under load an address must show a COOKIE (RFC 7296 section 2.6) before anything is spent on it, and then it
-//! has a share of the half-open IKE SAs, not all of them.
+//! has a share of the half-open IKE SAs, not all of them: one that the configuration names by itself, any other one with
+//! its prefix.
 
 use crate::api::*;
 use crate::endpoint::{Endpoint, find_notify, notification};
@@ -8,42 +9,53 @@ use crate::sa::IkeSa;
 use crate::wire::Message;
 use spindle_abi::Time;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 /// IKE_SA_INIT requests that are longer are ignored: they would be kept until IKE_AUTH.
 pub(crate) const MAX_REQUEST: usize = 8192;
 /// Errors told in clear per second to addresses that have shown nothing.
 const CLEAR_ERRORS: u32 = 100;
-/// An address that no connection names has this part of the half-open IKE SAs.
+/// An address has this part of the half-open IKE SAs, beside those that need no COOKIE, which anybody may take from it.
 const SHARE: usize = 64;
+/// And so many for each connection that names it: more than a peer that crashes over and over leaves behind.
+const OF_CONNECTION: usize = 16;
 
-/// The half-open IKE SAs of peers that initiated, by their addresses.
+/// What an address is counted under where a source is limited: itself, or its /64 of IPv6, for a host may have all of
+/// that.
+pub fn prefix(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// The half-open IKE SAs of peers that initiated, by their addresses or prefixes.
 #[derive(Default)]
 pub(crate) struct HalfOpen {
     count: usize,
-    by_address: BTreeMap<IpAddr, usize>,
+    by_source: BTreeMap<IpAddr, usize>,
 }
 
 impl HalfOpen {
     /// One more.
-    pub(crate) fn enter(&mut self, address: IpAddr) {
+    pub(crate) fn enter(&mut self, source: IpAddr) {
         self.count += 1;
-        *self.by_address.entry(address).or_default() += 1;
+        *self.by_source.entry(source).or_default() += 1;
     }
 
-    fn leave(&mut self, address: IpAddr) {
-        if let Some(count) = self.by_address.get_mut(&address) {
+    fn leave(&mut self, source: IpAddr) {
+        if let Some(count) = self.by_source.get_mut(&source) {
             self.count -= 1;
             *count -= 1;
             if *count == 0 {
-                self.by_address.remove(&address);
+                self.by_source.remove(&source);
             }
         }
     }
 
-    fn of(&self, address: &IpAddr) -> usize {
-        self.by_address.get(address).copied().unwrap_or(0)
+    fn of(&self, source: IpAddr) -> usize {
+        self.by_source.get(&source).copied().unwrap_or(0)
     }
 }
 
@@ -68,23 +80,34 @@ impl Endpoint {
     /// configuration names.
     pub(crate) fn has_room_for(&self, remote: IpAddr) -> bool {
         let max = self.config.max_half_open;
+        let share = self.config.cookie_threshold + (max / SHARE).max(1);
+        let (source, share, all) = match self.connections_naming(remote) {
+            0 => (prefix(remote), share, max.div_ceil(2)),
+            named => (remote, share + named * OF_CONNECTION, max),
+        };
+        let room = self.half_open.count < all && self.half_open.of(source) < share;
+        self.sas.len() < self.config.max_ike_sas && room
+    }
+
+    /// How many connections have a peer at this very address.
+    fn connections_naming(&self, remote: IpAddr) -> usize {
         let first = (Some(remote), IpAddr::from([0, 0, 0, 0]));
-        let named =
-            || self.lookups.by_addresses.range(first..).next().is_some_and(|((r, _), _)| *r == Some(remote));
-        let few = self.half_open.of(&remote) < (max / SHARE).max(1) && self.half_open.count < max.div_ceil(2);
-        self.sas.len() < self.config.max_ike_sas && self.half_open.count < max && (few || named())
+        let from = self.lookups.by_addresses.range(first..);
+        from.take_while(|((r, _), _)| *r == Some(remote)).map(|(_, numbers)| numbers.len()).sum()
     }
 
     /// It becomes half-open.
     pub(crate) fn enter_half_open(&mut self, sa: &mut IkeSa) {
-        sa.half_open = Some(sa.remote.ip());
-        self.half_open.enter(sa.remote.ip());
+        let remote = sa.remote.ip();
+        let source = if self.connections_naming(remote) > 0 { remote } else { prefix(remote) };
+        sa.half_open = Some(source);
+        self.half_open.enter(source);
     }
 
     /// It is half-open no more. A late copy of its IKE_SA_INIT request is still known as such.
     pub(crate) fn leave_half_open(&mut self, sa: &mut IkeSa) {
-        if let Some(address) = sa.half_open.take() {
-            self.half_open.leave(address);
+        if let Some(source) = sa.half_open.take() {
+            self.half_open.leave(source);
         }
     }
 

@@ -39,6 +39,7 @@ mod window;
 pub mod wire;
 mod wishes;
 
+pub use admission::prefix;
 pub use beside::SirPeer;
 pub use endpoint::Endpoint;
 pub use kept::LAYOUT;

@@ -137,7 +137,7 @@ pub(crate) struct IkeSa {
     pub(crate) setup: Setup,
     /// As responder, of the IKE_SA_INIT request.
     pub(crate) init_hash: Option<MessageHash>,
-    /// Counts among the half-open IKE SAs of peers that initiated, under this address.
+    /// Counts among the half-open IKE SAs of peers that initiated, under this address or prefix.
     pub(crate) half_open: Option<IpAddr>,
     /// The lower nonce of the exchange that created it, to settle rekeys that crossed.
     pub(crate) lowest_nonce: Vec<u8>,

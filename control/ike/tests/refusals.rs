@@ -299,36 +299,75 @@ fn a_flood_that_draws_errors_keeps_no_honest_peer_from_its_answer() {
     assert!(matches!(answer[0], Payload::Sa(_)), "{answer:?}");
 }
 
-/// One address that shows cookies has its share of the half-open IKE SAs; all that no connection names have half.
+/// How many half-open IKE SAs this address gets by so many requests, with the COOKIE that it is asked for.
+fn taken(world: &mut World, from: SocketAddr, spi: &mut u64, tries: usize) -> usize {
+    let tried = (0..tries).filter(|_| {
+        *spi += 1;
+        let mut answer = init_request(world, from, *spi, Group::X25519, None);
+        if let Some(cookie) = cookie_of(&answer) {
+            answer = init_request(world, from, *spi, Group::X25519, Some(cookie));
+        }
+        matches!(answer.first(), Some(Payload::Sa(_)))
+    });
+    tried.count()
+}
+
+/// One address that shows cookies has its share of the half-open IKE SAs, with its prefix; all that no connection names
+/// have half.
 #[test]
 fn strangers_cannot_fill_the_table_of_half_open_ike_sas() {
     let mut world = open_to_all(|b| {
         b.max_half_open = 256;
         b.cookie_threshold = 0;
     });
-    let initiate = |world: &mut World, from: SocketAddr, spi: u64| {
-        let answer = init_request(world, from, spi, Group::X25519, None);
-        let Some(cookie) = cookie_of(&answer) else { return false };
-        let answer = init_request(world, from, spi, Group::X25519, Some(cookie));
-        matches!(answer.first(), Some(Payload::Sa(_)))
-    };
     let mut spi = 1;
-    let mut taken = |world: &mut World, from: SocketAddr, tries: usize| {
-        let tried = (0..tries).filter(|_| {
-            spi += 1;
-            initiate(world, from, spi)
-        });
-        tried.count()
-    };
+    let mut taken = |world: &mut World, from, tries| taken(world, from, &mut spi, tries);
     let of = |n: u8| SocketAddr::from(([198, 51, 100, n], 500));
     assert_eq!(taken(&mut world, of(1), 20), 4, "one address has a 64th");
     let all: usize = (2..100).map(|n| taken(&mut world, of(n), 8)).sum();
     assert_eq!(all + 4, 128, "all strangers have half");
     let named = SocketAddr::new(world::address(A), 500);
-    assert_eq!(taken(&mut world, named, 200), 128, "the rest is for those whom the configuration names");
+    assert_eq!(taken(&mut world, named, 200), 4 + 16, "the rest is for those whom the configuration names");
     // It passes.
     world.run(Duration::from_secs(40));
     assert_eq!(taken(&mut world, of(1), 1), 1);
+}
+
+/// A host has all addresses of its /64 (RFC 4291 section 2.5.1). One that the configuration names is counted by itself.
+#[test]
+fn a_prefix_of_ipv6_has_the_share_of_one_address() {
+    let ours: SocketAddr = "[2001:db8::1]:500".parse().unwrap();
+    let of = |net: u16, host: u16| SocketAddr::from(([0x2001, 0xdb8, 0, net, 0, 0, 0, host], 500));
+    let mut world = open_to_all(|b| {
+        b.max_half_open = 256;
+        b.cookie_threshold = 0;
+        for connection in &mut b.connections {
+            connection.local = ours.ip();
+        }
+        b.connections[0].remote = Some(of(7, 1).ip());
+    });
+    world.sides[B].address = ours;
+    let mut spi = 1;
+    let mut taken = |world: &mut World, from, tries| taken(world, from, &mut spi, tries);
+    assert_eq!((2..20).map(|host| taken(&mut world, of(7, host), 2)).sum::<usize>(), 4, "one /64");
+    assert_eq!(taken(&mut world, of(8, 2), 8), 4, "another one");
+    assert_eq!(taken(&mut world, of(7, 1), 40), 4 + 16, "named");
+}
+
+/// Up to the threshold anybody may take places in the name of any address. Whoever shows that it is there has room still.
+#[test]
+fn forged_requests_without_a_cookie_use_up_nobody_s_share() {
+    for named in [true, false] {
+        let mut world = open_to_all(|b| (b.max_half_open, b.cookie_threshold) = (1024, 64));
+        let address = if named { world::address(A) } else { "198.51.100.1".parse().unwrap() };
+        let from = SocketAddr::new(address, 500);
+        for spi in 0..200 {
+            init_request(&mut world, from, 1000 + spi, Group::X25519, None);
+        }
+        assert_eq!(world.sas(B).len(), 64);
+        let left = 16 + if named { 16 } else { 0 };
+        assert_eq!(taken(&mut world, from, &mut 1, 50), left);
+    }
 }
 
 /// RFC 7296 section 2.5: told by the header of the answer; the notification has no data.

@@ -9,6 +9,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use spindle_abi::Time;
 use spindle_ike::api::IkeSpis;
+use spindle_ike::prefix;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -190,7 +191,7 @@ impl SourceHash {
         SourceHash(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
     }
 
-    /// By prefix: /32 of IPv4, /64 of IPv6.
+    /// By [`prefix`].
     pub(crate) fn source(&self, source: IpAddr) -> SourceKey {
         self.of(source, &[])
     }
@@ -203,9 +204,9 @@ impl SourceHash {
 
     fn of(&self, source: IpAddr, more: &[&[u8; 8]]) -> SourceKey {
         let mut mac = self.0.clone();
-        match source {
+        match prefix(source) {
             IpAddr::V4(a) => mac.update(&a.octets()),
-            IpAddr::V6(a) => mac.update(&a.octets()[..8]),
+            IpAddr::V6(a) => mac.update(&a.octets()),
         }
         for octets in more {
             mac.update(*octets);

@@ -280,8 +280,8 @@ impl Endpoint {
         if sa.established.is_some() {
             self.contacted.insert(crate::auth::peer(&sa.connection));
         }
-        if let Some(address) = sa.half_open {
-            self.half_open.enter(address);
+        if let Some(source) = sa.half_open {
+            self.half_open.enter(source);
         }
         if let Some(hash) = sa.init_hash {
             self.by_init.insert(hash, sa.id);
