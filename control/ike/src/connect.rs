@@ -74,7 +74,8 @@ pub(crate) struct Connection {
     pub(crate) profile: Rc<Profile>,
     /// Its IKE SAs, those of rekeys and half-open ones included.
     pub(crate) sas: BTreeSet<IkeSaId>,
-    /// Where a peer at any address was before a restart, our port first; until it is authenticated anew.
+    /// Where the peer was, our port first, if the configuration does not say where it is: until it is authenticated anew,
+    /// or does not answer there.
     pub(crate) last_seen: Option<(u16, SocketAddr)>,
     /// When it is initiated again, for these children.
     pub(crate) retry_at: Option<Time>,
@@ -112,6 +113,8 @@ pub(crate) struct Beginning {
 /// Back-off after the first failed initiation; it doubles up to the other one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// A peer at any address that leaves so many initiations in a row unanswered is elsewhere.
+const ELSEWHERE: u32 = 10;
 /// Back-off at most while traffic waits.
 const TRAFFIC_BACKOFF: Duration = Duration::from_secs(2);
 /// A Child SA that sent so recently has traffic.
@@ -193,9 +196,8 @@ impl Connection {
 
     /// Our port and the peer's address and port to initiate to.
     fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let configured = self.profile.remote.map(|address| self.profile.ends_at(address));
-        let seen = || self.last_seen.map(|(port, at)| (SocketAddr::new(self.profile.local, port), at));
-        configured.or_else(seen)
+        let seen = self.last_seen.map(|(port, at)| (SocketAddr::new(self.profile.local, port), at));
+        seen.or_else(|| self.profile.remote.map(|address| self.profile.ends_at(address)))
     }
 
     fn backoff(&self) -> Duration {
@@ -458,6 +460,7 @@ impl Endpoint {
         self.leave_half_open(&mut sa);
         self.release_predecessor(now, &sa);
         self.keep_ticket(&mut sa, &ending.authority);
+        self.remember_ends(&sa, &ending.authority);
         // A gateway that shows a token is there: the one that the peer sent us to, not the one of the configuration.
         if let (Some(from), Authority::Token(_)) = (sa.redirected_from, &ending.authority) {
             self.connections[sa.connection.number].redirected = Some((sa.remote.ip(), from));
@@ -572,6 +575,9 @@ impl Endpoint {
         let jitter = Duration::from_millis(u64::from(self.random_u32() % 250));
         let connection = &mut self.connections[number];
         connection.failures = connection.failures.saturating_add(1);
+        if connection.failures >= if connection.profile.remote.is_some() { 1 } else { ELSEWHERE } {
+            connection.last_seen = None;
+        }
         connection.failed_at = tried;
         if !started.is_empty() {
             connection.waiting.extend(started.into_iter().chain(wanted));

@@ -1,7 +1,7 @@
 //! What the operator, the dataplane and recovery ask of the endpoint, and what they may see of it.
 
 use crate::api::*;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::exchange::Task;
 use crate::sa::{ChildState, IkeSa};
 use spindle_abi::{Spi, Time};
@@ -50,6 +50,21 @@ impl Endpoint {
     pub fn peer_was_at(&mut self, connection: &str, port: u16, remote: SocketAddr) {
         if let Some(number) = self.lookups.by_name.get(connection) {
             self.connections[*number].last_seen = Some((port, remote));
+        }
+    }
+
+    /// An IKE SA ends that the peer has lost, or does not answer on. Where the peer was, as it was last authenticated, it is
+    /// initiated to, if the configuration does not know: its address may be any, or its port is a NAT's.
+    pub(crate) fn remember_ends(&mut self, sa: &IkeSa, authority: &Authority) {
+        let lost = matches!(authority, Authority::Timeout(_) | Authority::Token(_));
+        let elsewhere = match sa.connection.remote {
+            Some(address) => sa.nat.there && sa.remote != SocketAddr::new(address, NAT_PORT),
+            None => true,
+        };
+        let connection = &mut self.connections[sa.connection.number];
+        let stands = connection.sas.iter().any(|id| self.sas.get(id).is_some_and(IkeSa::is_established));
+        if lost && elsewhere && !stands && sa.established.is_some() && sa.redirected_from.is_none() {
+            connection.last_seen = Some((sa.local.port(), sa.remote));
         }
     }
 

@@ -4,12 +4,13 @@
 mod common;
 
 use common::Seeded;
-use common::world::{A, B, INTERVAL, Setup, World};
+use common::world::{A, B, INTERVAL, Interference, Setup, World, address};
 use spindle_abi::{Event, Spi, SpiReport, SpiState};
 use spindle_ike::api::Datagram;
 use spindle_ike::wire::Payload;
 use spindle_recovery::api::{Config, Method};
-use std::net::SocketAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -529,4 +530,77 @@ fn a_flood_of_forged_notifications_neither_harms_nor_hides_the_truth() {
     let took = recovery(&mut world, B, 20 * SECOND);
     assert!(took <= bound(&world.setup, 3), "{took:?}: {:#?}", world.story());
     assert_eq!(world.told(A, "proof"), 1);
+}
+
+const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+
+/// A NAT in front of A, with ports of its own; it lets pass what comes to one of which something has left.
+fn nat() -> Interference {
+    let mut mapped = HashSet::new();
+    Box::new(move |from, datagram| {
+        let Datagram { mut local, mut remote, data } = datagram;
+        if from == A {
+            local = SocketAddr::new(OUTSIDE, 20_000 + local.port());
+            mapped.insert(local);
+        } else if mapped.contains(&remote) {
+            remote = SocketAddr::new(address(A), remote.port() - 20_000);
+        } else {
+            return Vec::new();
+        }
+        vec![Datagram { local, remote, data }]
+    })
+}
+
+fn to_where(world: &World) -> Vec<SocketAddr> {
+    let mut to: Vec<_> = world.sent.iter().filter(|sent| sent.1 == B).map(|sent| sent.2.remote).collect();
+    to.dedup();
+    to
+}
+
+/// A peer that is behind a NAT, or at any address, has lost its SAs, and shows its token through the NAT's mapping: it is
+/// initiated to where it was, for the configuration does not say where that is.
+#[test]
+fn after_a_proof_a_peer_is_initiated_to_where_it_was() {
+    fn anywhere(config: &mut Config) {
+        if config.name == "gateway1" {
+            config.connections[0].remote = None;
+        }
+    }
+    fn outside(config: &mut Config) {
+        if config.name == "gateway1" {
+            config.connections[0].remote = Some(OUTSIDE);
+        }
+    }
+    let [behind, configured] = [24_500, 500].map(|port| SocketAddr::new(OUTSIDE, port));
+    for change in [anywhere as fn(&mut Config), outside] {
+        let setup = Setup { change: Some(change), sending: [false; 2], ..Setup::default() };
+        let mut world = World::new(setup.clone());
+        world.interference = Some(nat());
+        world.wish(A, |gateway, now| gateway.initiate(now, "site", None)).unwrap();
+        world.run(SECOND);
+        assert_eq!(world.gateway(B).sas()[0].remote, behind);
+        crash_and_restart(&mut world, A, SECOND);
+        world.wish(B, |gateway, now| gateway.rekey(now, "site", Some("net"))).unwrap();
+        let back = |world: &World| world.told(B, "proof") == 1 && one_ike_sa_each(world);
+        let took = world.run_until(60 * SECOND, back);
+        assert!(took <= bound(&setup, 3), "{took:?}: {:#?}", world.story());
+        let sa = &world.gateway(B).sas()[0];
+        assert_eq!((sa.initiator, sa.remote), (true, behind));
+
+        // The mapping is gone. What is configured is tried next; else it is given up in the end.
+        world.interference = Some(Box::new(|_, _| Vec::new()));
+        world.wish(B, |gateway, now| gateway.rekey(now, "site", Some("net"))).unwrap();
+        world.run_until(60 * SECOND, |world| world.gateway(B).sas().is_empty());
+        world.sent.clear();
+        let any = world.gateway(B).configured("site").unwrap().remote.is_none();
+        let mut fail = || {
+            let begun = world.wish(B, |gateway, now| gateway.initiate(now, "site", None));
+            world.run_until(60 * SECOND, |world| world.gateway(B).sas().is_empty());
+            begun
+        };
+        let tries = if any { 12 } else { 2 };
+        let begun = (0..tries).map(|_| fail()).take_while(Result::is_ok).count();
+        let expected = if any { (10, vec![behind]) } else { (2, vec![behind, configured]) };
+        assert_eq!((begun, to_where(&world)), expected);
+    }
 }
