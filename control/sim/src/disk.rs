@@ -128,6 +128,11 @@ impl Disk {
         platter.cut(dice);
     }
 
+    /// A small file is lost.
+    pub(crate) fn remove(&mut self, file: SmallFile) {
+        self.0.lock().expect("one thread").files.remove(&file);
+    }
+
     /// The power is to go within the change after `changes` more.
     pub(crate) fn light_fuse(&mut self, changes: u64) {
         self.0.lock().expect("one thread").fuse = Some(changes);

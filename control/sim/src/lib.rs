@@ -54,6 +54,10 @@ pub struct Summary {
     pub established: u64,
     /// Of these, by a ticket.
     pub resumed: u64,
+    /// IKE SAs that ended because the same gateways had another one.
+    pub superseded: u64,
+    /// IKE SAs that ended because the peer did not answer, and initiations that failed.
+    pub given_up: u64,
     /// IKE SAs rekeyed, counted at both ends.
     pub ike_rekeys: u64,
     /// Tokens shown in clear.
@@ -66,6 +70,10 @@ pub struct Summary {
     pub tokens_acknowledged: u64,
     /// Tokens that matched.
     pub proofs: u64,
+    /// Tokens that matched none.
+    pub tokens_failed: u64,
+    /// Redirects that were followed.
+    pub redirects_followed: u64,
     /// Gateways taken down.
     pub take_downs: u64,
     /// SAs that a gateway lost without a crash.
@@ -116,12 +124,16 @@ impl Summary {
         self.adoptions += other.adoptions;
         self.established += other.established;
         self.resumed += other.resumed;
+        self.superseded += other.superseded;
+        self.given_up += other.given_up;
         self.ike_rekeys += other.ike_rekeys;
         self.tokens_shown += other.tokens_shown;
         self.proofs += other.proofs;
         self.rotations += other.rotations;
         self.generations_dropped += other.generations_dropped;
         self.tokens_acknowledged += other.tokens_acknowledged;
+        self.tokens_failed += other.tokens_failed;
+        self.redirects_followed += other.redirects_followed;
         self.take_downs += other.take_downs;
         self.forgotten += other.forgotten;
         self.fail_overs += other.fail_overs;

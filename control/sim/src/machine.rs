@@ -11,7 +11,7 @@ use spindle_engine::{
 };
 use spindle_ike::api::{ActivityReader, Change, Key};
 use spindle_recovery::api::{Boot, Config, Generation, JournalWrite, TokenMethod, UsedTicket};
-use spindle_recovery::store::{Store, StoreError, write_secrets};
+use spindle_recovery::store::{SmallFile, Store, StoreError, write_secrets};
 use spindle_recovery::{Gateway, Left, Records};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -38,6 +38,8 @@ pub(crate) struct Machine {
     pub(crate) config: Config,
     /// Is it a member of the cluster?
     member: bool,
+    /// Does the operator want a new secret at the next start?
+    renew_secret: bool,
     /// The control process.
     pub(crate) running: Option<Running>,
     pub(crate) dataplane: Option<Dataplane>,
@@ -143,6 +145,7 @@ impl Machine {
             disk: Disk::default(),
             config,
             member: false,
+            renew_secret: false,
             running: None,
             dataplane: None,
             life: 0,
@@ -179,7 +182,7 @@ impl Machine {
             &mut handle.clone(),
             &mut random,
             (wall_clock, now),
-            false,
+            std::mem::take(&mut self.renew_secret),
             self.config.token_method,
         )?;
         if self.member {
@@ -273,6 +276,15 @@ impl Machine {
         self.disk.kill();
         self.running = None;
         self.fuse = None;
+    }
+
+    /// While it is off its secret is lost, or all that is on its disk.
+    pub(crate) fn lose_secret(&mut self, state: bool) {
+        match state {
+            true => self.disk = Disk::default(),
+            false => self.disk.remove(SmallFile::Secret),
+        }
+        self.renew_secret = !state;
     }
 
     /// The machine loses power.

@@ -190,6 +190,16 @@ impl Oracle {
         self.known[side].authentic = None;
     }
 
+    /// A machine lost its secret, or all that was on its disk: nobody makes those tokens any more.
+    pub(crate) fn secret_lost(&mut self, side: usize, state: bool) {
+        let known = &mut self.known[side];
+        (known.secrets, known.on_disk) = Default::default();
+        if state {
+            (known.maker_id, known.incarnation) = Default::default();
+            (known.durable, known.uncertain, known.used) = Default::default();
+        }
+    }
+
     /// Control died alone. What it was at was not kept, or was: its peers are where they were before the packet that it
     /// handled, or after.
     pub(crate) fn control_died(&mut self, side: usize) {

@@ -19,10 +19,15 @@ pub(crate) const CHILD: &str = "net";
 pub(crate) const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
 /// Addresses of their own, of the two members of a cluster in the second gateway's place.
 pub(crate) const MEMBERS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 21), Ipv4Addr::new(192, 0, 2, 22)];
+/// Outer address of the other gateway to which the second one may redirect its peer.
+pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 /// A host behind each gateway.
 pub(crate) const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 1, 0, 10), Ipv4Addr::new(10, 2, 0, 10)];
 
 const NAMES: [&str; 2] = ["a", "b"];
+
+/// How long gateways must stay agreed, usually.
+pub(crate) const STEADY: Duration = Duration::from_secs(1);
 
 /// How a gateway dies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,8 +63,13 @@ pub(crate) enum Action {
     Terminate { side: usize },
     /// An operator's command: a new generation of the QCD secret.
     RotateSecret { side: usize },
-    /// An operator's command: no IKE SA begins here any more, and the peer is told. The gateway dies soon after.
-    TakeDown { side: usize },
+    /// An operator's command: no IKE SA begins here any more, and the peer is told, or redirected to the other gateway. The
+    /// gateway dies soon after.
+    TakeDown { side: usize, redirect: bool },
+    /// The second gateway is stopped and started again; it has taken leave, and the other gateway stands in its place now.
+    HandOver,
+    /// A gateway that is down loses its secret, or all that it has on disk; the operator has it make a new one.
+    LoseSecret { side: usize, state: bool },
     /// The cluster's address leaves the member that has it, and comes to the other one; with `death`, because that dies.
     MoveAddress { death: Option<(Death, Duration)>, gap: Duration },
     /// The NAT before the first gateway, if there is one, maps it elsewhere.
@@ -89,8 +99,12 @@ pub(crate) struct Scenario {
     pub(crate) attack_from: Duration,
     /// From when on nothing is disturbed any more.
     pub(crate) calm: Time,
+    /// For how long the gateways must then stay agreed.
+    pub(crate) steady: Duration,
     /// Is the second gateway a cluster of two?
     pub(crate) cluster: bool,
+    /// Is there another gateway for the second one's side, at an address of its own?
+    pub(crate) other: bool,
     /// So long after the kernel a member learns at most that the address has come or left.
     pub(crate) look_delay: Duration,
     /// Is a NAT before the first gateway?
@@ -118,12 +132,25 @@ impl Scenario {
         scenario
     }
 
+    /// Does a gateway rekey an SA by itself?
+    pub(crate) fn rekeys(&self) -> bool {
+        let connections = self.configs.iter().flat_map(|config| &config.connections);
+        let mut times = connections.flat_map(|c| [c.rekey_time, c.children[0].rekey_time]);
+        times.any(|time| !time.is_zero())
+    }
+
+    /// Does the network lose messages, or lead them astray?
+    pub(crate) fn loses(&self) -> bool {
+        let cut_off = self.actions.iter().any(|(_, action)| matches!(action, Action::CutOff { .. }));
+        self.conditions.loss > 0 || self.nat || cut_off
+    }
+
     /// Has a gateway SIR?
     pub(crate) fn speaks_sir(&self) -> bool {
         self.configs.iter().any(|config| config.methods_of(CONNECTION).contains(&Method::Sir))
     }
 
-    fn draw(dice: &mut Dice) -> Scenario {
+    pub(crate) fn draw(dice: &mut Dice) -> Scenario {
         let delay = milliseconds(dice.one(&[0, 1, 10, 10, 50]));
         let conditions = Conditions {
             delay: delay + Duration::from_micros(50),
@@ -153,7 +180,9 @@ impl Scenario {
             attack_interval: milliseconds(dice.one(&[20, 100, 1000])),
             attack_from: Duration::ZERO,
             calm,
+            steady: STEADY,
             cluster: false,
+            other: false,
             look_delay: milliseconds(20),
             nat: false,
             ring_delay: Duration::from_micros(dice.one(&[0, 20, 500])),
@@ -215,7 +244,7 @@ impl Scenario {
             // Before the calm, or it would stay down.
             if dies < self.calm {
                 let (death, down) = (Death::Kill, milliseconds(dice.one(&[0, 300, 2000])));
-                self.actions.push((at, Action::TakeDown { side }));
+                self.actions.push((at, Action::TakeDown { side, redirect: false }));
                 self.actions.push((dies, Action::Crash { side, death, down, again: None }));
             }
         }
@@ -260,7 +289,7 @@ impl Scenario {
 
     /// SIR, beside the other methods or in their place, on both sides or on one; drawn from dice of their own too. Less
     /// dampened than by default, or a short scenario would see it seldom.
-    fn draw_sir(&mut self, dice: &mut Dice) {
+    pub(crate) fn draw_sir(&mut self, dice: &mut Dice) {
         let limits = SirLimits {
             dampen_new: milliseconds(dice.one(&[0, 0, 0, 0, 300, 10_000])),
             dampen_recovered: milliseconds(dice.one(&[0, 1000, 60_000])),
@@ -329,6 +358,12 @@ impl Scenario {
         connection.remote = None;
         connection.start_action = StartAction::Trap;
         connection.children[0].start_action = StartAction::Trap;
+    }
+
+    /// Another gateway with the second one's identity, where the first one lets itself be redirected (RFC 5685).
+    pub(crate) fn put_other(&mut self) {
+        self.other = true;
+        self.configs[0].connections[0].redirect_to = vec![OTHER.into()];
     }
 
     /// RFC 7296 section 2.4: none of its members sends INITIAL_CONTACT.

@@ -3,11 +3,11 @@
 
 use crate::network::Conditions;
 use crate::random::Dice;
-use crate::scenario::{Action, Death, Scenario, milliseconds};
+use crate::scenario::{Action, Death, STEADY, Scenario, milliseconds};
 use spindle_abi::Time;
 use spindle_ike::api::StartAction;
 use spindle_ike::wire::exchange;
-use spindle_recovery::api::Method;
+use spindle_recovery::api::{Method, TokenMethod};
 use std::time::Duration;
 
 /// A way in which gateways lose each other.
@@ -15,10 +15,16 @@ use std::time::Duration;
 pub enum Script {
     /// B is killed and started again.
     Crash,
+    /// B is killed, and while it is down its secret is lost, or all its state.
+    SecretLost,
+    /// The same, and B initiates where its tokens do not help.
+    SecretLostInitiates,
     /// B's secret was rotated twice before the crash.
     SecretRotated,
-    /// Both gateways are killed and started again.
+    /// Both gateways are killed and started again, and both have packets to send.
     BothCrash,
+    /// The same anyhow: near each other or apart, by a kill or a power cut, over any network, by any methods.
+    BothCrashAnyhow,
     /// B is killed again as its peer begins the recovery.
     CrashTwice,
     /// B is killed again within the recovery's IKE_AUTH.
@@ -41,6 +47,8 @@ pub enum Script {
     Storm,
     /// B is taken down as planned, and started again.
     TakeDown,
+    /// B is taken down as planned, and redirects its peer to another gateway.
+    TakeDownRedirect,
     /// B's machine dies, and another gateway takes its address over.
     HotStandby,
     /// The address goes to the standby and back, and nobody dies: so who loses it has SAs.
@@ -60,12 +68,18 @@ const THEN: Duration = Duration::from_secs(2);
 /// How long a gateway is down.
 const DOWN: Duration = Duration::from_millis(500);
 
+/// Longer than whatever a gateway waits for, but cookies and tickets: nothing is to move what they agree on.
+const LONG: Duration = Duration::from_secs(200);
+
 impl Script {
     /// All of them.
-    pub const ALL: [Script; 20] = [
+    pub const ALL: [Script; 24] = [
         Script::Crash,
+        Script::SecretLost,
+        Script::SecretLostInitiates,
         Script::SecretRotated,
         Script::BothCrash,
+        Script::BothCrashAnyhow,
         Script::CrashTwice,
         Script::CrashInAuth,
         Script::CrashInChildRekey,
@@ -77,6 +91,7 @@ impl Script {
         Script::NoQcdPeer,
         Script::Storm,
         Script::TakeDown,
+        Script::TakeDownRedirect,
         Script::HotStandby,
         Script::AddressBack,
         Script::AddressBackUnseen,
@@ -89,8 +104,11 @@ impl Script {
     pub fn name(self) -> &'static str {
         match self {
             Script::Crash => "crash",
+            Script::SecretLost => "secret-lost",
+            Script::SecretLostInitiates => "secret-lost-initiates",
             Script::SecretRotated => "secret-rotated",
             Script::BothCrash => "both-crash",
+            Script::BothCrashAnyhow => "both-crash-anyhow",
             Script::CrashTwice => "crash-twice",
             Script::CrashInAuth => "crash-in-auth",
             Script::CrashInChildRekey => "crash-in-child-rekey",
@@ -102,6 +120,7 @@ impl Script {
             Script::NoQcdPeer => "no-qcd-peer",
             Script::Storm => "storm",
             Script::TakeDown => "take-down",
+            Script::TakeDownRedirect => "take-down-redirect",
             Script::HotStandby => "hot-standby",
             Script::AddressBack => "address-back",
             Script::AddressBackUnseen => "address-back-unseen",
@@ -112,6 +131,9 @@ impl Script {
     }
 
     pub(crate) fn scenario(self, dice: &mut Dice) -> Scenario {
+        if self == Script::BothCrashAnyhow {
+            return both_crash_anyhow(dice);
+        }
         let mut scenario = plain(dice);
         let crash = |side| Action::Crash { side, death: Death::Kill, down: DOWN, again: None };
         let crash_at = |exchange| Action::CrashAt {
@@ -130,11 +152,16 @@ impl Script {
             |after: u64, action| scenario.actions.push((Time(0).after(THEN + milliseconds(after)), action));
         match self {
             Script::Crash | Script::BehindNat | Script::NoQcdPeer | Script::Storm => then(0, crash(1)),
+            Script::SecretLost | Script::SecretLostInitiates => {
+                then(0, crash(1));
+                then(1, Action::LoseSecret { side: 1, state: dice.percent(50) });
+            }
             Script::SecretRotated => {
                 then(0, Action::RotateSecret { side: 1 });
                 then(300, Action::RotateSecret { side: 1 });
                 then(600, crash(1));
             }
+            Script::BothCrashAnyhow => unreachable!("it is not plain"),
             Script::BothCrash => {
                 then(0, crash(0));
                 then(dice.below(100) as u64, crash(1));
@@ -159,8 +186,13 @@ impl Script {
             }
             Script::OneWayLoss => then(0, Action::CutOff { side: 1, for_: Duration::from_secs(1) }),
             Script::TakeDown => {
-                then(0, Action::TakeDown { side: 1 });
+                then(0, Action::TakeDown { side: 1, redirect: false });
                 then(500, crash(1));
+            }
+            Script::TakeDownRedirect => {
+                then(0, Action::TakeDown { side: 1, redirect: true });
+                // Longer than the peer has for it, and for a Delete of either side that is not answered.
+                then(20_000, Action::HandOver);
             }
             Script::HotStandby => then(0, move_address(Some((Death::Power, Duration::from_secs(6))), 300)),
             Script::AddressBack => {
@@ -178,10 +210,23 @@ impl Script {
             Script::NatRebinds => then(0, Action::MoveMapping),
         }
         match self {
+            Script::BothCrash => {
+                scenario.traffic = [Some(milliseconds(20)); 2];
+                scenario.steady = LONG;
+            }
             Script::HotStandby | Script::AddressBack | Script::AddressBackUnseen => scenario.become_cluster(),
             Script::BehindNat | Script::NatMoved | Script::NatRebinds => scenario.put_nat(),
             Script::CrashInResumption => {
                 scenario.configs.iter_mut().for_each(|config| config.connections[0].resumption = true);
+            }
+            Script::SecretLostInitiates => {
+                let methods = vec![Method::Qcd, Method::InitialContact, Method::Liveness];
+                scenario.configs.iter_mut().for_each(|config| config.methods = methods.clone());
+            }
+            Script::TakeDownRedirect => {
+                scenario.put_other();
+                scenario.conditions.loss = dice.one(&[0, 0, 5, 15]);
+                scenario.conditions.duplication = dice.one(&[0, 10]);
             }
             Script::NoQcdPeer => {
                 (scenario.configs[0].token_maker, scenario.configs[0].token_taker) = (false, false);
@@ -192,19 +237,49 @@ impl Script {
         match self {
             Script::AddressBackUnseen => scenario.look_delay = milliseconds(1500),
             Script::Storm => scenario.attack_interval = milliseconds(1),
+            // Nobody asks for tokens, which any gateway makes for whatever it has not.
+            Script::TakeDownRedirect => scenario.attack_from = Duration::from_secs(3600),
             Script::HotStandby | Script::AddressBack | Script::OneWayLoss => {
                 scenario.attack_interval = milliseconds(20);
             }
             _ => {}
         }
         // Where nothing but liveness is left.
-        if matches!(self, Script::NoQcdPeer | Script::NatRebinds) {
+        if matches!(self, Script::NoQcdPeer | Script::NatRebinds | Script::SecretLost) {
             within = milliseconds(8000);
         }
         let last = scenario.actions.iter().map(|(at, _)| *at).max().unwrap_or_default();
         scenario.calm = last.after(DOWN + within);
         scenario
     }
+}
+
+/// A world like any other, but that each side has packets and crashes once, and nothing else happens. What ends an IKE SA
+/// is a crash, then, and never a rekey.
+fn both_crash_anyhow(dice: &mut Dice) -> Scenario {
+    let mut scenario = Scenario::draw(dice);
+    scenario.draw_sir(dice);
+    let interval = milliseconds(dice.one(&[50, 100, 400]));
+    (scenario.traffic, scenario.steady) = ([Some(interval); 2], LONG);
+    for config in &mut scenario.configs {
+        config.token_method = dice.one(&[TokenMethod::Spis, TokenMethod::SpisAndAddress]);
+        let connection = &mut config.connections[0];
+        (connection.rekey_time, connection.children[0].rekey_time) = (Duration::ZERO, Duration::ZERO);
+    }
+    let first = dice.below(2);
+    let apart = milliseconds(dice.one(&[0, 1, 10, 60, 300, 1000, 4000]));
+    let at = Time(0).after(THEN + dice.between(Duration::ZERO, THEN));
+    let ats = [at, at.after(dice.between(Duration::ZERO, apart))];
+    let crash = |dice: &mut Dice, side| Action::Crash {
+        side,
+        death: dice.one(&[Death::Kill, Death::Power, Death::PowerInWrite]),
+        down: milliseconds(dice.one(&[0, 50, 300, 1000, 6000])),
+        again: None,
+    };
+    scenario.actions = vec![(ats[0], crash(dice, first)), (ats[1], crash(dice, 1 - first))];
+    // A power cut within a write comes a little later. Packets may be lost all the while until the calm.
+    scenario.calm = ats[1].after(DOWN + dice.between(Duration::ZERO, milliseconds(10_000)));
+    scenario
 }
 
 /// Nothing happens in it.
@@ -231,7 +306,9 @@ fn plain(dice: &mut Dice) -> Scenario {
         attack_interval: Duration::from_secs(3600),
         attack_from: THEN - DOWN,
         calm: Time(0),
+        steady: STEADY,
         cluster: false,
+        other: false,
         look_delay: milliseconds(20),
         nat: false,
         ring_delay: Duration::from_micros(20),

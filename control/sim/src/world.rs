@@ -1,6 +1,7 @@
 //! The world: one clock that jumps to the next thing due, and everything that happens at it. What the gateways want done
 //! in consequence is carried out in [`outputs`].
 
+mod agreement;
 mod cluster;
 mod due;
 mod lives;
@@ -12,13 +13,13 @@ use crate::nat::Nat;
 use crate::network::{Network, Packet};
 use crate::oracle::{Oracle, side_of};
 use crate::random::Dice;
-use crate::scenario::{Action, CONNECTION, Death, HOSTS, MEMBERS, OUTSIDE, Scenario};
+use crate::scenario::{Action, CONNECTION, Death, HOSTS, MEMBERS, OTHER, OUTSIDE, Scenario};
 use crate::schedule::Schedule;
 use crate::{Failure, Summary};
 use due::Due;
-use spindle_abi::{Event, SpiState, Time};
+use spindle_abi::{Event, Time};
 use spindle_engine::PortId;
-use spindle_ike::api::{ChildSaStatus, Datagram, IkeSaStatus};
+use spindle_ike::api::Datagram;
 use spindle_ike::wire::{Payload, Protection, View, exchange, notify};
 use spindle_recovery::api::Input;
 use std::fmt::Write as _;
@@ -32,10 +33,8 @@ const GROUP_COMMIT: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_millis(20);
 /// A dataplane is swept this long after the last packet from outside.
 const SWEEP_AFTER: Duration = Duration::from_millis(200);
-/// How long the gateways may take to agree once nothing disturbs them.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// How long they must stay agreed.
-const STEADY: Duration = Duration::from_secs(1);
+/// A peer that is redirected has so long to go.
+const GRACE: Duration = Duration::from_secs(10);
 /// A gateway works for one nanosecond of so many.
 const HARDLY_BUSY: u64 = 8;
 /// Steps without the clock moving at most.
@@ -81,10 +80,11 @@ struct Trap {
 pub(crate) struct World {
     now: Time,
     queue: Schedule<Due>,
-    /// The first gateway's, and the second one's or those of both members in its place. What is said of a `side` of a
+    /// The first gateway's, and the second one's or those of both members in its place, or the second one's and the other
+    /// gateway's. What is said of a `side` of a
     /// machine's is said of its place here.
     machines: Vec<Machine>,
-    /// Which of them has each side's address.
+    /// Which of them has each side's address, or stands there with its own.
     active: [Option<usize>; 2],
     /// Do they know that they have?
     knows_address: [bool; 3],
@@ -121,8 +121,14 @@ impl World {
             Machine::new(OUTSIDE[side_of(side)], scenario.configs[side_of(side)].clone(), random)
         };
         let member = |machine: Machine| machine.join(Dice::new(seed, 15), EPOCH);
+        let other = || {
+            let mut config = scenario.configs[1].clone();
+            config.connections[0].local = OTHER.into();
+            Machine::new(OTHER, config, Dice::new(seed, 12))
+        };
         let machines = match scenario.cluster {
             true => vec![machine(0), member(machine(1)), member(machine(2))],
+            false if scenario.other => vec![machine(0), machine(1), other()],
             false => vec![machine(0), machine(1)],
         };
         let mut world = World {
@@ -157,6 +163,8 @@ impl World {
         }
         if world.scenario.cluster {
             world.oracle.has_address(2, false);
+        }
+        if world.machines.len() > 2 {
             world.schedule(Duration::ZERO, Due::Boot(2));
         }
         for (at, action) in world.scenario.actions.clone() {
@@ -174,113 +182,6 @@ impl World {
             trace: self.trace.take().unwrap_or_default(),
             scenario: format!("{:#?}", self.scenario),
         })
-    }
-
-    fn run(&mut self) -> Result<(), String> {
-        self.run_until(self.scenario.calm)?;
-        self.calm_down();
-        let end = self.now.after(PATIENCE);
-        let mut agreed_since = None;
-        while agreed_since.is_none_or(|since| self.now < Time::after(since, STEADY)) {
-            if self.now >= end {
-                return Err(format!(
-                    "no agreement {PATIENCE:?} after the last disturbance: {}",
-                    self.disagreement().unwrap_or("not steady".into())
-                ));
-            }
-            self.run_until(self.now.after(Duration::from_millis(250)))?;
-            match self.disagreement() {
-                None => agreed_since = agreed_since.or(Some(self.now)),
-                Some(_) => agreed_since = None,
-            }
-        }
-        self.summary.recovered_in = self.now.since(self.scenario.calm).saturating_sub(STEADY);
-        // And now traffic passes.
-        let numbers = [0, 1].map(|side| self.host_sends(side));
-        let numbers = [numbers[0].clone()?, numbers[1].clone()?];
-        self.run_until(self.now.after(
-            self.scenario.conditions.delay + self.scenario.conditions.jitter + Duration::from_millis(5),
-        ))?;
-        for (side, number) in numbers.into_iter().enumerate() {
-            if !self.oracle.arrived(number) {
-                return Err(format!(
-                    "both agree, and packet {number} of the host behind {side} does not arrive"
-                ));
-            }
-        }
-        self.summary.tokens_shown = self.oracle.tokens_shown;
-        self.summary.followed = self.oracle.followed;
-        Ok(())
-    }
-
-    /// What the gateways disagree about; `None` if nothing.
-    fn disagreement(&self) -> Option<String> {
-        let sas_of = |machine: usize| self.machines[machine].running.as_ref().map(|r| r.gateway.sas());
-        let idle = |machine: &usize| self.active[side_of(*machine)] != Some(*machine);
-        for machine in (0..self.machines.len()).filter(idle) {
-            if sas_of(machine).is_some_and(|sas| !sas.is_empty()) {
-                return Some(format!("{machine} holds IKE SAs without the address"));
-            }
-        }
-        let sas = self.active.map(|machine| sas_of(machine?));
-        let [Some(a), Some(b)] = sas else { return Some("a gateway is down".into()) };
-        let state = |sas: &[IkeSaStatus]| {
-            sas.iter().map(|sa| format!("{:?} {}", sa.spis, sa.state)).collect::<Vec<_>>().join(", ")
-        };
-        let differ = || Some(format!("a holds [{}], b holds [{}]", state(&a), state(&b)));
-        let ([ours], [theirs]) = (&a[..], &b[..]) else { return differ() };
-        let established = [ours, theirs].iter().all(|sa| sa.state == "established");
-        if !established || ours.spis != theirs.spis || ours.initiator == theirs.initiator {
-            return differ();
-        }
-        // An attacker who sends a captured message from elsewhere, first, moves one end there for a while.
-        if ours.remote.ip() != OUTSIDE[1] || !self.finds(theirs, ours) {
-            return Some(format!("{:?} goes from {} to {}", ours.spis, theirs.remote, ours.remote));
-        }
-        let mut of_a: Vec<_> = ours.children.iter().map(|c| (c.inbound, c.outbound)).collect();
-        let mut of_b: Vec<_> = theirs.children.iter().map(|c| (c.outbound, c.inbound)).collect();
-        of_a.sort();
-        of_b.sort();
-        // Of one that was lost without a crash the peer learns when it sends on it: never, once there is another one.
-        let common = of_a.iter().any(|child| of_b.contains(child));
-        if of_a != of_b && (self.summary.forgotten == 0 || !common) {
-            return Some(format!("Child SAs of {:?}: a {of_a:?}, b (swapped) {of_b:?}", ours.spis));
-        }
-        if of_a.is_empty() {
-            return Some("no Child SA".into());
-        }
-        for (side, sa) in [ours, theirs].into_iter().enumerate() {
-            let dataplane = self.machines[self.active[side]?].dataplane.as_ref()?;
-            let lacking = |c: &&ChildSaStatus| dataplane.spi_state(c.inbound) != SpiState::Current;
-            if let Some(child) = sa.children.iter().find(lacking) {
-                return Some(format!("{side} has {} and its dataplane has not", child.inbound));
-            }
-        }
-        None
-    }
-
-    /// Does the second gateway send where the first one is?
-    fn finds(&self, theirs: &IkeSaStatus, ours: &IkeSaStatus) -> bool {
-        match &self.nat {
-            Some(nat) => nat.seen_at(ours.local.port()) == Some(theirs.remote),
-            None => theirs.remote.ip() == OUTSIDE[0],
-        }
-    }
-
-    fn calm_down(&mut self) {
-        self.trace(|| "calm".into());
-        self.network.heal();
-        self.traps.clear();
-        for machine in &mut self.machines {
-            machine.disk.put_fuse_out();
-            machine.fuse = None;
-        }
-        self.calm = true;
-        // Both hosts send now, so that a tunnel that is to be trapped comes up.
-        for side in 0..2 {
-            self.scenario.traffic[side] = Some(Duration::from_millis(250));
-            self.schedule(Duration::ZERO, Due::Host(side));
-        }
     }
 
     fn run_until(&mut self, end: Time) -> Result<(), String> {
@@ -454,7 +355,8 @@ impl World {
         if self.scenario.cluster && side == 1 {
             self.overhear(&packet)?;
         }
-        match self.active[side] {
+        let machine = if self.scenario.other { Some(side) } else { self.active[side] };
+        match machine {
             Some(machine) => self.arrive_at(machine, packet),
             None => Ok(()),
         }
@@ -532,6 +434,20 @@ impl World {
                 self.summary.mappings_moved += 1;
                 Ok(())
             }
+            Action::HandOver => {
+                let running = self.machines[1].running.as_ref();
+                if let Some(left) = running.map(|r| r.gateway.sas()).filter(|sas| !sas.is_empty()) {
+                    return Err(format!("is to be stopped, and {} IKE SAs are left", left.len()));
+                }
+                self.active[1] = Some(2);
+                self.die(1, Death::Kill);
+                Ok(())
+            }
+            Action::LoseSecret { side, state } => {
+                self.machines[side].lose_secret(state);
+                self.oracle.secret_lost(side, state);
+                Ok(())
+            }
             Action::ControlDies { side, after, down } => {
                 // A member's death is that of its dataplane too: nobody would know whether it had the address all the time.
                 let Some(machine) = self.active[side].filter(|_| side == 0 || !self.scenario.cluster) else {
@@ -553,7 +469,7 @@ impl World {
             }
             Action::Rekey { side, .. }
             | Action::RotateSecret { side }
-            | Action::TakeDown { side }
+            | Action::TakeDown { side, .. }
             | Action::Forget { side, .. }
             | Action::Initiate { side }
             | Action::Terminate { side } => {
@@ -577,8 +493,9 @@ impl World {
                         let _ = gateway.rotate_secret(now);
                         Ok(())
                     }
-                    Action::TakeDown { .. } => {
-                        let _ = gateway.take_down(now, None, Duration::ZERO);
+                    Action::TakeDown { redirect, .. } => {
+                        let to = redirect.then_some(OTHER.into());
+                        let _ = gateway.take_down(now, to, if redirect { GRACE } else { Duration::ZERO });
                         self.summary.take_downs += 1;
                         Ok(())
                     }

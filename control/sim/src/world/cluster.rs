@@ -90,7 +90,7 @@ impl World {
         datagram: &spindle_ike::api::Datagram,
     ) -> Result<bool, String> {
         let side = crate::oracle::side_of(machine);
-        if datagram.local.ip() != OUTSIDE[side] {
+        if datagram.local.ip() != self.machines[machine].outside {
             return Err(format!("{machine} sends from {}", datagram.local));
         }
         if !self.scenario.cluster || side == 0 {

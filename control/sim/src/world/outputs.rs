@@ -6,7 +6,7 @@ use crate::machine::Verdicts;
 use crate::nat::Nat;
 use crate::network::Packet;
 use crate::oracle::side_of;
-use crate::scenario::{Death, OUTSIDE};
+use crate::scenario::{Death, OTHER, OUTSIDE};
 use spindle_abi::{Command, Time};
 use spindle_ike::api::Datagram;
 use spindle_ike::wire::View;
@@ -115,6 +115,11 @@ impl World {
                             self.summary.established += 1;
                             self.summary.resumed += u64::from(report.detail.ends_with("resumed"));
                         }
+                        "ike-deleted" if report.detail == "timeout" => self.summary.given_up += 1,
+                        "ike-deleted" if report.detail == "superseded" => self.summary.superseded += 1,
+                        "initiation-failed" => self.summary.given_up += 1,
+                        "token-failed" => self.summary.tokens_failed += 1,
+                        "redirect-followed" => self.summary.redirects_followed += 1,
                         "ike-rekeyed" => self.summary.ike_rekeys += 1,
                         "token-acknowledged" => self.summary.tokens_acknowledged += 1,
                         "maker-off" => return Err("takes its peer for a copy of itself".into()),
@@ -184,7 +189,8 @@ impl World {
         };
         let Some(packet) = packet else { return };
         self.summary.hash(self.now, &packet);
-        if self.attacker.sees(&packet) && !self.calm && self.dice.percent(60) {
+        let attacked = !self.calm && self.now >= Time(0).after(self.scenario.attack_from);
+        if self.attacker.sees(&packet) && attacked && self.dice.percent(60) {
             // The pair is new: half-open at one side, not known yet at the other.
             for _ in 0..1 + self.dice.below(3) {
                 let forged = self.attacker.names_latest_pair();
@@ -193,16 +199,16 @@ impl World {
                 self.inject(forged, after);
             }
         }
-        if !self.calm
+        if attacked
             && let Some(forged) = self.attacker.races(&packet)
             && self.dice.percent(30)
         {
             let after = self.dice.between(Duration::ZERO, self.scenario.conditions.delay * 2);
             self.inject(forged, after);
         }
-        let Some(side) = self.side_of(&packet) else { return };
-        for at in self.network.arrivals(self.now, side, &mut self.dice) {
-            self.schedule_at(at, Due::Arrive(side, packet.clone()));
+        let Some(to) = self.machine_of(&packet) else { return };
+        for at in self.network.arrivals(self.now, side_of(to), &mut self.dice) {
+            self.schedule_at(at, Due::Arrive(to, packet.clone()));
         }
     }
 
@@ -210,15 +216,17 @@ impl World {
     pub(super) fn inject(&mut self, packet: Packet, after: Duration) {
         self.summary.strikes += 1;
         self.trace(|| format!("attacker sends {}", packet.brief()));
-        if let Some(side) = self.side_of(&packet) {
-            self.schedule(after, Due::Arrive(side, packet));
+        if let Some(to) = self.machine_of(&packet) {
+            self.schedule(after, Due::Arrive(to, packet));
         }
     }
 
-    fn side_of(&self, packet: &Packet) -> Option<usize> {
+    /// Whom its destination is of: a side, or the other gateway.
+    fn machine_of(&self, packet: &Packet) -> Option<usize> {
         let destination = packet.destination()?;
         let behind_nat = Nat::has(destination).then_some(0);
-        behind_nat.or_else(|| OUTSIDE.iter().position(|address| destination == *address))
+        let other = (self.scenario.other && destination == OTHER).then_some(2);
+        behind_nat.or(other).or_else(|| OUTSIDE.iter().position(|address| destination == *address))
     }
 }
 
