@@ -67,8 +67,9 @@ fn agreed(world: &World) -> BTreeMap<String, IkeSpis> {
 
 #[test]
 fn of_very_many_ike_sas_the_one_with_packets_is_back_first_and_each_is_back_once() {
-    let cases: [(Method, fn(&mut Config), u32); 3] = [
-        (Method::Qcd, many, 3),
+    type Change = fn(&mut Config);
+    let cases = [
+        (Method::Qcd, many as Change, 3),
         (Method::InitialContact, many_and_no_cookie, 2),
         // RFC 7296 section 2.6: those that begin at once are more than the peer takes without a COOKIE.
         (Method::InitialContact, many, 3),
