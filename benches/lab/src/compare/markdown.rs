@@ -93,10 +93,10 @@ fn row(cell: &Cell) -> Vec<String> {
 /// How soon the median was to be there, in milliseconds; bold if it was not.
 fn promised(cell: &Cell) -> Option<String> {
     let scenario = Scenario::ALL.into_iter().find(|it| it.name() == cell.scenario)?;
-    let contender = Contender::all().into_iter().find(|it| it.to_string() == cell.method)?;
+    let contender = Contender::all().iter().find(|it| it.to_string() == cell.method)?;
     let plan = Drill::new(scenario, *contender);
     let promised = contender.method()?.promised(Duration::from_millis(cell.rtt_ms), plan.interval)?;
-    let promised = scenario.is_promised().then(|| promised.as_secs_f64() * 1e3)?;
+    let promised = scenario.is_promised().then_some(promised.as_secs_f64() * 1e3)?;
     let missed = cell.ready_to_recovered_ms?.median > promised;
     Some(if missed { format!("**{promised}**") } else { promised.to_string() })
 }
