@@ -114,10 +114,25 @@ fn watch_signals() -> Result<()> {
             let mut resources: Vec<&Resource> = registry.1.values().collect();
             resources.sort_by_key(groups_first);
             resources.iter().for_each(|resource| resource.remove());
+            remove_late();
             std::process::exit(128 + signal);
         }
     });
     Ok(())
+}
+
+/// What another thread was making at the signal is there only now: one namespace at most, as the next one needs the lock.
+fn remove_late() {
+    let own = format!("{PREFIX}-{}-", std::process::id());
+    for _ in 0..10 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&own) {
+                remove_namespace(&name);
+            }
+        }
+    }
 }
 
 /// The name of something of this process, unique on this machine.

@@ -54,11 +54,12 @@ impl Endpoint {
     }
 
     /// An IKE SA ends that the peer has lost, or does not answer on. Where the peer was, as it was last authenticated, it is
-    /// initiated to, if the configuration does not know: its address may be any, or its port is a NAT's.
+    /// initiated to, if the configuration does not know: its address may be any, or its port is a NAT's. Another address
+    /// than the configured one may be of somebody who passed a message of the peer's on (RFC 7296 section 2.23).
     pub(crate) fn remember_ends(&mut self, sa: &IkeSa, authority: &Authority) {
         let lost = matches!(authority, Authority::Timeout(_) | Authority::Token(_));
         let elsewhere = match sa.connection.remote {
-            Some(address) => sa.nat.there && sa.remote != SocketAddr::new(address, NAT_PORT),
+            Some(address) => sa.nat.there && sa.remote.ip() == address && sa.remote.port() != NAT_PORT,
             None => true,
         };
         let connection = &mut self.connections[sa.connection.number];
