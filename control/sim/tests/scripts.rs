@@ -185,7 +185,7 @@ fn the_address_goes_to_the_standby_and_back() {
 /// The same where the first one has not looked in between: it may not take its SAs for living.
 #[test]
 fn an_address_that_was_away_unseen_has_been_away_all_the_same() {
-    play(Script::AddressBackUnseen, 1500, |s| (s.fail_overs, s.crashes) == (2, 0) && proved(s, 1));
+    play(Script::AddressBackUnseen, 1700, |s| (s.fail_overs, s.crashes) == (2, 0) && proved(s, 1));
 }
 
 #[test]
