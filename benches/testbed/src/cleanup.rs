@@ -44,9 +44,12 @@ fn remove_directory(path: &Path) {
     }
 }
 
-static REGISTRY: Mutex<(u64, BTreeMap<u64, Resource>)> = Mutex::new((0, BTreeMap::new()));
+/// The last number, and what stands by each.
+type Registry = (u64, BTreeMap<u64, Resource>);
 
-fn registry() -> MutexGuard<'static, (u64, BTreeMap<u64, Resource>)> {
+static REGISTRY: Mutex<Registry> = Mutex::new((0, BTreeMap::new()));
+
+fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -56,7 +59,10 @@ pub(crate) struct Guard(u64);
 
 impl Guard {
     fn register(resource: Resource) -> Guard {
-        let mut registry = registry();
+        Guard::enter(&mut registry(), resource)
+    }
+
+    fn enter(registry: &mut Registry, resource: Resource) -> Guard {
         registry.0 += 1;
         let number = registry.0;
         registry.1.insert(number, resource);
@@ -68,9 +74,12 @@ impl Guard {
         Guard::register(Resource::ProcessGroup(group))
     }
 
-    /// A network namespace that is deleted after the processes in it are killed.
-    pub(crate) fn namespace(name: &str) -> Guard {
-        Guard::register(Resource::Namespace(name.to_owned()))
+    /// A network namespace, made here under the lock, or a signal could come between; it is deleted after the processes in it
+    /// are killed.
+    pub(crate) fn namespace(name: &str, make: impl FnOnce() -> Result<()>) -> Result<Guard> {
+        let mut registry = registry();
+        make().inspect_err(|_| remove_namespace(name))?;
+        Ok(Guard::enter(&mut registry, Resource::Namespace(name.to_owned())))
     }
 
     /// A directory that is deleted with all it holds.
@@ -114,25 +123,10 @@ fn watch_signals() -> Result<()> {
             let mut resources: Vec<&Resource> = registry.1.values().collect();
             resources.sort_by_key(groups_first);
             resources.iter().for_each(|resource| resource.remove());
-            remove_late();
             std::process::exit(128 + signal);
         }
     });
     Ok(())
-}
-
-/// What another thread was making at the signal is there only now: one namespace at most, as the next one needs the lock.
-fn remove_late() {
-    let own = format!("{PREFIX}-{}-", std::process::id());
-    for _ in 0..10 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&own) {
-                remove_namespace(&name);
-            }
-        }
-    }
 }
 
 /// The name of something of this process, unique on this machine.

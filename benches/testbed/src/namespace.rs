@@ -18,8 +18,8 @@ pub struct Namespace {
 impl Namespace {
     /// Makes a namespace of this name, with the loopback interface up.
     pub fn create(name: &str) -> Result<Namespace> {
-        let guard = Guard::namespace(name);
-        run(Command::new("ip").args(["netns", "add", name]))?;
+        let guard =
+            Guard::namespace(name, || run(Command::new("ip").args(["netns", "add", name])).map(drop))?;
         let path = format!("/run/netns/{name}");
         let handle = File::open(&path).context(|| format!("opening {path}"))?;
         let namespace = Namespace { name: name.to_owned(), handle, _guard: guard };

@@ -363,12 +363,13 @@ impl Answers {
         let (local, remote) = esp_answer_addresses(report);
         let source = remote.ip();
         // Of a configured peer's packets most are held back: for those no IKE SA is looked for.
-        let known = self.known.contains(&source) || !find_peers().ike_sas.is_empty();
+        let mut peers = None;
+        let known = self.known.contains(&source) || !peers.insert(find_peers()).ike_sas.is_empty();
         if !self.unknown_spi.allow(now, self.hash.source(source), known) {
             stats.count(Counter::UnknownHeldBack);
             return None;
         }
-        let Peers { ike_sas, all_stand } = find_peers();
+        let Peers { ike_sas, all_stand } = peers.unwrap_or_else(find_peers);
         let in_clear = ike_sas.is_empty() || !all_stand;
         stats.add(Counter::InvalidSpiSent, in_clear.into());
         let clear = in_clear.then(|| invalid_spi(report.spi, local, remote, &[]));
