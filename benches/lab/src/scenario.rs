@@ -184,8 +184,6 @@ impl Scenario {
             Scenario::TakeDown => matches!(method, Method::InitialContact | Method::QcdJournal),
             // Nor here, and nobody starts.
             Scenario::TakeDownRedirect => method == Method::QcdJournal,
-            // Without a journal the limit of answers to one address, ten a second, is all that would be seen.
-            Scenario::Many => !matches!(method, Method::Qcd | Method::Sir),
             // A standby has no journal of what the other one held, and no ticket of its making; nor may it send
             // INITIAL_CONTACT (RFC 7296 section 2.4).
             Scenario::HotStandby => matches!(method, Method::Liveness | Method::Qcd | Method::Sir),

@@ -4,7 +4,7 @@ use crate::api::*;
 use crate::crypto::{EspProposal, IkeProposal, parse_esp, parse_ike};
 use crate::endpoint::{Endpoint, NAT_PORT};
 use crate::exchange::{Purpose, Task};
-use crate::sa::{ChildState, Ending, IkeSa, State};
+use crate::sa::{ChildSa, ChildState, Ending, IkeSa, State};
 use crate::ticket::Held;
 use spindle_abi::{Selector, SelectorSet, Time, Trigger};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -544,11 +544,20 @@ impl Endpoint {
         let started = sa.connection.started();
         let lost = matches!(authority, Authority::Timeout(_) | Authority::ProtocolError(_));
         let wanted = sa.children.iter().filter(|c| c.state != ChildState::Deleting).filter(|c| {
-            let last = self.activity.activity(c.outbound_index).last;
-            let traffic = last != Time(0) && now.since(last) < RECENT;
-            started.contains(&c.config.name) || lost && traffic && c.config.start_action == StartAction::Trap
+            let trapped = c.config.start_action == StartAction::Trap;
+            started.contains(&c.config.name) || lost && trapped && self.child_has_traffic(now, c)
         });
         wanted.map(|c| c.config.name.clone()).chain(started.iter().cloned()).collect()
+    }
+
+    /// Did a packet leave on one of this IKE SA's Child SAs lately?
+    pub fn has_traffic(&self, now: Time, ike: IkeSaId) -> bool {
+        self.sas.get(&ike).is_some_and(|sa| sa.children.iter().any(|c| self.child_has_traffic(now, c)))
+    }
+
+    fn child_has_traffic(&self, now: Time, child: &ChildSa) -> bool {
+        let last = self.activity.activity(child.outbound_index).last;
+        last != Time(0) && now.since(last) < RECENT
     }
 
     /// Starts what was lost: at once where the peer lost it, a little later where it took leave.

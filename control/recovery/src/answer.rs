@@ -6,7 +6,7 @@
 
 use crate::api::{Boot, Config, JournalRecord, Limits};
 use crate::journal::Former;
-use crate::limits::{Budget, SourceHash, SourceKey};
+use crate::limits::{Budget, Source, SourceHash};
 use crate::message::{ENCAPSULATION_PORT, IKE_PORT, invalid_ike_spi, invalid_spi};
 use crate::qcd::{Conditions, Control, MAX_TOKENS, Token, Tokens, Trigger, Withheld, may_present};
 use crate::stats::{Counter, Stats};
@@ -62,8 +62,8 @@ pub(crate) struct Answers {
     serving: HashMap<String, IpAddr>,
     /// Those of these addresses that are on this machine.
     here: HashSet<IpAddr>,
-    /// Addresses of configured peers and of those in the journal.
-    known: HashSet<IpAddr>,
+    /// How many peers there are at the addresses of the configuration and of the journal.
+    peers: HashMap<IpAddr, u32>,
     /// IKE SAs of earlier incarnations, each with an SPI of one of its Child SAs.
     former_pairs: HashMap<IkeSpis, Spi>,
     hash: SourceHash,
@@ -80,12 +80,12 @@ impl Answers {
     pub(crate) fn new(config: &Config, boot: &Boot, tokens: Rc<Tokens>, hash: SourceHash) -> Answers {
         let limits = config.limits;
         let requests = || Budget::new(limits.invalid_ike_spi_per_source, limits.invalid_ike_spi_total);
-        let configured =
-            config.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied());
         let pairs =
             |r: &JournalRecord| [Some(r.parent), r.earlier_parent].map(|pair| pair.map(|p| (p, r.spi)));
         let pairs = boot.former.iter().flat_map(pairs).flatten();
-        let known: HashSet<IpAddr> = configured.chain(boot.former.iter().map(|r| r.remote.ip())).collect();
+        let former: HashSet<_> = boot.former.iter().map(|r| (r.remote.ip(), r.parent)).collect();
+        let mut peers = count(former.into_iter().map(|(address, _)| address));
+        add(&mut peers, configured(config));
         let unknown_spi = Budget::new(limits.invalid_spi_per_source, limits.invalid_spi_total);
         let mut answers = Answers {
             tokens,
@@ -94,8 +94,8 @@ impl Answers {
             incarnation: boot.incarnation,
             serving: config.connections.iter().map(|c| (c.name.clone(), c.local)).collect(),
             here: config.connections.iter().map(|c| c.local).collect(),
-            unknown_spi: unknown_spi.for_known(known.len()),
-            known,
+            unknown_spi: unknown_spi.for_known(peers.len()),
+            peers,
             former_pairs: pairs.collect(),
             hash,
             with_token: requests(),
@@ -127,8 +127,7 @@ impl Answers {
             }
         }
         self.serving = config.connections.iter().map(|c| (c.name.clone(), c.local)).collect();
-        self.known
-            .extend(config.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied()));
+        add(&mut self.peers, configured(config));
     }
 
     /// While what lives is adopted it is not known.
@@ -141,13 +140,18 @@ impl Answers {
         self.anchor_matches
     }
 
-    /// Whose budget a question about an IKE SA spends, and is it a peer that we know?
-    pub(crate) fn source(&self, remote: IpAddr, spis: IkeSpis) -> (SourceKey, bool) {
+    /// Whose budget a question about an IKE SA spends.
+    pub(crate) fn source(&self, remote: IpAddr, spis: IkeSpis) -> Source {
         if self.is_former(spis) {
-            (self.hash.source_and_pair(remote, spis), true)
+            Source { key: self.hash.source_and_pair(remote, spis), peers: 1 }
         } else {
-            (self.hash.source(remote), self.known.contains(&remote))
+            self.address(remote)
         }
+    }
+
+    fn address(&self, remote: IpAddr) -> Source {
+        let peers = self.peers.get(&remote).copied().unwrap_or(0);
+        Source { key: self.hash.source(remote), peers }
     }
 
     /// Does this address serve a connection, and is it on this machine?
@@ -184,7 +188,7 @@ impl Answers {
         stats: &mut Stats,
     ) -> Option<Answer> {
         let Request { header, ends: (local, remote), tombstone, paced } = *request;
-        let (source, known) = self.source(remote.ip(), header.spis);
+        let source = self.source(remote.ip(), header.spis);
         let address_serves = self.serves(local.ip());
         // Whoever names what we have lost has a budget of its own: no flood, from whatever addresses, can spend it
         // without knowing such pairs.
@@ -200,12 +204,12 @@ impl Answers {
             in_use,
             address_serves,
             anchor_matches: self.anchor_matches,
-            within_budget: paced || with_token.has_room(now, source, known),
+            within_budget: paced || with_token.has_room(now, source),
         });
         let tokens: Vec<Token> = match permit {
             Ok(permit) => {
                 if !paced {
-                    with_token.allow(now, source, known);
+                    with_token.allow(now, source);
                 }
                 self.tokens.present(permit, remote.ip())
             }
@@ -215,7 +219,7 @@ impl Answers {
                     stats.count(silence);
                     return None;
                 }
-                if !without_token.allow(now, source, known) {
+                if !without_token.allow(now, source) {
                     stats.count(Counter::RequestsUnanswered);
                     return None;
                 }
@@ -258,8 +262,8 @@ impl Answers {
             arrived.1 == record.remote
         };
         if !same {
-            let known = self.known.contains(&arrived.1.ip());
-            if self.former_other.allow(now, self.hash.source(arrived.1.ip()), known) {
+            let source = self.address(arrived.1.ip());
+            if self.former_other.allow(now, source) {
                 to.push(arrived);
             } else {
                 stats.count(Counter::FormerOtherHeldBack);
@@ -361,11 +365,13 @@ impl Answers {
     ) -> Option<UnknownAnswer> {
         stats.count(Counter::UnknownSpi);
         let (local, remote) = esp_answer_addresses(report);
-        let source = remote.ip();
+        let mut source = self.address(remote.ip());
         // Of a configured peer's packets most are held back: for those no IKE SA is looked for.
         let mut peers = None;
-        let known = self.known.contains(&source) || !peers.insert(find_peers()).ike_sas.is_empty();
-        if !self.unknown_spi.allow(now, self.hash.source(source), known) {
+        if source.peers == 0 {
+            source.peers = peers.insert(find_peers()).ike_sas.len() as u32;
+        }
+        if !self.unknown_spi.allow(now, source) {
             stats.count(Counter::UnknownHeldBack);
             return None;
         }
@@ -374,6 +380,25 @@ impl Answers {
         stats.add(Counter::InvalidSpiSent, in_clear.into());
         let clear = in_clear.then(|| invalid_spi(report.spi, local, remote, &[]));
         Some(UnknownAnswer { protected: ike_sas, clear })
+    }
+}
+
+/// Where a configuration's connections have peers, each as often as it is said.
+fn configured(config: &Config) -> HashMap<IpAddr, u32> {
+    count(config.connections.iter().flat_map(|c| c.remote.iter().chain(&c.redirect_to).copied()))
+}
+
+fn count(addresses: impl Iterator<Item = IpAddr>) -> HashMap<IpAddr, u32> {
+    let mut count = HashMap::new();
+    addresses.for_each(|address| *count.entry(address).or_default() += 1);
+    count
+}
+
+/// At an address there are as many peers as one of both says at least.
+fn add(peers: &mut HashMap<IpAddr, u32>, more: HashMap<IpAddr, u32>) {
+    for (address, count) in more {
+        let peers = peers.entry(address).or_default();
+        *peers = count.max(*peers);
     }
 }
 

@@ -3,7 +3,8 @@
 //! Sources are counted by prefix in a fixed array of buckets, found by a keyed hash: an attacker can neither make
 //! us allocate more nor push anybody's count out, and cannot compute whose bucket a source shares. A total stands over
 //! all sources. Peers that we know are counted apart from strangers, so that a flood from random sources, which
-//! fills every stranger's bucket and total, costs a known peer nothing.
+//! fills every stranger's bucket and total, costs a known peer nothing. An address at which there are many peers has the
+//! rate of each of them, up to a quarter of the total: whoever forges it cannot take the rest from the others.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -39,7 +40,12 @@ impl Rate {
     }
 
     fn take(&self, bucket: &mut Time, now: Time) {
-        bucket.0 = bucket.0.max(now.0).saturating_add(self.interval);
+        self.take_part(bucket, now, 1);
+    }
+
+    /// Of so many rates that share the bucket.
+    fn take_part(&self, bucket: &mut Time, now: Time, parts: u32) {
+        bucket.0 = bucket.0.max(now.0).saturating_add(self.interval / u64::from(parts));
     }
 }
 
@@ -104,6 +110,8 @@ impl Total {
 #[derive(Clone, Debug)]
 pub(crate) struct BySource {
     rate: Rate,
+    /// So many peers at one source count at most; at least 1.
+    most_peers: u32,
     /// A power of two.
     count: usize,
     /// Made as a whole when the first source is counted: most gateways never need most of these budgets.
@@ -114,7 +122,8 @@ pub(crate) struct BySource {
 impl BySource {
     pub(crate) fn new(per_source: u32, total: u32) -> BySource {
         let rate = Rate::per_second(per_source);
-        BySource { rate, count: BUCKETS, buckets: None, total: Total::new(total) }
+        let most_peers = (total / 4).checked_div(per_source).unwrap_or(1).max(1);
+        BySource { rate, most_peers, count: BUCKETS, buckets: None, total: Total::new(total) }
     }
 
     pub(crate) fn has_room(&self, now: Time, source: SourceKey) -> bool {
@@ -124,10 +133,16 @@ impl BySource {
 
     /// Only what is allowed is counted: a flooder spends its own budget alone, and not the total.
     pub(crate) fn allow(&mut self, now: Time, source: SourceKey) -> bool {
+        self.allow_peers(now, source, 1)
+    }
+
+    /// The same for a source at which there are so many peers; at least 1.
+    fn allow_peers(&mut self, now: Time, source: SourceKey, peers: u32) -> bool {
         let room = self.has_room(now, source);
         if room {
             let buckets = self.buckets.get_or_insert_with(|| vec![Time(0); self.count].into());
-            self.rate.take(&mut buckets[source.bucket(self.count)], now);
+            let bucket = &mut buckets[source.bucket(self.count)];
+            self.rate.take_part(bucket, now, peers.min(self.most_peers));
             self.total.take(now);
         }
         room
@@ -157,13 +172,25 @@ impl Budget {
         self.known.total.set(now, per_second, at_once);
     }
 
-    pub(crate) fn has_room(&self, now: Time, source: SourceKey, known: bool) -> bool {
-        if known { self.known.has_room(now, source) } else { self.strangers.has_room(now, source) }
+    pub(crate) fn has_room(&self, now: Time, source: Source) -> bool {
+        let Source { key, peers } = source;
+        if peers > 0 { self.known.has_room(now, key) } else { self.strangers.has_room(now, key) }
     }
 
-    pub(crate) fn allow(&mut self, now: Time, source: SourceKey, known: bool) -> bool {
-        if known { self.known.allow(now, source) } else { self.strangers.allow(now, source) }
+    pub(crate) fn allow(&mut self, now: Time, source: Source) -> bool {
+        match source {
+            Source { key, peers: 0 } => self.strangers.allow(now, key),
+            Source { key, peers } => self.known.allow_peers(now, key, peers),
+        }
     }
+}
+
+/// Whose budget is spent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    pub(crate) key: SourceKey,
+    /// So many peers that we know are there; 0: a stranger.
+    pub(crate) peers: u32,
 }
 
 /// A source as the buckets see it.
@@ -270,20 +297,42 @@ mod tests {
     fn a_flood_from_random_sources_costs_a_known_peer_nothing() {
         let hash = SourceHash::new(&[2; 32]);
         let mut budget = Budget::new(10, 5000);
-        let allowed = (0..100_000).filter(|n| budget.allow(Time(SECOND), hash.source(v4(*n)), false)).count();
+        let source = |n, peers| Source { key: hash.source(v4(n)), peers };
+        let allowed = (0..100_000).filter(|n| budget.allow(Time(SECOND), source(*n, 0))).count();
         assert_eq!(allowed, 5000);
-        assert!(!budget.allow(Time(SECOND), hash.source(v4(77)), false));
-        assert!(budget.allow(Time(SECOND), hash.source(v4(77)), true));
+        assert!(!budget.allow(Time(SECOND), source(77, 0)));
+        assert!(budget.allow(Time(SECOND), source(77, 1)));
+    }
+
+    #[test]
+    fn many_peers_at_one_address_have_the_rate_of_each_and_leave_the_others_theirs() {
+        let hash = SourceHash::new(&[2; 32]);
+        let mut budget = Budget::new(10, 5000);
+        let source = |n, peers| Source { key: hash.source(v4(n)), peers };
+        let mut in_a_second = |at: u64, n, peers| {
+            let moments = (0..100_000).map(|i| Time((at * 100_000 + i) * (SECOND / 100_000)));
+            moments.filter(|now| budget.allow(*now, source(n, peers))).count()
+        };
+        // What may come at once has been taken before.
+        in_a_second(9, 1, 1);
+        assert_eq!(in_a_second(10, 1, 1), 10);
+        in_a_second(19, 2, 40);
+        assert_eq!(in_a_second(20, 2, 40), 400);
+        in_a_second(29, 3, 10_000);
+        assert_eq!(in_a_second(30, 3, 10_000), 1250, "a quarter of the total");
+        assert_eq!(in_a_second(31, 4, 1), 19, "others have theirs");
     }
 
     #[test]
     fn of_many_known_sources_most_have_a_bucket_of_their_own() {
         let hash = SourceHash::new(&[2; 32]);
         let mut budget = Budget::new(1, 1_000_000).for_known(100_000);
-        let mut allowed =
-            |known| (0..100_000).filter(|n| budget.allow(Time(SECOND), hash.source(v4(*n)), known)).count();
-        assert!(allowed(true) > 80_000);
-        assert_eq!(allowed(false), BUCKETS, "however many strangers");
+        let mut allowed = |peers| {
+            let source = |n| Source { key: hash.source(v4(n)), peers };
+            (0..100_000).filter(|n| budget.allow(Time(SECOND), source(*n))).count()
+        };
+        assert!(allowed(1) > 80_000);
+        assert_eq!(allowed(0), BUCKETS, "however many strangers");
     }
 
     #[test]

@@ -70,7 +70,6 @@ impl Reconnect {
     /// This connection was lost, and these children with it. `always`: it is to be up always.
     pub(crate) fn lost(&mut self, now: Time, connection: &str, children: Vec<String>, always: bool) {
         self.want(now, connection, Why::Proof, children, always);
-        self.hurry(connection);
     }
 
     /// We started, and had these children with this connection's peer, or may have had.

@@ -2,23 +2,32 @@
 //!
 //! Each IKE SA has one place in the line, however much is heard of it and from wherever; and from the pace it takes once
 //! for each handshake that may follow. So whoever knows some of their SPIs (those of IKE are in clear) holds up the others
-//! by no more than as many places. Both are bounded by the journal.
+//! by no more than as many places. Those whose ESP comes are before those that only ask: a peer with many IKE SAs asks of
+//! each, but sends on few. All is bounded by the journal.
 
 use spindle_abi::{SpiReport, Time};
 use spindle_ike::api::IkeSpis;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// So long a peer that was told may take to come back: what tells it again costs no other handshake.
 const UNDER_WAY: Duration = Duration::from_secs(10);
 
+/// A place in the line: those without traffic come last, each in the order of their coming.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    without_traffic: bool,
+    order: u64,
+}
+
 /// Those that wait, and those that were told; by the newest IKE SPIs of which the journal knows.
 #[derive(Default)]
 pub(crate) struct Turns {
-    /// Who waits, in the order of their coming, each once.
-    line: VecDeque<IkeSpis>,
-    /// What was heard last of each of them.
-    heard: HashMap<IkeSpis, SpiReport>,
+    /// Who waits, each once.
+    line: BTreeMap<Place, IkeSpis>,
+    /// Where each of them is, and what was heard of it last.
+    heard: HashMap<IkeSpis, (Place, SpiReport)>,
+    order: u64,
     /// When a handshake of theirs last took from the pace.
     told: HashMap<IkeSpis, Time>,
 }
@@ -29,21 +38,37 @@ impl Turns {
         self.line.is_empty()
     }
 
+    /// Does somebody whose ESP came?
+    pub(crate) fn any_with_traffic(&self) -> bool {
+        self.line.first_key_value().is_some_and(|(place, _)| !place.without_traffic)
+    }
+
     /// Does this one wait?
     pub(crate) fn waits(&self, parent: IkeSpis) -> bool {
         self.heard.contains_key(&parent)
     }
 
-    /// It waits behind all others; or where it waits already, and what was heard now counts.
-    pub(crate) fn wait(&mut self, parent: IkeSpis, report: SpiReport) {
-        if self.heard.insert(parent, report).is_none() {
-            self.line.push_back(parent);
+    /// It waits behind all others, or where it waits already, and what was heard now counts. `traffic`: it was ESP.
+    pub(crate) fn wait(&mut self, parent: IkeSpis, report: SpiReport, traffic: bool) {
+        let before = self.heard.get(&parent).map(|(place, _)| *place);
+        let place = match before {
+            Some(place) if !traffic || !place.without_traffic => place,
+            _ => {
+                self.order += 1;
+                Place { without_traffic: !traffic, order: self.order }
+            }
+        };
+        if let Some(before) = before {
+            self.line.remove(&before);
         }
+        self.line.insert(place, parent);
+        self.heard.insert(parent, (place, report));
     }
 
-    /// What was heard last of the one that has waited longest; it waits no more.
+    /// What was heard last of the first one in the line; it waits no more.
     pub(crate) fn next(&mut self) -> Option<SpiReport> {
-        self.heard.remove(&self.line.pop_front()?)
+        let (_, parent) = self.line.pop_first()?;
+        self.heard.remove(&parent).map(|(_, report)| report)
     }
 
     /// Nobody waits any more.

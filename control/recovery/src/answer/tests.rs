@@ -4,7 +4,7 @@ use super::*;
 use crate::api::{Generation, TokenMethod};
 use crate::testing::*;
 use spindle_abi::Spi;
-use spindle_ike::api::Notify;
+use spindle_ike::api::{ConnectionConfig, Notify};
 use spindle_ike::wire::{Message, Payload, strip_non_esp_marker};
 
 fn answers(config: &Config, former: Vec<JournalRecord>) -> Answers {
@@ -146,6 +146,43 @@ fn over_the_budget_answers_lose_the_token_and_then_end() {
     assert_eq!(sent, expected);
     assert_eq!(stats.of(Counter::WithheldBudget), 20);
     assert_eq!(stats.of(Counter::RequestsUnanswered), 10);
+}
+
+/// Behind one address there may be a gateway with many connections, or a NAT with many peers: each has what one alone has.
+#[test]
+fn an_address_has_the_budget_of_each_peer_that_is_known_there() {
+    let mut config = config();
+    let mut connection = (*config.connections[0]).clone();
+    connection.remote = Some("192.0.2.77".parse().unwrap());
+    let more = |name: &str| ConnectionConfig { name: name.into(), ..connection.clone() }.into();
+    config.connections.extend(["one", "two"].map(more));
+    let behind_nat = |n: u8| {
+        let remote = SocketAddr::from(([203, 0, 113, 5], 40_000 + u16::from(n)));
+        // Two Child SAs of each IKE SA.
+        JournalRecord { remote, ..record(900 + u32::from(n), pair(n / 2 + 1)) }
+    };
+    let mut answers = answers(&config, (0..8).map(behind_nat).collect());
+    let tokens = |answers: &mut Answers, from: &str| {
+        let ask = |n: &u32| {
+            let mut spis = pair(9);
+            spis.initiator[..4].copy_from_slice(&n.to_be_bytes());
+            let answer = ask(answers, &request(spis, *n), from, &mut Stats::default());
+            answer.is_some_and(|answer| answer.tokens > 0)
+        };
+        (0..1000).filter(ask).count()
+    };
+    // One at once, and the others of a second: 9 of each peer's 10.
+    assert_eq!(tokens(&mut answers, "192.0.2.78:500"), 10, "a stranger");
+    assert_eq!(tokens(&mut answers, "192.0.2.77:500"), 1 + 2 * 9);
+    assert_eq!(tokens(&mut answers, "203.0.113.5:41000"), 1 + 4 * 9);
+    config.connections.push(more("three"));
+    answers.reconfigure(&config);
+    let later = NOW.after(std::time::Duration::from_secs(2));
+    let allowed = (0..1000).filter(|_| {
+        let source = answers.address("192.0.2.77".parse().unwrap());
+        answers.with_token.allow(later, source)
+    });
+    assert_eq!(allowed.count(), 1 + 3 * 9);
 }
 
 /// 100,000 forged requests, from random sources and from the peer's own address: the peer's own request for

@@ -46,15 +46,15 @@ impl Gateway {
             return self.stats.count(Counter::FormerInitiating);
         }
         if self.turns.waits(parent) {
-            self.turns.wait(parent, *report);
+            self.turns.wait(parent, *report, true);
             return self.stats.count(Counter::FormerHeldBack);
         }
         let told = former.answered.is_some_and(|at| now.since(at) < self.config.limits.former_interval);
-        if !told && (!self.turns.is_empty() || !self.pace.has_room(now)) {
+        if !told && (self.turns.any_with_traffic() || !self.pace.has_room(now)) {
             self.stats.count(Counter::FormerWaits);
             // A peer that is back already asks by chance, or is an attacker's echo.
             if !self.is_back(&connection) {
-                self.turns.wait(parent, *report);
+                self.turns.wait(parent, *report, true);
             }
             return;
         }
@@ -93,7 +93,7 @@ impl Gateway {
         }
     }
 
-    /// Tells the peer that has waited longest, if another handshake can be taken.
+    /// Tells the peer whose turn it is, if another handshake can be taken.
     pub(super) fn answer_waiting(&mut self, now: Time) -> bool {
         if !self.pace.has_room(now) {
             return false;
@@ -145,7 +145,7 @@ impl Gateway {
         self.answer(now, answer, None, header.spis, None);
     }
 
-    /// It is told when its turn comes, as if ESP had come from where it asks.
+    /// It is told when its turn comes, as if ESP had come from where it asks, but behind those whose ESP came.
     fn former_asks(
         &mut self,
         now: Time,
@@ -155,7 +155,7 @@ impl Gateway {
         let encapsulated = local.port() == ENCAPSULATION_PORT;
         let end = |end: SocketAddr| if encapsulated { end } else { SocketAddr::new(end.ip(), 0) };
         let report = SpiReport { spi, sequence: 0, source: end(remote), destination: end(local), at: now };
-        self.turns.wait(parent, report);
+        self.turns.wait(parent, report, false);
     }
 
     fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {
@@ -242,6 +242,7 @@ impl Gateway {
     fn proof(&mut self, now: Time, ike: IkeSaId, authority: Authority, remote: SocketAddr) {
         self.stats.count(Counter::Proofs);
         let children = self.journal.child_names(ike);
+        let traffic = self.endpoint.has_traffic(now, ike);
         let row = self.journal.ike_sa(ike).cloned();
         let spis = row.as_ref().map(|row| row.spis);
         let connection = row.map(|row| row.connection);
@@ -261,6 +262,9 @@ impl Gateway {
             let configured = self.endpoint.connection(&connection);
             let always = configured.is_some_and(|c| c.start_action == StartAction::Start);
             self.reconnect.lost(now, &connection, children, always);
+            if traffic {
+                self.reconnect.hurry(&connection);
+            }
         }
     }
 

@@ -101,13 +101,18 @@ impl Gateway {
         // Section 3.4.2: INVALID_SPI leads to a protected CHECK_SPI, as which the liveness check goes; that one's
         // answer, INVALID_IKE_SPI, leads here.
         if let Some(spi) = spi {
+            sir.asking.hurry(ike);
             self.endpoint.ask_about(ike, spi);
             return false;
         }
         let source = self.hash.source_and_pair(peer.remote.ip(), peer.spis);
-        match sir.asking.ask(now, ike, &connection, source, again_after) {
+        let traffic = self.endpoint.has_traffic(now, ike);
+        match sir.asking.ask(now, (ike, traffic), &connection, source, again_after) {
             Ask::Send => {
-                self.report("query", Some(connection), Some(peer.spis), None, format!("to {}", peer.remote));
+                if sir.reports.allow(now) {
+                    let detail = format!("to {}", peer.remote);
+                    self.report("query", Some(connection), Some(peer.spis), None, detail);
+                }
                 self.send_query(now, &peer);
             }
             Ask::SendAgain => self.send_query(now, &peer),
@@ -155,13 +160,12 @@ impl Gateway {
         let (local, remote) = ends;
         self.stats.count(Counter::SirQueriesReceived);
         let IkeSpis { initiator, responder } = header.spis;
-        let (source, known) = self.answers.source(remote.ip(), header.spis);
+        let source = self.answers.source(remote.ip(), header.spis);
         let situation = Situation {
             control: if self.ready { Control::Authoritative } else { Control::Starting },
             address_serves: self.answers.serves(local.ip()),
             in_use: self.endpoint.spi_in_use(initiator) || self.endpoint.spi_in_use(responder),
             source,
-            known,
         };
         let answer = match sir.asked.answer(now, header, query, &situation) {
             Ok(answer) => answer,

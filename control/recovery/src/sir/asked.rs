@@ -2,7 +2,7 @@
 //! cookie is given back as it came. No state is made, and an answer is no longer than its query but for X's own cookie.
 
 use crate::api::SirLimits;
-use crate::limits::{Budget, SourceKey};
+use crate::limits::{Budget, Source};
 use crate::qcd::Control;
 use crate::stats::Counter;
 use spindle_abi::Time;
@@ -17,9 +17,8 @@ pub(crate) struct Situation {
     pub(crate) address_serves: bool,
     /// Is one of the header's IKE SPIs in use here, half-open and rekeying ones included?
     pub(crate) in_use: bool,
-    /// Of whom the budget is, and is it a peer that we know?
-    pub(crate) source: SourceKey,
-    pub(crate) known: bool,
+    /// Of whom the budget is.
+    pub(crate) source: Source,
 }
 
 /// Answers within a budget.
@@ -49,7 +48,7 @@ impl Asked {
         if situation.control != Control::Authoritative || !situation.address_serves {
             return Err(Counter::SirAnswersWithheld);
         }
-        if !self.budget.allow(now, situation.source, situation.known) {
+        if !self.budget.allow(now, situation.source) {
             return Err(Counter::SirAnswersOverBudget);
         }
         let subtype = if situation.in_use { Subtype::Ack } else { Subtype::Nack };
@@ -83,8 +82,7 @@ mod tests {
             control: Control::Authoritative,
             address_serves: true,
             in_use: false,
-            source: SourceHash::new(&[1; 32]).source(socket(source).ip()),
-            known: false,
+            source: Source { key: SourceHash::new(&[1; 32]).source(socket(source).ip()), peers: 0 },
         }
     }
 
@@ -136,6 +134,10 @@ mod tests {
         assert_eq!(count(&|_| situation("192.0.2.2:500")), 2);
         let from = |n: u32| std::net::SocketAddr::from((n.to_be_bytes(), 500)).to_string();
         assert_eq!(count(&|n| situation(&from(n + 0x0a00_0000))), 5000 - 2);
-        assert_eq!(count(&|_| Situation { known: true, ..situation("192.0.2.2:500") }), 2);
+        let known = || {
+            let stranger = situation("192.0.2.2:500");
+            Situation { source: Source { peers: 1, ..stranger.source }, ..stranger }
+        };
+        assert_eq!(count(&|_| known()), 2);
     }
 }

@@ -41,6 +41,8 @@ struct Record {
     sent: Time,
     /// When something is due.
     due: Option<Time>,
+    /// Do packets leave on it?
+    traffic: bool,
 }
 
 /// What came of a hint.
@@ -86,7 +88,8 @@ pub(crate) struct Asking {
     limits: SirLimits,
     records: HashMap<IkeSaId, Record>,
     due: BTreeSet<(Time, IkeSaId)>,
-    /// Whose wait is over, in that order; a new IKE SA waits for the pace. Some may be gone.
+    /// Whose wait is over, in that order; a new IKE SA waits for the pace. Some may be gone. Those with traffic come first.
+    ready_with_traffic: VecDeque<IkeSaId>,
     ready: VecDeque<IkeSaId>,
     queries: BySource,
 }
@@ -97,17 +100,19 @@ impl Asking {
             limits: *limits,
             records: HashMap::new(),
             due: BTreeSet::new(),
+            ready_with_traffic: VecDeque::new(),
             ready: VecDeque::new(),
             queries: BySource::new(limits.queries_per_sa, limits.queries_total),
         }
     }
 
     /// A hint about this IKE SA. `source`: it and its peer's address, for the budget. `again_after`: an outstanding query
-    /// may be sent again so long after it was last sent, as the outstanding request of a liveness check is.
+    /// may be sent again so long after it was last sent, as the outstanding request of a liveness check is. `traffic`: do
+    /// packets leave on it?
     pub(crate) fn ask(
         &mut self,
         now: Time,
-        ike: IkeSaId,
+        (ike, traffic): (IkeSaId, bool),
         connection: &str,
         source: SourceKey,
         again_after: Duration,
@@ -125,10 +130,20 @@ impl Asking {
             return Ask::OverBudget;
         }
         let stage = Stage::Asked(1);
-        let record = Record { connection: connection.to_owned(), stage, asked: now, sent: now, due: None };
+        let record =
+            Record { connection: connection.to_owned(), stage, asked: now, sent: now, due: None, traffic };
         self.records.insert(ike, record);
         self.schedule(ike, Some(now.after(AGAIN[0])));
         Ask::Send
+    }
+
+    /// Packets leave on it.
+    pub(crate) fn hurry(&mut self, ike: IkeSaId) {
+        let Some(record) = self.records.get_mut(&ike).filter(|record| !record.traffic) else { return };
+        record.traffic = true;
+        if record.due.is_none() && matches!(record.stage, Stage::Waiting(_)) {
+            self.ready_with_traffic.push_back(ike);
+        }
     }
 
     /// May an answer about this IKE SA count? Asked before its cookie is checked, which costs more.
@@ -181,20 +196,17 @@ impl Asking {
 
     /// The next one that is due, if any. Each confirmation takes from the pace of handshakes.
     pub(crate) fn next_due(&mut self, now: Time, pace: &mut Total) -> Option<Due> {
-        loop {
-            if let Some(confirmed) = self.next_ready(now, pace) {
-                return Some(confirmed);
-            }
-            let (_, ike) = self.due.first().filter(|(at, _)| *at <= now).copied()?;
+        while let Some((_, ike)) = self.due.first().filter(|(at, _)| *at <= now).copied() {
             if let Some(due) = self.advance(now, ike) {
                 return Some(due);
             }
         }
+        self.next_ready(now, pace)
     }
 
     fn next_ready(&mut self, now: Time, pace: &mut Total) -> Option<Due> {
         while pace.has_room(now) {
-            let ike = self.ready.pop_front()?;
+            let ike = self.ready_with_traffic.pop_front().or_else(|| self.ready.pop_front())?;
             let record = self.records.get_mut(&ike).filter(|record| record.due.is_none());
             let Some(Record { stage, asked, .. }) = record else { continue };
             let Stage::Waiting(cookie) = stage else { continue };
@@ -221,8 +233,9 @@ impl Asking {
                 Some(Due::GiveUp(ike))
             }
             Stage::Waiting(_) => {
+                let ready = if record.traffic { &mut self.ready_with_traffic } else { &mut self.ready };
+                ready.push_back(ike);
                 self.schedule(ike, None);
-                self.ready.push_back(ike);
                 None
             }
             Stage::Recovering => {
@@ -233,7 +246,8 @@ impl Asking {
     }
 
     pub(crate) fn deadline(&self, pace: &Total) -> Option<Time> {
-        let ready = (!self.ready.is_empty()).then(|| pace.room_at());
+        let none_ready = self.ready.is_empty() && self.ready_with_traffic.is_empty();
+        let ready = (!none_ready).then(|| pace.room_at());
         [self.due.first().map(|(at, _)| *at), ready].into_iter().flatten().min()
     }
 
@@ -293,7 +307,7 @@ mod tests {
     }
 
     fn ask(asking: &mut Asking, now: Time) -> Ask {
-        asking.ask(now, SA, "site", source(1), AGAIN_AFTER)
+        asking.ask(now, (SA, false), "site", source(1), AGAIN_AFTER)
     }
 
     fn nack(asking: &mut Asking, now: Time) -> Answered {
@@ -400,8 +414,9 @@ mod tests {
 
         let mut many = asking();
         let mut each = |now, most: u64| {
-            let ask =
-                |n: &u64| many.ask(now, IkeSaId(*n), "site", source(*n as u8), AGAIN_AFTER) == Ask::Send;
+            let ask = |n: &u64| {
+                many.ask(now, (IkeSaId(*n), false), "site", source(*n as u8), AGAIN_AFTER) == Ask::Send
+            };
             (0..most).filter(ask).count()
         };
         // More than the total allows, for a few share a bucket.
@@ -412,7 +427,7 @@ mod tests {
             queries_per_sa: 1_000_000,
             ..SirLimits::default()
         });
-        let ask = |n: &u64| full.ask(NOW, IkeSaId(*n), "site", source(1), AGAIN_AFTER) == Ask::Send;
+        let ask = |n: &u64| full.ask(NOW, (IkeSaId(*n), false), "site", source(1), AGAIN_AFTER) == Ask::Send;
         assert_eq!((0..2000).filter(ask).count(), 1024);
     }
 
@@ -431,6 +446,34 @@ mod tests {
         assert_eq!((asking.deadline(&pace()), asking.records.len(), asking.due.len()), (None, 0, 0));
     }
 
+    /// The IKE SAs whose recoveries begin now.
+    fn ready(asking: &mut Asking, pace: &mut Total, now: Time) -> Vec<u64> {
+        let due = std::iter::from_fn(|| asking.next_due(now, pace));
+        due.map(|due| match due {
+            Due::Confirmed { ike, .. } => ike.0,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+    }
+
+    #[test]
+    fn those_with_traffic_are_recovered_first() {
+        let (mut asking, mut pace) = (asking(), Total::new(1));
+        for n in 1..=6 {
+            let sa = (IkeSaId(n.into()), n == 4);
+            assert_eq!(asking.ask(NOW, sa, "site", source(n), AGAIN_AFTER), Ask::Send);
+            asking.answered(ms(10), sa.0, Subtype::Nack, None, RTT);
+        }
+        asking.hurry(IkeSaId(2));
+        assert_eq!(ready(&mut asking, &mut pace, ms(210)), [2]);
+        // While it waits for the pace.
+        asking.hurry(IkeSaId(6));
+        let in_turn: Vec<u64> =
+            (1..=6).flat_map(|n| ready(&mut asking, &mut pace, ms(210 + 1000 * n))).collect();
+        assert_eq!(in_turn, [4, 6, 1, 3, 5]);
+        assert_eq!(asking.deadline(&pace), None);
+    }
+
     /// New IKE SAs share the pace of handshakes, in the order of their confirmations; an ACK still counts meanwhile.
     #[test]
     fn confirmations_wait_for_the_pace_of_handshakes() {
@@ -438,17 +481,9 @@ mod tests {
         let source = SourceHash::new(&[1; 32]);
         for n in 1..=4 {
             let key = source.source_and_pair(socket("192.0.2.2:500").ip(), pair(n));
-            assert_eq!(asking.ask(NOW, IkeSaId(n.into()), "site", key, AGAIN_AFTER), Ask::Send);
+            assert_eq!(asking.ask(NOW, (IkeSaId(n.into()), false), "site", key, AGAIN_AFTER), Ask::Send);
             asking.answered(ms(10), IkeSaId(n.into()), Subtype::Nack, None, RTT);
         }
-        let ready = |asking: &mut Asking, pace: &mut Total, now| -> Vec<u64> {
-            let due = std::iter::from_fn(|| asking.next_due(now, pace));
-            due.map(|due| match due {
-                Due::Confirmed { ike, .. } => ike.0,
-                other => panic!("{other:?}"),
-            })
-            .collect()
-        };
         assert_eq!(ready(&mut asking, &mut pace, ms(210)), [1, 2]);
         assert_eq!(asking.deadline(&pace), Some(ms(710)));
         assert_eq!(asking.answered(ms(300), IkeSaId(3), Subtype::Ack, None, RTT), Answered::Contradicted);
