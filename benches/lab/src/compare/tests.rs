@@ -92,6 +92,11 @@ fn a_cell_is_run_again_until_it_has_its_runs_or_never_recovered_or_takes_long() 
     assert!(is_done(&cell_of(&[Some(700.0), None]), 30), "it never recovered");
     assert!(is_done(&cell_of(&[Some(165_000.0); 3]), 30), "three are enough where one takes over a minute");
     assert!(!is_done(&cell_of(&[Some(165_000.0); 2]), 30));
+    let runs_of = |ike_sas, method| {
+        Request { ike_sas, ..request(30, &[]) }.runs_of(Scenario::Many, Contender::Spindle(method))
+    };
+    assert_eq!([10_000, 1000].map(|ike_sas| runs_of(ike_sas, Method::Sir)), [3, 30]);
+    assert_eq!(runs_of(10_000, Method::Qcd), 30);
 }
 
 #[test]
