@@ -50,14 +50,15 @@ impl Turns {
 
     /// It waits behind all others, or where it waits already, and what was heard now counts. `traffic`: it was ESP.
     pub(crate) fn wait(&mut self, parent: IkeSpis, report: SpiReport, traffic: bool) {
-        let before = self.heard.get(&parent).map(|(place, _)| *place);
-        let place = match before {
-            Some(place) if !traffic || !place.without_traffic => place,
-            _ => {
-                self.order += 1;
-                Place { without_traffic: !traffic, order: self.order }
+        let before = match self.heard.get_mut(&parent) {
+            Some((place, heard)) if !traffic || !place.without_traffic => {
+                *heard = report;
+                return;
             }
+            before => before.map(|(place, _)| *place),
         };
+        self.order += 1;
+        let place = Place { without_traffic: !traffic, order: self.order };
         if let Some(before) = before {
             self.line.remove(&before);
         }
