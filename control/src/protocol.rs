@@ -245,7 +245,7 @@ pub struct ChildSa {
     pub remote_ts: Vec<String>,
     /// Seconds since it was installed.
     pub installed_s: u64,
-    /// Packets received.
+    /// Packets received. The dataplane tells the four counts each millisecond, so they may miss its last packets.
     pub packets_i: u64,
     /// Their inner octets.
     pub bytes_i: u64,

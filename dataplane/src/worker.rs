@@ -34,7 +34,7 @@ const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 const HOUSEKEEPING: Duration = Duration::from_millis(1);
 /// Between two questions to the kernel for its counters.
 const SOCKET_COUNTERS: Duration = Duration::from_millis(20);
-/// SAs whose activity is told at one housekeeping.
+/// SAs whose activity is told at one housekeeping, and before a sleep.
 const ACTIVITIES: usize = 1024;
 
 /// From the process's main thread to a worker.
@@ -359,8 +359,12 @@ impl Worker {
         while let Some(w) = self.outlet.without_sa.take_expired(now) {
             self.engine.give_up(w.frame, DropReason::NoSa, &mut self.outlet);
         }
-        self.engine.changed_activity(ACTIVITIES, |index, activity| self.activity.store(index, activity));
+        self.tell_activity();
         self.report();
+    }
+
+    fn tell_activity(&mut self) {
+        self.engine.changed_activity(ACTIVITIES, |index, activity| self.activity.store(index, activity));
     }
 
     fn report(&self) {
@@ -387,6 +391,8 @@ impl Worker {
         self.shared.sleeper.announce();
         let idle = self.outlet.ports.iter_mut().flatten().all(XdpPort::is_idle);
         if idle && self.outlet.neighbours.is_idle() && self.shared.has_nothing() {
+            // Else what the last frames did would be unseen for as long as it sleeps.
+            self.tell_activity();
             let wake = self.shared.sleeper.as_fd();
             let [inside, outside] = &self.outlet.ports;
             let background = outside.as_ref().and_then(XdpPort::background);
