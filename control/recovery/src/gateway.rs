@@ -347,7 +347,7 @@ impl Gateway {
             self.wall_clock.1.after(Duration::from_secs(left))
         });
         let dismissal = self.taking_down.as_ref().and_then(TakingDown::deadline);
-        let waits = !self.turns.is_empty() || !self.unasked.is_empty();
+        let waits = !self.turns.line.is_empty() || !self.unasked.is_empty();
         let turn = waits.then(|| self.pace.room_at());
         let start = (!self.starting.is_empty()).then(|| self.pace.room_at().max(self.start_pace.room_at()));
         let reconnect = self.reconnect.deadline(&self.pace);
@@ -443,7 +443,7 @@ impl Gateway {
     pub fn shut_down(&mut self, now: Time) -> Time {
         self.stopping = true;
         self.reconnect.clear();
-        self.turns.clear();
+        self.turns.line.clear();
         self.starting.clear();
         self.unasked.clear();
         let last = self.endpoint.shut_down(now);

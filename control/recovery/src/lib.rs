@@ -11,6 +11,7 @@ mod given;
 mod hints;
 mod journal;
 mod limits;
+mod line;
 mod message;
 mod qcd;
 mod reconnect;

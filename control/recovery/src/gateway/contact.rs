@@ -145,7 +145,7 @@ impl Gateway {
         let record = &former.record;
         let back = self.journal.of_connection(&record.connection).next().is_some();
         if former.answered.is_some()
-            || self.turns.waits(record.parent)
+            || self.turns.line.contains(record.parent)
             || back
             || self.reconnect.is_preferred(&record.connection, now)
         {

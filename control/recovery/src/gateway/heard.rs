@@ -45,16 +45,16 @@ impl Gateway {
         if self.reconnect.is_preferred(&connection, now) {
             return self.stats.count(Counter::FormerInitiating);
         }
-        if self.turns.waits(parent) {
-            self.turns.wait(parent, *report, true);
+        if self.turns.line.contains(parent) {
+            self.turns.line.put(parent, *report, true);
             return self.stats.count(Counter::FormerHeldBack);
         }
         let told = former.answered.is_some_and(|at| now.since(at) < self.config.limits.former_interval);
-        if !told && (self.turns.any_with_traffic() || !self.pace.has_room(now)) {
+        if !told && (self.turns.line.any_with_traffic() || !self.pace.has_room(now)) {
             self.stats.count(Counter::FormerWaits);
             // A peer that is back already asks by chance, or is an attacker's echo.
             if !self.is_back(&connection) {
-                self.turns.wait(parent, *report, true);
+                self.turns.line.put(parent, *report, true);
             }
             return;
         }
@@ -98,7 +98,7 @@ impl Gateway {
         if !self.pace.has_room(now) {
             return false;
         }
-        let Some(report) = self.turns.next() else { return false };
+        let Some((_, report)) = self.turns.line.next() else { return false };
         let connection = self.former.row(report.spi).map(|former| former.record.connection.clone());
         if connection.is_some_and(|connection| !self.is_back(&connection)) {
             self.answer_former(now, &report);
@@ -124,7 +124,7 @@ impl Gateway {
         }
         let told = former.as_ref().is_some_and(|(_, _, parent)| self.turns.is_told(now, *parent));
         let back = former.as_ref().is_some_and(|(_, connection, _)| self.is_back(connection));
-        let others_wait = former.is_some() && !self.turns.is_empty();
+        let others_wait = former.is_some() && !self.turns.line.is_empty();
         // RFC 6290 section 8.1: silence under excess. The peer asks again, or is told where the journal has it.
         if self.tokens.is_maker() && !told && (others_wait || !self.pace.has_room(now)) {
             let serves = |name: &str| self.answers.serves_connection(name, ends.0.ip());
@@ -155,7 +155,7 @@ impl Gateway {
         let encapsulated = local.port() == ENCAPSULATION_PORT;
         let end = |end: SocketAddr| if encapsulated { end } else { SocketAddr::new(end.ip(), 0) };
         let report = SpiReport { spi, sequence: 0, source: end(remote), destination: end(local), at: now };
-        self.turns.wait(parent, report, false);
+        self.turns.line.put(parent, report, false);
     }
 
     fn esp_on_unknown(&mut self, now: Time, report: &SpiReport) {

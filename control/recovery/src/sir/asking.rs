@@ -12,10 +12,11 @@
 
 use crate::api::SirLimits;
 use crate::limits::{BySource, SourceKey, Total};
+use crate::line::Line;
 use spindle_abi::Time;
 use spindle_ike::api::IkeSaId;
 use spindle_ike::check_spi::Subtype;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 /// Until a query is sent again, until once more, until it is given up.
@@ -88,9 +89,8 @@ pub(crate) struct Asking {
     limits: SirLimits,
     records: HashMap<IkeSaId, Record>,
     due: BTreeSet<(Time, IkeSaId)>,
-    /// Whose wait is over, in that order; a new IKE SA waits for the pace. Some may be gone. Those with traffic come first.
-    ready_with_traffic: VecDeque<IkeSaId>,
-    ready: VecDeque<IkeSaId>,
+    /// Whose wait is over; a new IKE SA waits for the pace.
+    ready: Line<IkeSaId, ()>,
     queries: BySource,
 }
 
@@ -100,8 +100,7 @@ impl Asking {
             limits: *limits,
             records: HashMap::new(),
             due: BTreeSet::new(),
-            ready_with_traffic: VecDeque::new(),
-            ready: VecDeque::new(),
+            ready: Line::default(),
             queries: BySource::new(limits.queries_per_sa, limits.queries_total),
         }
     }
@@ -139,10 +138,10 @@ impl Asking {
 
     /// Packets leave on it.
     pub(crate) fn hurry(&mut self, ike: IkeSaId) {
-        let Some(record) = self.records.get_mut(&ike).filter(|record| !record.traffic) else { return };
+        let Some(record) = self.records.get_mut(&ike) else { return };
         record.traffic = true;
-        if record.due.is_none() && matches!(record.stage, Stage::Waiting(_)) {
-            self.ready_with_traffic.push_back(ike);
+        if self.ready.contains(ike) {
+            self.ready.put(ike, (), true);
         }
     }
 
@@ -206,9 +205,8 @@ impl Asking {
 
     fn next_ready(&mut self, now: Time, pace: &mut Total) -> Option<Due> {
         while pace.has_room(now) {
-            let ike = self.ready_with_traffic.pop_front().or_else(|| self.ready.pop_front())?;
-            let record = self.records.get_mut(&ike).filter(|record| record.due.is_none());
-            let Some(Record { stage, asked, .. }) = record else { continue };
+            let (ike, ()) = self.ready.next()?;
+            let Some(Record { stage, asked, .. }) = self.records.get_mut(&ike) else { continue };
             let Stage::Waiting(cookie) = stage else { continue };
             let (cookie, asked) = (cookie.take(), *asked);
             *stage = Stage::Recovering;
@@ -233,8 +231,7 @@ impl Asking {
                 Some(Due::GiveUp(ike))
             }
             Stage::Waiting(_) => {
-                let ready = if record.traffic { &mut self.ready_with_traffic } else { &mut self.ready };
-                ready.push_back(ike);
+                self.ready.put(ike, (), record.traffic);
                 self.schedule(ike, None);
                 None
             }
@@ -246,14 +243,14 @@ impl Asking {
     }
 
     pub(crate) fn deadline(&self, pace: &Total) -> Option<Time> {
-        let none_ready = self.ready.is_empty() && self.ready_with_traffic.is_empty();
-        let ready = (!none_ready).then(|| pace.room_at());
+        let ready = (!self.ready.is_empty()).then(|| pace.room_at());
         [self.due.first().map(|(at, _)| *at), ready].into_iter().flatten().min()
     }
 
     /// The IKE SA is gone, or asked about no more.
     pub(crate) fn forget(&mut self, ike: IkeSaId) {
         self.schedule(ike, None);
+        self.ready.remove(ike);
         self.records.remove(&ike);
     }
 
