@@ -89,7 +89,7 @@ pub(crate) struct Asking {
     limits: SirLimits,
     records: HashMap<IkeSaId, Record>,
     due: BTreeSet<(Time, IkeSaId)>,
-    /// Whose wait is over; a new IKE SA waits for the pace.
+    /// Those of [`Stage::Waiting`] whose wait is over; a new IKE SA waits for the pace.
     ready: Line<IkeSaId, ()>,
     queries: BySource,
 }
@@ -204,16 +204,16 @@ impl Asking {
     }
 
     fn next_ready(&mut self, now: Time, pace: &mut Total) -> Option<Due> {
-        while pace.has_room(now) {
-            let (ike, ()) = self.ready.next()?;
-            let Some(Record { stage, asked, .. }) = self.records.get_mut(&ike) else { continue };
-            let Stage::Waiting(cookie) = stage else { continue };
-            let (cookie, asked) = (cookie.take(), *asked);
-            *stage = Stage::Recovering;
-            pace.take(now);
-            return Some(Due::Confirmed { ike, cookie, asked });
+        if !pace.has_room(now) {
+            return None;
         }
-        None
+        let (ike, ()) = self.ready.next()?;
+        let record = self.records.get_mut(&ike)?;
+        let Stage::Waiting(cookie) = std::mem::replace(&mut record.stage, Stage::Recovering) else {
+            return None;
+        };
+        pace.take(now);
+        Some(Due::Confirmed { ike, cookie, asked: record.asked })
     }
 
     fn advance(&mut self, now: Time, ike: IkeSaId) -> Option<Due> {
